@@ -1,0 +1,51 @@
+# Every target makes .venv itself; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+SPEECH := dithead/assets/demo/sense_and_sensibility.flac
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is a finished installation; it is out of date when what it was made from changes.
+$(VENV)/.demo: pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $(VENV)/.demo $@
+
+demo: $(VENV)/.demo ## re-voice the packaged clip into out/demo.mp4
+	mkdir -p out
+	clip="$$($(BIN)/python -I -m dithead.bench.footage carphone)" && \
+	$(BIN)/dithead-stream "$$clip" $(SPEECH) -o out/demo.mp4
+	@echo "The demo video is $(CURDIR)/out/demo.mp4"
+
+# Plain pytest, never `python -m pytest`: with the root on sys.path, kernels/ would shadow others.
+test: $(VENV)/.dev ## run the tests (minutes, no GPU needed)
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.dev ## run the tests marked slow
+	$(BIN)/pytest -m slow
+
+# mypy reads an installed copy: it cannot follow the folder map of an editable installation.
+lint: $(VENV)/.dev ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(PIP_INSTALL) --quiet --no-deps --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+clean: ## remove what was built, written and cached (not .venv, not work/)
+	rm -rf build dist out *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find bench dithead export kernels runtime tests train -name __pycache__ -prune -exec rm -rf {} +

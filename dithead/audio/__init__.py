@@ -1,0 +1,46 @@
+"""Speech features: from 16 kHz samples to the window of features that drives one video frame.
+
+Samples are cut into chunks on a fixed grid. Chunk ``h`` yields the features of hop ``h`` and also
+sees a fixed stretch of sound before and after it, so a feature depends on its chunk alone, never on
+how the sound was pushed. Before its start and after its end the sound is silent.
+
+Time convention: feature ``j`` describes the 20 ms interval [20 j, 20 j + 20) ms and stands for its
+centre. A window at time t has ``window_frames`` frames; the one k steps from the middle covers an
+interval of ``features_per_frame`` * 20 ms centred at t + k * ``window_spacing_ms``; its features
+are those centred on that interval's equal parts, linearly interpolated. With two features a frame
+and t + k * 40 ms = 20 m ms, they are exactly the features m - 1 and m. Inside, times are whole
+microseconds, so every runtime picks the same features with the same weights.
+"""
+
+from dithead.audio.config import AUDIO_PRESETS, AudioConfig
+from dithead.audio.encoder import (
+    AudioEncoder,
+    LogMel,
+    Wav2Vec2Encoder,
+    WhisperEncoder,
+    load_audio_encoder,
+    normalise_loudness,
+)
+from dithead.audio.stream import (
+    AudioFeatures,
+    AudioFeatureStream,
+    AudioStreamState,
+    encode_audio,
+    sample_window,
+)
+
+__all__ = [
+    "AUDIO_PRESETS",
+    "AudioConfig",
+    "AudioEncoder",
+    "AudioFeatureStream",
+    "AudioFeatures",
+    "AudioStreamState",
+    "LogMel",
+    "Wav2Vec2Encoder",
+    "WhisperEncoder",
+    "encode_audio",
+    "load_audio_encoder",
+    "normalise_loudness",
+    "sample_window",
+]

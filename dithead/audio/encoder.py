@@ -1,0 +1,298 @@
+"""Speech encoders: one chunk of sound in, the features of its hop out. No state."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead import checkpoint
+from dithead.audio.config import WAV2VEC2, WAV2VEC2_LOGITS, WHISPER, WHISPER_WIDTH, AudioConfig
+from dithead.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2ForCTC
+    from typing_extensions import Self
+
+WAV2VEC2_SOURCE = "jonatasgrosman/wav2vec2-large-xlsr-53-english"
+
+TARGET_RMS = 10.0 ** (-23.0 / 20.0)
+"""Root mean square that loudness normalisation aims at: -23 dB relative to full scale."""
+GAIN_RANGE = (0.25, 4.0)
+"""Limits of the normalisation's gain, so that room noise in a pause is not blown up to speech."""
+LOG_MEL_MAXIMUM = 1.0
+"""log10 of the mel energy taken as the loudest: the median of the maxima of 2 s chunks of real
+speech after loudness normalisation (0.4 to 1.2 on read books, 0.8 to 1.7 on GRID sentences)."""
+
+
+def normalise_loudness(samples: Tensor) -> Tensor:
+    """Clean samples and bring each chunk to ``TARGET_RMS``, within ``GAIN_RANGE``.
+
+    Args:
+        samples: (B, S) float32; NaN and infinities count as 0, values are clipped to [-1, 1].
+
+    Returns:
+        (B, S) float32. Peaks may exceed 1: they are not clipped a second time.
+    """
+    # Comparisons with NaN are false, so this keeps finite values only and exports as two nodes.
+    finite = samples.abs() <= torch.finfo(torch.float32).max
+    samples = torch.where(finite, samples, torch.zeros_like(samples)).clamp(-1.0, 1.0)
+    rms = samples.square().mean(dim=-1, keepdim=True).sqrt()  # (B, 1)
+    return samples * (TARGET_RMS / rms.clamp(min=1e-5)).clamp(*GAIN_RANGE)
+
+
+def slaney_mel_filters(sample_rate_hz: int, bins: int, mels: int) -> Tensor:
+    """Triangular mel filters with unit area on Slaney's scale (linear below 1 kHz).
+
+    Args:
+        bins: frequencies from 0 to half the sample rate, both ends included.
+
+    Returns:
+        (mels, bins) float64; the same as ``librosa.filters.mel``.
+    """
+    mel_per_hz, log_step = 3.0 / 200.0, math.log(6.4) / 27.0
+    top_hz = sample_rate_hz / 2.0
+    top_mel = 15.0 + math.log(top_hz / 1000.0) / log_step
+    mel = torch.linspace(0.0, top_mel, mels + 2, dtype=torch.float64)
+    edges_hz = torch.where(
+        mel < 15.0, mel / mel_per_hz, 1000.0 * torch.exp(log_step * (mel - 15.0))
+    )  # (mels + 2,)
+    bin_hz = torch.linspace(0.0, top_hz, bins, dtype=torch.float64)
+    low, middle, high = (edges_hz[i : i + mels, None] for i in range(3))  # (mels, 1) each
+    rising = (bin_hz - low) / (middle - low)
+    falling = (high - bin_hz) / (high - middle)
+    return torch.minimum(rising, falling).clamp(min=0.0) * 2.0 / (high - low)
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram, made of convolutions so that it exports everywhere.
+
+    One deliberate difference: Whisper clamps at 8 decades below the loudest value *of the clip*,
+    which makes every frame depend on all others and on the clip's length. Here the reference is
+    the fixed ``maximum``, so chunks do not influence each other.
+
+    Args:
+        maximum: log10 of the mel energy that the clamp is relative to.
+    """
+
+    def __init__(self, maximum: float = LOG_MEL_MAXIMUM) -> None:
+        super().__init__()
+        self.fft_size, self.hop, self.mels = 400, 160, 80
+        self.maximum = maximum
+        time = torch.arange(self.fft_size, dtype=torch.float64)
+        frequency = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64)
+        hann = 0.5 - 0.5 * torch.cos(2.0 * math.pi * time / self.fft_size)
+        # The product is reduced before it becomes an angle, or large ones lose digits.
+        angle = 2.0 * math.pi / self.fft_size * ((frequency[:, None] * time) % self.fft_size)
+        bases = torch.cat([torch.cos(angle), torch.sin(angle)]) * hann  # (2 * 201, 400)
+        filters = slaney_mel_filters(16_000, self.fft_size // 2 + 1, self.mels)
+        # Computed, so not part of any checkpoint.
+        self.bases: Tensor
+        self.filters: Tensor
+        self.register_buffer("bases", bases.float()[:, None], persistent=False)
+        self.register_buffer("filters", filters.float()[..., None], persistent=False)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Compute the spectrogram.
+
+        Args:
+            samples: (B, S) float32 at 16 kHz, S a multiple of 160 and above 200.
+
+        Returns:
+            (B, 80, S / 160) float32. As in Whisper, frame m is centred at sample 160 m, the edges
+            are mirrored, and the frame centred at sample S is not computed.
+        """
+        padding = (self.fft_size // 2, self.fft_size // 2 - self.hop)
+        padded = F.pad(samples[:, None], padding, mode="reflect")  # (B, 1, S + 240)
+        spectrum = F.conv1d(padded, self.bases, stride=self.hop)  # (B, 402, S / 160)
+        real, imaginary = spectrum.chunk(2, dim=1)  # (B, 201, S / 160) each
+        power = real.square() + imaginary.square()
+        mel = F.conv1d(power, self.filters).clamp(min=1e-10).log10()  # (B, 80, S / 160)
+        return (mel.clamp(min=self.maximum - 8.0) + 4.0) / 4.0
+
+
+class AudioEncoder(nn.Module):
+    """A speech encoder on the fixed grid of chunks: what every encoder has in common.
+
+    A subclass implements :meth:`encode`. Use :func:`load_audio_encoder` to make one.
+    """
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: the encoder is frozen, and training's masks are not wanted."""
+        return super().train(False)
+
+    def encode(self, samples: Tensor) -> Tensor:
+        """Features of a whole chunk.
+
+        Args:
+            samples: (B, chunk_samples) float32, clean and of normalised loudness.
+
+        Returns:
+            (B, chunk_features, feature_dim) float32.
+        """
+        raise NotImplementedError
+
+    def forward(self, chunk: Tensor) -> Tensor:
+        """Features of a chunk's hop.
+
+        Args:
+            chunk: (B, chunk_samples) float32 in [-1, 1], 16 kHz mono, context included.
+
+        Returns:
+            (B, hop_features, feature_dim) float32.
+        """
+        features = self.encode(normalise_loudness(chunk))  # (B, chunk_features, F)
+        first = self.config.left_context_features
+        return features[:, first : first + self.config.hop_features]
+
+
+class WhisperEncoder(AudioEncoder):
+    """Whisper tiny.en's encoder over one chunk (Radford et al., 2022, section 2.2).
+
+    Args:
+        config: its ``encoder`` must be "whisper-tiny.en".
+        weights: checkpoint written by ``dithead.train.convert.whisper``.
+
+    Raises:
+        CheckpointError: the file is missing or holds another encoder.
+    """
+
+    def __init__(self, config: AudioConfig, weights: str | Path) -> None:
+        super().__init__(config)
+        from transformers import WhisperConfig
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder as Body
+
+        tensors, found = checkpoint.load(weights)
+        if found.get("encoder") != WHISPER:
+            raise CheckpointError(
+                f"{weights}: expected the encoder {WHISPER!r}, found {found.get('encoder')!r}"
+            )
+        sizes = ("num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads")
+        body_config = WhisperConfig(
+            **{name: found[name] for name in (*sizes, "encoder_ffn_dim")},
+            max_source_positions=config.chunk_features,
+        )
+        self.log_mel = LogMel()
+        self.body = Body(body_config)
+        positions = sinusoids(config.chunk_features, WHISPER_WIDTH)
+        checkpoint.load_into(
+            self.body, {**tensors, "embed_positions.weight": positions}, source=weights
+        )
+        self.requires_grad_(False)
+        self.eval()
+
+    def encode(self, samples: Tensor) -> Tensor:
+        body = self.body
+        mel = self.log_mel(samples)  # (B, 80, 2 * chunk_features)
+        hidden = F.gelu(body.conv1(mel.to(body.conv1.weight.dtype)))  # (B, 384, 2 * chunk_features)
+        hidden = F.gelu(body.conv2(hidden)).transpose(1, 2)  # (B, chunk_features, 384)
+        hidden = hidden + body.embed_positions.weight
+        states = [hidden]
+        for block in body.layers:
+            states.append(block(states[-1], None))
+        states[-1] = body.layer_norm(states[-1])
+        return torch.cat([states[i].float() for i in self.config.layers], dim=-1)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's position encodings: (length, width) float32, sines then cosines."""
+    step = math.log(10_000.0) / (width // 2 - 1)
+    rates = torch.exp(-step * torch.arange(width // 2, dtype=torch.float64))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+class Wav2Vec2Encoder(AudioEncoder):
+    """wav2vec2's CTC logits, the paper's audio features (Baevski et al., 2020).
+
+    The encoder's receptive field is 25 ms at a step of 20, so 2.5 ms of zeros on either side give
+    every 20 ms of the chunk one feature, centred on it.
+
+    Args:
+        config: its ``encoder`` must be "wav2vec2-xlsr-english".
+        folder: local Hugging Face folder with config.json and model.safetensors.
+        fold_weight_norm: compute the positional convolution's weight once, which export needs.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete or holds another model.
+    """
+
+    def __init__(
+        self, config: AudioConfig, folder: str | Path, fold_weight_norm: bool = True
+    ) -> None:
+        super().__init__(config)
+        self.body = _load_wav2vec2(Path(folder))
+        convolution = self.body.wav2vec2.encoder.pos_conv_embed.conv
+        if fold_weight_norm and nn.utils.parametrize.is_parametrized(convolution, "weight"):
+            nn.utils.parametrize.remove_parametrizations(convolution, "weight")
+        self.requires_grad_(False)
+        self.eval()
+
+    def encode(self, samples: Tensor) -> Tensor:
+        mean = samples.mean(dim=-1, keepdim=True)
+        variance = samples.var(dim=-1, keepdim=True, correction=0)
+        samples = (samples - mean) / (variance + 1e-7).sqrt()  # as its feature extractor does
+        samples = F.pad(samples, (40, 40))  # (B, chunk_samples + 80)
+        dtype = self.body.lm_head.weight.dtype
+        logits: Tensor = self.body(samples.to(dtype)).logits  # (B, chunk_features, 33)
+        return logits.float()
+
+
+def _load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
+    """Load a CTC model from a local folder and check that all of it was there."""
+    advice = (
+        f"fetch it with `hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` "
+        "and give FOLDER as the audio encoder's weights"
+    )
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"wav2vec2: no {name} in {folder}; {advice}")
+    from safetensors import SafetensorError
+    from transformers import Wav2Vec2ForCTC
+
+    try:
+        loaded: Any = Wav2Vec2ForCTC.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"wav2vec2: cannot load {folder} ({error}); {advice}") from error
+    model: Wav2Vec2ForCTC
+    model, report = loaded
+    # The embedding of masked stretches is a training device that some releases leave out.
+    missing = sorted(set(report["missing_keys"]) - {"wav2vec2.masked_spec_embed"})
+    if missing:
+        raise CheckpointError(f"wav2vec2: {folder} has no {missing[:3]}; {advice}")
+    if model.config.vocab_size != WAV2VEC2_LOGITS:
+        raise CheckpointError(
+            f"wav2vec2: expected {WAV2VEC2_LOGITS} CTC logits, found {model.config.vocab_size} "
+            f"in {folder}; {advice}"
+        )
+    return model
+
+
+def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -> AudioEncoder:
+    """Make the encoder that a configuration names.
+
+    Args:
+        config: which encoder and which grid.
+        weights: None for the packaged Whisper encoder; for wav2vec2 a Hugging Face folder.
+
+    Raises:
+        CheckpointError: the weights are missing or do not fit.
+    """
+    if config.encoder == WAV2VEC2:
+        if weights is None:
+            raise CheckpointError(
+                "wav2vec2 does not ship with DiT-Head: fetch it with "
+                f"`hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` and give FOLDER as its weights"
+            )
+        return Wav2Vec2Encoder(config, weights)
+    return WhisperEncoder(config, weights or checkpoint.asset_path("whisper_tiny_en_encoder"))

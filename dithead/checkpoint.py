@@ -1,0 +1,138 @@
+"""Checkpoints: one safetensors file whose header carries the configuration and the provenance. No
+pickles, ever."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dithead.errors import CheckpointError
+
+ASSETS = Path(__file__).parent / "assets"
+_CONFIG_KEY = "dithead_config"
+
+
+def asset_path(name: str) -> Path:
+    """Path of a weight file that ships with the package.
+
+    Args:
+        name: file name without suffix, for example ``"rife"``.
+
+    Raises:
+        CheckpointError: no such file; the message lists the ones there are.
+    """
+    path = ASSETS / f"{name}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in ASSETS.glob("*.safetensors"))) or "none"
+        raise CheckpointError(
+            f"no packaged weights named {name!r} (packaged: {known}); "
+            "give the path of a .safetensors file instead"
+        )
+    return path
+
+
+def save(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = torch.float16,
+) -> None:
+    """Write a checkpoint under a temporary name and rename it, so a half-written file never bears
+    the final name.
+
+    Args:
+        path: the file to write; its folder must exist.
+        tensors: state dict. Floating tensors are stored as ``dtype`` (``None`` keeps each as it
+            is).
+        config: JSON-able configuration, read back by :func:`load`.
+        provenance: free text fields for people (origin, licence, command).
+    """
+    path = Path(path)
+    out = {
+        name: (
+            t.detach().to("cpu", dtype)
+            if dtype is not None and t.is_floating_point()
+            else t.detach().cpu()
+        )
+        .contiguous()
+        .clone()
+        for name, t in tensors.items()
+    }
+    metadata = {_CONFIG_KEY: json.dumps(dict(config)), **(provenance or {})}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(out, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors makes its files readable by their owner alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a checkpoint written by :func:`save`.
+
+    Returns:
+        The tensors (floating ones as float32, on the CPU) and the configuration.
+
+    Raises:
+        CheckpointError: the file is missing, is no safetensors file, or was not written by
+        DiT-Head.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); fetch or make it again"
+        ) from error
+    if _CONFIG_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} carries no DiT-Head configuration: it was not written by dithead-train"
+        )
+    try:
+        config = json.loads(metadata[_CONFIG_KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} carries a damaged configuration ({error})") from error
+    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, config
+
+
+def load_into(
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str | Path
+) -> None:
+    """Load tensors into a module, refusing any missing, unknown or misshapen one by name.
+
+    Raises:
+        CheckpointError: the tensors do not fit; the message names the first few that do not.
+    """
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{n}: expected {tuple(expected[n].shape)}, found {tuple(tensors[n].shape)}"
+        for n in sorted(expected.keys() & tensors.keys())
+        if expected[n].shape != tensors[n].shape
+    ]
+    if missing or unknown or shapes:
+        parts = [
+            f"{label} {names[:3]}"
+            for label, names in (("missing", missing), ("unknown", unknown))
+            if names
+        ]
+        parts += shapes[:3]
+        raise CheckpointError(
+            f"{source} does not fit this {type(module).__name__}: {'; '.join(parts)}. "
+            "Use the checkpoint with the configuration it was trained with"
+        )
+    module.load_state_dict(dict(tensors))

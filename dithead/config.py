@@ -1,0 +1,259 @@
+"""Configuration of the whole model: one frozen dataclass per concern, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from dithead.audio.config import AUDIO_PRESETS, AudioConfig
+from dithead.errors import ConfigError
+
+Conditioning = Literal["paper", "tokens"]
+Schedule = Literal["linear", "cosine"]
+Prediction = Literal["noise", "velocity"]
+NoiseMode = Literal["frame", "stream"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class FaceConfig:
+    """Geometry of the face crop and of the mask. Lengths are in crop sides unless a name says
+    otherwise.
+
+    The paper draws a convex polygon from the landmarks of the lower face. Here the polygon hangs on
+    points that speech does not move, so that it cannot tell how far the mouth is open
+    (docs/architecture.md,
+    "The mask").
+    """
+
+    crop_px: int = 256
+    """Side of the square crop (256 in the paper's repository of settings: *assumed*)."""
+    mask_softness: float = 0.02
+    """Sigma of the Gaussian that softens the polygon's edge (*assumed*)."""
+    smoothing_cutoff_hz: float = 1.5
+    """Cut-off of the one-euro filter on the crop transform for a still head."""
+    smoothing_speed_gain: float = 12.0
+    """How fast the cut-off rises with the head's speed (Hz per crop side per second)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.crop_px >= 32 and self.crop_px % 16 == 0,
+            f"crop_px must be a multiple of 16, at least 32, not {self.crop_px}",
+        )
+        _require(
+            0 < self.mask_softness < 0.2,
+            f"mask_softness must lie in (0, 0.2), not {self.mask_softness}",
+        )
+        _require(
+            self.smoothing_cutoff_hz > 0 and self.smoothing_speed_gain >= 0,
+            "smoothing_cutoff_hz must be positive and smoothing_speed_gain not negative",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VQGANConfig:
+    """One VQGAN (Esser et al., arXiv 2012.09841). Two are trained: one for whole faces, one for
+    masked faces."""
+
+    encoder_channels: tuple[int, ...] = (128, 256, 256, 512)
+    """Channels at each resolution, finest first; the factor f is 2 ** (levels - 1)."""
+    decoder_channels: tuple[int, ...] = (128, 256, 256, 512)
+    """Channels of the decoder, finest first; as many levels as the encoder."""
+    blocks: int = 2
+    """Residual blocks at each resolution."""
+    attention: bool = True
+    """Self-attention at the coarsest resolution."""
+    latent_channels: int = 4
+    """Channels of the latent, which is also the width of a codebook entry."""
+    codebook_size: int = 16384
+    """Entries of the codebook (*assumed*)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.encoder_channels) == len(self.decoder_channels) >= 2,
+            "encoder_channels and decoder_channels need the same number of levels, at least 2",
+        )
+        _require(
+            all(c > 0 and c % 8 == 0 for c in self.encoder_channels + self.decoder_channels),
+            "VQGAN channels must be positive multiples of 8",
+        )
+        _require(
+            self.blocks >= 1 and self.latent_channels >= 1 and self.codebook_size >= 2,
+            "blocks and latent_channels must be at least 1, codebook_size at least 2",
+        )
+
+    @property
+    def factor(self) -> int:
+        """How many pixels one latent position stands for, along each side."""
+        return 2 ** (len(self.encoder_channels) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DiTConfig:
+    """The denoiser: a diffusion transformer (Peebles and Xie, arXiv 2212.09748) that hears the
+    audio by cross-attention."""
+
+    width: int = 1024
+    """Width of a token."""
+    depth: int = 24
+    """Number of blocks."""
+    heads: int = 16
+    """Attention heads; must divide the width."""
+    patch: int = 2
+    """Side of a patch in latent positions."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the width."""
+    conditioning: Conditioning = "paper"
+    """``paper``: audio and timestep joined in one cross-attention token. ``tokens``: one token for
+    each window frame, the timestep through adaLN-zero."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % self.heads == 0 and self.width % 4 == 0,
+            f"heads ({self.heads}) must divide width ({self.width}), a multiple of 4",
+        )
+        _require(self.depth >= 1 and self.patch >= 1, "depth and patch must be at least 1")
+        _require(
+            self.conditioning in get_args(Conditioning),
+            f"conditioning must be one of {get_args(Conditioning)}, not {self.conditioning!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionConfig:
+    """The diffusion process and its defaults at sampling time."""
+
+    timesteps: int = 1000
+    """Length of the training schedule."""
+    schedule: Schedule = "linear"
+    """``linear``: ADM's betas from 1e-4 to 2e-2 (the paper). ``cosine``: Nichol and Dhariwal (arXiv
+    2102.09672)."""
+    prediction: Prediction = "noise"
+    """What the network predicts: the noise (the paper) or the velocity (Salimans and Ho, arXiv
+    2202.00512)."""
+    noise: NoiseMode = "frame"
+    """``frame``: fresh initial noise for every frame (the paper). ``stream``: the same for every
+    frame of a stream, which keeps the picture from flickering."""
+    steps: int = 250
+    """Default number of DDIM steps."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("schedule", Schedule),
+            ("prediction", Prediction),
+            ("noise", NoiseMode),
+        ):
+            value = getattr(self, name)
+            _require(
+                value in get_args(kind), f"{name} must be one of {get_args(kind)}, not {value!r}"
+            )
+        _require(self.timesteps >= 2, "timesteps must be at least 2")
+        _require(
+            1 <= self.steps <= self.timesteps,
+            f"steps must lie in 1..{self.timesteps}, not {self.steps}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DitHeadConfig:
+    """Everything that shapes the model; travels as JSON with every checkpoint and bundle."""
+
+    preset: str = "custom"
+    """Name the configuration goes by in logs."""
+    face: FaceConfig = field(default_factory=FaceConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.face.crop_px % (self.vqgan.factor * self.dit.patch) == 0,
+            f"crop_px ({self.face.crop_px}) must be a multiple of the VQGAN's factor times the "
+            f"patch ({self.vqgan.factor} x {self.dit.patch})",
+        )
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the square latent."""
+        return self.face.crop_px // self.vqgan.factor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON-able values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DitHeadConfig:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: an unknown key (the message lists the valid ones) or an invalid value.
+        """
+        return _from_dict(cls, values, "config")
+
+
+def _from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    unknown = sorted(set(values) - set(names))
+    _require(not unknown, f"unknown key {unknown} in {where}; valid keys: {', '.join(names)}")
+    kwargs: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            _require(isinstance(value, Mapping), f"{where}.{name} must be a mapping")
+            kwargs[name] = _from_dict(hint, value, f"{where}.{name}")  # type: ignore[arg-type]
+        else:
+            kwargs[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+_WAV2VEC2 = AUDIO_PRESETS["wav2vec2-xlsr-english"]
+
+PRESETS: dict[str, DitHeadConfig] = {
+    "tiny": DitHeadConfig(
+        preset="tiny",
+        face=FaceConfig(crop_px=128),
+        vqgan=VQGANConfig(
+            encoder_channels=(24, 48, 96, 128),
+            decoder_channels=(24, 48, 96, 128),
+            blocks=1,
+            attention=False,
+            codebook_size=4096,
+        ),
+        dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens"),
+        diffusion=DiffusionConfig(
+            schedule="cosine", prediction="velocity", noise="stream", steps=4
+        ),
+        audio=AudioConfig(layers=(3,)),
+    ),
+    "base": DitHeadConfig(
+        preset="base",
+        dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
+        diffusion=DiffusionConfig(
+            schedule="cosine", prediction="velocity", noise="stream", steps=4
+        ),
+    ),
+    "paper": DitHeadConfig(preset="paper", audio=_WAV2VEC2),
+    "paper-512": DitHeadConfig(preset="paper-512", face=FaceConfig(crop_px=512), audio=_WAV2VEC2),
+}
+
+
+def preset(name: str) -> DitHeadConfig:
+    """The configuration that goes by a name.
+
+    Raises:
+        ConfigError: no such preset; the message lists the ones there are.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

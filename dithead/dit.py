@@ -1,0 +1,233 @@
+"""The denoiser: a diffusion transformer over latent patches that hears the audio by
+cross-attention.
+
+Method: DiT-Head (arXiv 2312.06400); blocks as in DiT (arXiv 2212.09748). Two conditionings:
+
+* ``paper``: the window of audio features is flattened, projected, joined with the timestep
+embedding (by concatenation:
+  *assumed*) and is the single key of the cross-attention. Norms carry plain affine parameters.
+* ``tokens``: each frame of the window is a key of its own; the timestep modulates every block
+through adaLN-zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.attention import AttentionBackend, attention
+from dithead.config import DiTConfig
+
+
+def timestep_features(timestep: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of the timestep: (B,) -> (B, width), in float32 (DiT, appendix A)."""
+    half = width // 2
+    exponents = torch.arange(half, device=timestep.device, dtype=torch.float32) / half
+    angles = timestep.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)  # (B, width/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def position_table(side: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions of a side x side grid: (side * side, width)."""
+    quarter = width // 4
+    frequencies = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # (side, width/4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width/2)
+    rows = axis[:, None, :].expand(side, side, -1)
+    columns = axis[None, :, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).reshape(side * side, width).float()
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    b, n, d = x.shape
+    return x.reshape(b, n, heads, d // heads).transpose(1, 2)  # (B, heads, N, D/heads)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    b, h, n, d = x.shape
+    return x.transpose(1, 2).reshape(b, n, h * d)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the audio, MLP; each behind a layer norm and around a
+    skip."""
+
+    def __init__(self, config: DiTConfig, attention_backend: AttentionBackend) -> None:
+        super().__init__()
+        d, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.heads = config.heads
+        self.attention_backend = attention_backend
+        adaptive = config.conditioning == "tokens"
+        self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
+        self.norm2 = nn.LayerNorm(d, eps=1e-6)
+        self.norm3 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.attention_out = nn.Linear(d, d)
+        self.cross_q = nn.Linear(d, d)
+        self.cross_kv = nn.Linear(d if adaptive else 2 * d, 2 * d)
+        self.cross_out = nn.Linear(d, d)
+        self.mlp_in = nn.Linear(d, hidden)
+        self.mlp_out = nn.Linear(hidden, d)
+        self.modulation = nn.Linear(d, 7 * d) if adaptive else None
+
+    def context(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Audio tokens (B, M, context width) -> keys and values, each (B, heads, M, D/heads)."""
+        k, v = self.cross_kv(tokens).chunk(2, dim=-1)
+        return _split_heads(k, self.heads), _split_heads(v, self.heads)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, timestep: Tensor) -> Tensor:
+        """x: (B, N, D); keys, values: (B, heads, M, D/heads); timestep: embedding (B, D), read by
+        adaLN-zero only."""
+        if self.modulation is None:
+            x = x + self._attend_self(self.norm1(x))
+            x = x + self._attend_audio(self.norm2(x), keys, values)
+            return x + self._mlp(self.norm3(x))
+        m = self.modulation(F.silu(timestep))[:, None, :].chunk(7, dim=-1)  # 7 x (B, 1, D)
+        shift1, scale1, gate1, gate2, shift3, scale3, gate3 = m
+        x = x + gate1 * self._attend_self(self.norm1(x) * (1 + scale1) + shift1)
+        x = x + gate2 * self._attend_audio(self.norm2(x), keys, values)
+        return x + gate3 * self._mlp(self.norm3(x) * (1 + scale3) + shift3)
+
+    def _attend_self(self, x: Tensor) -> Tensor:
+        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.attention_out(_merge_heads(attention(q, k, v, self.attention_backend)))
+
+    def _attend_audio(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q = _split_heads(self.cross_q(x), self.heads)
+        return self.cross_out(_merge_heads(attention(q, keys, values, self.attention_backend)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp_out(F.gelu(self.mlp_in(x), approximate="tanh"))
+
+
+class DiT(nn.Module):
+    """Predicts the noise (or velocity) in a face latent.
+
+    Args:
+        config: sizes and conditioning.
+        latent_channels, latent_size: shape of one latent, C x S x S.
+        window_frames, audio_dim: shape of one audio window.
+        attention_backend: see :func:`dithead.attention.attention`.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        latent_channels: int,
+        latent_size: int,
+        window_frames: int,
+        audio_dim: int,
+        attention_backend: AttentionBackend = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_channels = latent_channels
+        self.grid = latent_size // config.patch
+        d = config.width
+        self.patch_in = nn.Conv2d(3 * latent_channels, d, config.patch, stride=config.patch)
+        self.register_buffer("positions", position_table(self.grid, d), persistent=False)
+        self.timestep_in = nn.Linear(256, d)
+        self.timestep_out = nn.Linear(d, d)
+        if config.conditioning == "tokens":
+            self.audio_in = nn.Linear(audio_dim, d)
+            self.audio_norm = nn.LayerNorm(d, eps=1e-6)
+            self.audio_positions = nn.Parameter(torch.zeros(window_frames, d))
+        else:
+            self.audio_in = nn.Linear(window_frames * audio_dim, d)
+        self.blocks = nn.ModuleList(Block(config, attention_backend) for _ in range(config.depth))
+        adaptive = config.conditioning == "tokens"
+        self.final_norm = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
+        self.final_modulation = nn.Linear(d, 2 * d) if adaptive else None
+        self.patch_out = nn.Linear(d, config.patch**2 * latent_channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_in.weight.flatten(1))
+        nn.init.zeros_(self.patch_in.bias)  # type: ignore[arg-type]
+        for layer in (self.timestep_in, self.timestep_out):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.config.conditioning == "tokens":
+            nn.init.normal_(self.audio_positions, std=0.02)
+        zero: list[nn.Linear] = [self.patch_out]
+        zero += [block.modulation for block in self.blocks if block.modulation is not None]  # type: ignore[misc]
+        if self.final_modulation is not None:
+            zero.append(self.final_modulation)
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def embed_timestep(self, timestep: Tensor) -> Tensor:
+        """Timestep (B,) -> embedding (B, D)."""
+        features = timestep_features(timestep, 256).to(self.timestep_in.weight.dtype)
+        return self.timestep_out(F.silu(self.timestep_in(features)))
+
+    def audio_tokens(self, window: Tensor) -> Tensor:
+        """Audio window (B, window_frames, audio_dim) -> tokens (B, M, D); M is 1 with ``paper``,
+        window_frames otherwise."""
+        if self.config.conditioning == "paper":
+            return self.audio_in(window.flatten(1))[:, None, :]  # (B, 1, D)
+        return self.audio_norm(self.audio_in(window)) + self.audio_positions
+
+    def context(self, tokens: Tensor, timestep: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every block.
+
+        With ``tokens`` they do not depend on the timestep, so one call serves every step of a
+        frame.
+
+        Args:
+            tokens: from :meth:`audio_tokens`. timestep: embedding (B, D), read by ``paper`` only.
+        """
+        if self.config.conditioning == "paper":
+            tokens = torch.cat([tokens, timestep[:, None, :]], dim=-1)  # (B, 1, 2D)
+        return [block.context(tokens) for block in self.blocks]  # type: ignore[operator]
+
+    def forward(
+        self,
+        noisy: Tensor,
+        masked: Tensor,
+        reference: Tensor,
+        timestep: Tensor,
+        window: Tensor | None = None,
+        context: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Predict the noise or velocity.
+
+        Args:
+            noisy, masked, reference: latents (B, C, S, S): the noised face, the masked face, the
+                reference face.
+            timestep: (B,) integer timesteps.
+            window: audio (B, window_frames, audio_dim); give this or ``context`` from
+                :meth:`context`.
+
+        Returns:
+            (B, C, S, S).
+        """
+        embedding = self.embed_timestep(timestep)  # (B, D)
+        if context is None:
+            if window is None:
+                raise ValueError("give either an audio window or a context")
+            context = self.context(self.audio_tokens(window), embedding)
+        x = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
+        x = self.patch_in(x).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
+        for block, (keys, values) in zip(self.blocks, context, strict=True):
+            x = block(x, keys, values, embedding)
+        x = self.final_norm(x)
+        if self.final_modulation is not None:
+            shift, scale = self.final_modulation(F.silu(embedding))[:, None, :].chunk(2, dim=-1)
+            x = x * (1 + scale) + shift
+        return self._unpatch(self.patch_out(x))
+
+    def _unpatch(self, x: Tensor) -> Tensor:
+        p, c = self.config.patch, self.latent_channels
+        x = x.reshape(x.shape[0], self.grid, self.grid, p, p, c)
+        x = x.permute(0, 5, 1, 3, 2, 4)  # (B, C, grid, p, grid, p)
+        return x.reshape(x.shape[0], c, self.grid * p, self.grid * p)

@@ -1,0 +1,30 @@
+"""Exceptions that DiT-Head raises on purpose. Each message says what was expected, what was found
+and what to do."""
+
+
+class DitheadError(Exception):
+    """Base of every error that DiT-Head raises on purpose."""
+
+
+class ConfigError(DitheadError):
+    """A configuration, preset or option is invalid."""
+
+
+class CheckpointError(DitheadError):
+    """A checkpoint is missing, damaged, or does not fit its configuration."""
+
+
+class MediaError(DitheadError):
+    """A video or audio file cannot be read or written, or holds nothing usable."""
+
+
+class ExportError(DitheadError):
+    """A graph could not be exported, or the exported file does not match PyTorch."""
+
+
+class BackendUnavailable(DitheadError):
+    """A back end or optional package was asked for and is not installed or not usable here."""
+
+
+class StreamError(DitheadError):
+    """A stage of a running stream failed."""

@@ -1,0 +1,194 @@
+"""The face crop and the lower-face mask: where they are, cutting the one out of a frame, drawing
+and blending the other.
+
+Crop and mask hang on points that speech does not move: eye corners, nose bridge, forehead and
+temples. A fixed chin margin leaves room for an open mouth. So neither their position nor their
+outline tells how far the mouth
+is open.
+
+Coordinates: *crop units* have their origin in the middle of the crop, x to the person's left in the
+picture's right, y down, and the crop's side as length 1. A *placement* (cx, cy, log side, roll)
+puts the crop into a frame,
+in frame pixels and radians. Pixel i covers [i, i + 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STABLE_POINTS: tuple[int, ...] = (33, 133, 362, 263, 168, 6, 197, 127, 356, 54, 284, 10, 151, 9)
+"""Mesh points that the crop hangs on: eye corners, nose bridge, temples, forehead."""
+
+# Mean position of STABLE_POINTS over frontal faces, in crop units (made by
+# ``dithead.train.prepare.mean_template``).
+_TEMPLATE: tuple[tuple[float, float], ...] = (
+    (-0.2604, -0.3000),
+    (-0.1015, -0.2915),
+    (0.1015, -0.2915),
+    (0.2604, -0.3000),
+    (0.0000, -0.3259),
+    (0.0000, -0.2787),
+    (0.0000, -0.2340),
+    (-0.4000, -0.2710),
+    (0.4000, -0.2710),
+    (-0.3442, -0.5130),
+    (0.3442, -0.5130),
+    (0.0000, -0.6303),
+    (0.0000, -0.5300),
+    (0.0000, -0.4232),
+)
+
+MASK_POLYGON: tuple[tuple[float, float], ...] = (
+    (-0.44, -0.17),
+    (0.44, -0.17),
+    (0.44, 0.12),
+    (0.38, 0.32),
+    (0.24, 0.45),
+    (0.12, 0.485),
+    (-0.12, 0.485),
+    (-0.24, 0.45),
+    (-0.38, 0.32),
+    (-0.44, 0.12),
+)
+"""Convex outline of the masked lower face in crop units, clockwise as seen: from under the eyes to
+below an open jaw."""
+
+
+def placement_from_mesh(mesh: Tensor) -> Tensor:
+    """Least-squares similarity from the template to a mesh's stable points.
+
+    Args:
+        mesh: (B, 468, 2 or 3) in frame pixels.
+
+    Returns:
+        (B, 4): centre x, centre y (pixels), natural logarithm of the crop's side (pixels), roll
+        (radians).
+    """
+    template = torch.tensor(_TEMPLATE, dtype=torch.float32, device=mesh.device)  # (P, 2)
+    points = mesh[:, list(STABLE_POINTS), :2].float()  # (B, P, 2)
+    t_mean, p_mean = template.mean(0), points.mean(1)  # (2,), (B, 2)
+    t, p = template - t_mean, points - p_mean[:, None]
+    norm = t.square().sum()
+    cosine = (t * p).sum((1, 2)) / norm  # (B,) side * cos(roll)
+    sine = (t[:, 0] * p[..., 1] - t[:, 1] * p[..., 0]).sum(1) / norm  # (B,) side * sin(roll)
+    cx = p_mean[:, 0] - cosine * t_mean[0] + sine * t_mean[1]
+    cy = p_mean[:, 1] - sine * t_mean[0] - cosine * t_mean[1]
+    side = torch.sqrt(cosine.square() + sine.square()).clamp(min=1.0)
+    return torch.stack([cx, cy, torch.log(side), torch.atan2(sine, cosine)], dim=1)
+
+
+def transform_from_placement(placement: Tensor) -> Tensor:
+    """Placement (B, 4) -> matrix (B, 2, 3) that maps crop units to frame pixels."""
+    cx, cy, log_side, roll = placement.unbind(1)
+    side = torch.exp(log_side)
+    c, s = side * torch.cos(roll), side * torch.sin(roll)
+    rows = torch.stack([c, -s, cx, s, c, cy], dim=1)
+    return rows.view(-1, 2, 3)
+
+
+def _grid(height: int, width: int, density: int, device: torch.device) -> Tensor:
+    """Centres of density x density sub-pixels: (height * density, width * density, 2), in
+    pixels."""
+    ys = (torch.arange(height * density, device=device) + 0.5) / density
+    xs = (torch.arange(width * density, device=device) + 0.5) / density
+    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).float()
+
+
+def _sample(image: Tensor, points: Tensor, density: int) -> Tensor:
+    """Bilinear samples of image (B, C, H, W) at points (B, h, w, 2) in its pixels, then averaged
+    density x density."""
+    size = torch.tensor([image.shape[3], image.shape[2]], device=image.device, dtype=torch.float32)
+    grid = points * (2.0 / size) - 1.0
+    out = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.avg_pool2d(out, density) if density > 1 else out
+
+
+def crop_face(image: Tensor, transform: Tensor, size: int, density: int = 1) -> Tensor:
+    """Cut the crop out of a picture.
+
+    Args:
+        image: (B, 3, H, W) float. transform: (B, 2, 3), crop units to its pixels.
+        size: side of the crop in pixels.
+        density: samples along each side of a crop pixel, averaged: about source pixels per crop
+            pixel.
+
+    Returns:
+        (B, 3, size, size) float, in the picture's range.
+    """
+    units = _grid(size, size, density, image.device) / size - 0.5  # (n, n, 2)
+    points = units @ transform[:, None, :, :2].transpose(2, 3) + transform[:, None, None, :, 2]
+    return _sample(image, points, density)
+
+
+def paste_face(
+    crop: Tensor, transform: Tensor, height: int, width: int, density: int = 1
+) -> Tensor:
+    """Warp a crop back onto a rectangle of the frame.
+
+    Args:
+        crop: (B, C, S, S). transform: (B, 2, 3), crop units to rectangle pixels.
+        height, width: of the rectangle. density: crop pixels per rectangle pixel, rounded up, when
+            the face is shrunk.
+
+    Returns:
+        (B, C, height, width); outside the crop its edge pixels are repeated.
+    """
+    units = pixels_to_units(_grid(height, width, density, crop.device), transform)
+    return _sample(crop, (units + 0.5) * crop.shape[2], density)
+
+
+def pixels_to_units(points: Tensor, transform: Tensor) -> Tensor:
+    """Pixels (h, w, 2) -> crop units (B, h, w, 2): the inverse of a similarity transform (B, 2,
+    3)."""
+    a, b = transform[:, 0, 0], transform[:, 1, 0]
+    norm = a.square() + b.square()
+    inverse = torch.stack([a, b, -b, a], dim=1).view(-1, 1, 2, 2) / norm.view(-1, 1, 1, 1)
+    return (points - transform[:, None, None, :, 2]) @ inverse.transpose(2, 3)
+
+
+def soft_polygon(points: Tensor, polygon: Tensor, softness: float) -> Tensor:
+    """A filled convex polygon whose edge is softened by a Gaussian.
+
+    Args:
+        points: (B, h, w, 2). polygon: (B, P, 2), clockwise as seen (y down). softness: the
+            Gaussian's sigma; all three in the same unit.
+
+    Returns:
+        (B, h, w) in [0, 1]; exactly 0 further than 2.5 sigma outside and exactly 1 as far inside.
+    """
+    ends = torch.roll(polygon, -1, dims=1)
+    edge = ends - polygon  # (B, P, 2)
+    length = edge.norm(dim=2).clamp(min=1e-9)
+    normal = torch.stack([edge[..., 1], -edge[..., 0]], dim=-1) / length[..., None]  # outward
+    offset = (normal * polygon).sum(-1)  # (B, P)
+    outside = torch.einsum("bhwc,bpc->bhwp", points, normal) - offset[:, None, None, :]
+    distance = outside.amax(-1)  # (B, h, w), signed, positive outside
+    reach = math.erf(2.5 / math.sqrt(2.0))
+    smooth = -torch.erf(distance / (softness * math.sqrt(2.0))) / reach
+    return (0.5 + 0.5 * smooth).clamp(0.0, 1.0)
+
+
+def crop_mask(size: int, softness: float, polygon: Tensor) -> Tensor:
+    """Soft mask of a crop: polygon (B, P, 2) in crop units -> (B, 1, size, size) in [0, 1]."""
+    units = _grid(size, size, 1, polygon.device) / size - 0.5
+    return soft_polygon(units[None].expand(polygon.shape[0], -1, -1, -1), polygon, softness)[
+        :, None
+    ]
+
+
+def rectangle_mask(
+    transform: Tensor, height: int, width: int, softness: float, polygon: Tensor
+) -> Tensor:
+    """Soft mask of a rectangle: transform (B, 2, 3), polygon (B, P, 2) in crop units -> (B, 1,
+    height, width)."""
+    units = pixels_to_units(_grid(height, width, 1, transform.device), transform)
+    return soft_polygon(units, polygon, softness)[:, None]
+
+
+def mask_polygon(batch: int, device: torch.device | None = None) -> Tensor:
+    """The mask's outline: (B, P, 2) in crop units."""
+    return torch.tensor(MASK_POLYGON, device=device).expand(batch, -1, -1)

@@ -1,0 +1,168 @@
+"""Fit a 468-point face mesh: MediaPipe's face landmark network and the way to its crop and back.
+
+The network is described in Kartynnik et al., "Real-time Facial Surface Geometry from Monocular
+Video on Mobile GPUs" (2019). Coordinates are frame pixels measured from the top left corner of the
+frame, so the centre of the first pixel is (0.5, 0.5). A *region* (roi) is a rotated rectangle:
+centre x, centre y, width, height in frame pixels, rotation in radians (positive turns the x axis
+towards the y axis).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dithead import checkpoint
+from dithead.face.detector import BlazeBlock, crop_rotated, pad_for_stride
+
+INPUT_SIZE = 192  # pixels, the side of the square crop the network sees
+POINTS = 468
+_TRUNK_CHANNELS = (16, 16, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128)
+_HALVING_BLOCKS = (2, 5, 8, 11)
+_ROI_SCALE = 1.5  # side of the crop relative to the face
+_OUTER_EYE_CORNERS = (33, 263)  # on the left and the right of a picture of an upright face
+
+LANDMARKS_68: tuple[int, ...] = (
+    *(127, 234, 93, 58, 172, 136, 149, 176),  # 0-7, jaw from the left of the picture
+    152,  # 8, chin
+    *(400, 378, 365, 397, 288, 323, 454, 356),  # 9-16, jaw to the right of the picture
+    *(70, 63, 105, 66, 107),  # 17-21, brow on the left
+    *(336, 296, 334, 293, 300),  # 22-26, brow on the right
+    *(168, 197, 5, 4),  # 27-30, bridge to tip of the nose
+    *(98, 97, 2, 326, 327),  # 31-35, under the nose
+    *(33, 160, 158, 133, 153, 144),  # 36-41, eye on the left, outer corner and upper lid first
+    *(362, 385, 387, 263, 373, 380),  # 42-47, eye on the right, inner corner and upper lid first
+    *(61, 39, 37, 0, 267, 269, 291),  # 48-54, outer edge of the upper lip
+    *(405, 314, 17, 84, 181),  # 55-59, outer edge of the lower lip
+    *(78, 82, 13, 312, 308),  # 60-64, inner edge of the upper lip
+    *(317, 14, 87),  # 65-67, inner edge of the lower lip
+)
+"""Mesh point of each of the 68 iBUG landmarks (Sagonas et al., "300 Faces in-the-Wild", 2013)."""
+
+
+class FaceMeshNet(nn.Module):
+    """The mesh network: a trunk, one head for the points and one for whether there is a face."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2)
+        self.stem_activation = nn.PReLU(16)
+        blocks, channels = [], 16
+        for i, channels_out in enumerate(_TRUNK_CHANNELS):
+            stride = 2 if i in _HALVING_BLOCKS else 1
+            blocks.append(BlazeBlock(channels, channels_out, stride, nn.PReLU))
+            channels = channels_out
+        self.trunk = nn.Sequential(*blocks)
+        self.point_head = nn.Sequential(
+            BlazeBlock(128, 128, 2, nn.PReLU),  # (B, 128, 3, 3)
+            BlazeBlock(128, 128, 1, nn.PReLU),
+            BlazeBlock(128, 128, 1, nn.PReLU),
+            nn.Conv2d(128, 32, 1),
+            nn.PReLU(32),
+            BlazeBlock(32, 32, 1, nn.PReLU),
+            nn.Conv2d(32, POINTS * 3, 3),  # (B, 1404, 1, 1)
+        )
+        self.score_head = nn.Sequential(
+            BlazeBlock(128, 128, 2, nn.PReLU),  # (B, 128, 3, 3)
+            nn.Conv2d(128, 32, 1),
+            nn.PReLU(32),
+            BlazeBlock(32, 32, 1, nn.PReLU),
+            nn.Conv2d(32, 1, 3),  # (B, 1, 1, 1)
+        )
+
+    def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit the mesh.
+
+        Args:
+            crop: (B, 3, 192, 192) RGB in [0, 1].
+
+        Returns:
+            Landmarks (B, 468, 3): x and y in crop pixels 0..192, and z in the same scale, smaller
+            is nearer; scores (B,) in [0, 1].
+        """
+        x = self.stem_activation(self.stem(pad_for_stride(crop, 3, 2)))  # (B, 16, 96, 96)
+        x = self.trunk(x)  # (B, 128, 6, 6)
+        return self.point_head(x).reshape(-1, POINTS, 3), self.score_head(x).reshape(-1).sigmoid()
+
+
+class FaceMesh(nn.Module):
+    """Meshes of the faces in given regions of a frame, in frame pixels, in one traceable call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = FaceMeshNet()
+
+    def forward(self, frame: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit meshes to one frame.
+
+        Args:
+            frame: (H, W, 3) RGB in 0..255, uint8 or float.
+            roi: (B, 5) regions, see the top of this file.
+
+        Returns:
+            Meshes (B, 468, 3) in frame pixels, z in the same scale; scores (B,) in [0, 1].
+        """
+        frame = frame.to(roi.dtype)
+        return self._fit(frame[None], roi[None])
+
+    def forward_batch(self, frames: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit a mesh in one region (B, 5) of each frame (B, H, W, 3), else as :meth:`forward`."""
+        frames = frames.to(roi.dtype)
+        return self._fit(frames, roi[:, None])
+
+    def _fit(self, frames: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
+        frames = frames.permute(0, 3, 1, 2)  # (B, 3, H, W), with roi (B, R, 5)
+        crop = crop_rotated(frames, roi, INPUT_SIZE, samples=2)  # (B * R, 3, 192, 192)
+        landmarks, score = self.net(crop / 255)
+        return to_frame(landmarks, roi.flatten(0, 1)), score
+
+
+def to_frame(landmarks: Tensor, roi: Tensor) -> Tensor:
+    """Map landmarks (B, 468, 3) in pixels of crops of regions ``roi`` (B, 5) to frame pixels."""
+    center, extent, angle = roi[:, None, :2], roi[:, None, 2:4], roi[:, None, 4]
+    x, y = ((landmarks[..., :2] / INPUT_SIZE - 0.5) * extent).unbind(-1)  # (B, 468)
+    cos, sin = angle.cos(), angle.sin()
+    xy = torch.stack([x * cos - y * sin, x * sin + y * cos], -1) + center
+    return torch.cat([xy, landmarks[..., 2:] * (extent[..., :1] / INPUT_SIZE)], -1)
+
+
+def roi_from_detection(keypoints: Tensor, box: Tensor) -> Tensor:
+    """Region for the first fit to a face: level with the eyes, square, 1.5 times the detected box.
+
+    Args:
+        keypoints: (B, 6, 2) in frame pixels, as :class:`~dithead.face.detector.FaceDetector` gives
+            them.
+        box: (B, 4), left, top, right, bottom in frame pixels.
+
+    Returns:
+        (B, 5) regions.
+    """
+    return _square_roi(box[:, :2], box[:, 2:], keypoints[:, 0], keypoints[:, 1])
+
+
+def roi_from_mesh(mesh: Tensor) -> Tensor:
+    """Region (B, 5) for the next frame from meshes (B, 468, 2 or 3): likewise, round all points."""
+    xy = mesh[..., :2]
+    left_eye, right_eye = _OUTER_EYE_CORNERS
+    return _square_roi(xy.amin(1), xy.amax(1), xy[:, left_eye], xy[:, right_eye])
+
+
+def _square_roi(low: Tensor, high: Tensor, left_eye: Tensor, right_eye: Tensor) -> Tensor:
+    across = right_eye - left_eye  # (B, 2)
+    angle = torch.atan2(across[:, 1], across[:, 0])[:, None]
+    side = (high - low).amax(1, keepdim=True) * _ROI_SCALE
+    return torch.cat([(low + high) / 2, side, side, angle], 1)
+
+
+def load_face_mesh(path: str | Path | None = None) -> FaceMesh:
+    """Make a mesh fitter with the packaged weights, or those at ``path``, ready for inference.
+
+    Raises:
+        CheckpointError: the file is missing or does not fit.
+    """
+    path = checkpoint.asset_path("face_mesh") if path is None else path
+    mesh = FaceMesh()
+    checkpoint.load_into(mesh.net, checkpoint.load(path)[0], path)
+    return mesh.eval().requires_grad_(False)

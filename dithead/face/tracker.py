@@ -1,0 +1,59 @@
+"""The ``face_tracker`` graph: smooths the crop's placement over time with a one-euro filter (Casiez
+et al., CHI 2012)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dithead.config import FaceConfig
+from dithead.face.crop import placement_from_mesh, transform_from_placement
+
+STATE_SIZE = 9
+"""Length of the state vector: smoothed placement (4), its smoothed speed (4), 1 once started."""
+
+
+class FaceTracker(nn.Module):
+    """Mesh and previous state -> smoothed crop transform and new state. Causal, no weights."""
+
+    def __init__(self, config: FaceConfig) -> None:
+        super().__init__()
+        self.cutoff_hz = config.smoothing_cutoff_hz
+        self.speed_gain = config.smoothing_speed_gain
+
+    @staticmethod
+    def initial_state(device: torch.device | None = None) -> Tensor:
+        """State before the first face: (STATE_SIZE,) zeros."""
+        return torch.zeros(STATE_SIZE, device=device)
+
+    def forward(self, mesh: Tensor, state: Tensor, elapsed_s: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by one frame.
+
+        Args:
+            mesh: (468, 2 or 3) in frame pixels. state: (STATE_SIZE,). elapsed_s: scalar, seconds
+                since the last frame.
+
+        Returns:
+            Transform (2, 3) from crop units to frame pixels; new state (STATE_SIZE,).
+        """
+        raw = placement_from_mesh(mesh[None])[0]  # (4,)
+        previous, speed, started = state[:4], state[4:8], state[8]
+        elapsed = elapsed_s.clamp(min=1e-3)
+        turn = torch.remainder(raw[3] - previous[3] + math.pi, 2 * math.pi) - math.pi
+        raw = torch.cat([raw[:3], (previous[3] + turn)[None]])
+        side = torch.exp(raw[2])
+        scale = torch.stack([side, side, torch.ones_like(side), torch.ones_like(side)])  # (4,)
+        new_speed = (raw - previous) / elapsed
+        new_speed = speed + _alpha(elapsed, torch.ones_like(elapsed)) * (new_speed - speed)
+        cutoff = self.cutoff_hz + self.speed_gain * (new_speed / scale).abs()
+        smoothed = previous + _alpha(elapsed, cutoff) * (raw - previous)
+        fresh = torch.cat([raw, torch.zeros_like(speed), torch.ones_like(started)[None]])
+        going = torch.cat([smoothed, new_speed, torch.ones_like(started)[None]])
+        new_state = torch.where(started > 0, going, fresh)
+        return transform_from_placement(new_state[None, :4])[0], new_state
+
+
+def _alpha(elapsed_s: Tensor, cutoff_hz: Tensor) -> Tensor:
+    return 1.0 / (1.0 + 1.0 / (2 * math.pi * cutoff_hz * elapsed_s))

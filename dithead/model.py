@@ -1,0 +1,65 @@
+"""The trained model as one object: two VQGANs, the denoiser, the sampler and the noise, with one
+checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dithead import checkpoint
+from dithead.attention import AttentionBackend
+from dithead.config import DitHeadConfig
+from dithead.diffusion import Diffusion, InitialNoise
+from dithead.dit import DiT
+from dithead.errors import CheckpointError
+from dithead.vqgan import VQGAN
+
+
+class DitHead(nn.Module):
+    """Everything with trained weights, and what samples from it.
+
+    Args:
+        config: see :mod:`dithead.config`.
+        attention_backend: see :func:`dithead.attention.attention`.
+    """
+
+    def __init__(self, config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        channels = config.vqgan.latent_channels
+        frames, features = config.audio.window_shape
+        self.face_vqgan = VQGAN(config.vqgan)
+        self.masked_vqgan = VQGAN(config.vqgan)
+        self.dit = DiT(
+            config.dit, channels, config.latent_size, frames, features, attention_backend
+        )
+        self.diffusion = Diffusion(config.diffusion)
+        self.noise = InitialNoise(channels, config.latent_size)
+
+    @classmethod
+    def load(cls, source: str | Path, attention_backend: AttentionBackend = "sdpa") -> DitHead:
+        """Load a checkpoint: the name of a packaged one (``"tiny"``) or a path.
+
+        Returns:
+            The model in evaluation mode, without gradients, on the CPU in float32.
+
+        Raises:
+            CheckpointError: no such checkpoint, or it does not fit its own configuration.
+        """
+        looks_like_path = "/" in str(source) or str(source).endswith(".safetensors")
+        path = Path(source) if looks_like_path else checkpoint.asset_path(str(source))
+        tensors, values = checkpoint.load(path)
+        model = cls(DitHeadConfig.from_dict(values), attention_backend)
+        checkpoint.load_into(model, tensors, path)
+        bad = [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]
+        if bad:
+            raise CheckpointError(f"{path} holds NaN or infinite weights: {', '.join(bad[:3])}")
+        return model.eval().requires_grad_(False)
+
+    def initial_noise(self, seed: int, frame: int) -> Tensor:
+        """Noise (1, C, s, s) that a frame starts from, by the configuration's noise mode."""
+        device = self.dit.positions.device
+        index = frame if self.config.diffusion.noise == "frame" else 0
+        return self.noise(torch.tensor([seed], device=device), torch.tensor([index], device=device))

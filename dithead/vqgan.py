@@ -1,0 +1,188 @@
+"""VQGAN: a convolutional autoencoder with a learnable codebook (Esser et al., arXiv 2012.09841;
+sizes as in LDM's VQ-f8)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.attention import attention
+from dithead.config import VQGANConfig
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each behind a group norm and SiLU, around a skip."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = _norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip: nn.Module = (
+            nn.Identity()
+            if channels_in == channels_out
+            else nn.Conv2d(channels_in, channels_out, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over the positions of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        y = attention(q, k, v)  # (B, 1, H*W, C)
+        return x + self.out(y.squeeze(1).transpose(1, 2).reshape(b, c, h, w))
+
+
+class Encoder(nn.Module):
+    """Picture (B, 3, S, S) in [-1, 1] -> features (B, latent_channels, S/f, S/f)."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        channels = config.encoder_channels
+        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
+        width = channels[0]
+        for level, c in enumerate(channels):
+            for _ in range(config.blocks):
+                layers.append(ResidualBlock(width, c))
+                width = c
+            if level + 1 < len(channels):
+                layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+        layers.append(ResidualBlock(width, width))
+        if config.attention:
+            layers += [SpatialAttention(width), ResidualBlock(width, width)]
+        layers += [_norm(width), nn.SiLU(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)
+
+
+class Decoder(nn.Module):
+    """Features (B, latent_channels, S/f, S/f) -> picture (B, 3, S, S), nominally in [-1, 1], not
+    clamped."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        channels = config.decoder_channels[::-1]
+        width = channels[0]
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1)]
+        layers.append(ResidualBlock(width, width))
+        if config.attention:
+            layers += [SpatialAttention(width), ResidualBlock(width, width)]
+        for level, c in enumerate(channels):
+            for _ in range(config.blocks):
+                layers.append(ResidualBlock(width, c))
+                width = c
+            if level + 1 < len(channels):
+                following = channels[level + 1]
+                layers += [nn.Upsample(scale_factor=2.0), nn.Conv2d(width, following, 3, padding=1)]
+                width = following
+        layers += [_norm(width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.layers(latent)
+
+
+class Codebook(nn.Module):
+    """Nearest-neighbour quantisation against a learnable table; gradients pass straight through."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.entries = nn.Parameter(torch.empty(size, width))
+        nn.init.uniform_(self.entries, -1.0, 1.0)
+
+    def indices(self, latent: Tensor) -> Tensor:
+        """latent (B, C, H, W) -> index of the nearest entry (B, H, W); distances in float32."""
+        flat = latent.movedim(1, -1).float()  # (B, H, W, C)
+        entries = self.entries.float()
+        distance = (
+            entries.square().sum(1) - 2.0 * flat @ entries.T
+        )  # (B, H, W, size), less |flat|^2
+        return distance.argmin(-1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (B, H, W) -> entries (B, C, H, W)."""
+        return F.embedding(indices, self.entries).movedim(-1, 1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.lookup(self.indices(latent))
+
+
+class VQGANOutput(NamedTuple):
+    """What training needs from one pass."""
+
+    image: Tensor
+    """Reconstruction (B, 3, S, S)."""
+    codebook_loss: Tensor
+    """Scalar: squared distance of the entries to the (fixed) features."""
+    commitment_loss: Tensor
+    """Scalar: squared distance of the features to the (fixed) entries."""
+    indices: Tensor
+    """Chosen entries (B, S/f, S/f)."""
+    features: Tensor
+    """The encoder's output (B, C, S/f, S/f) before quantisation, not scaled."""
+
+
+class VQGAN(nn.Module):
+    """Autoencoder with a codebook.
+
+    The latent that the diffusion model works on is the encoder's output before quantisation, scaled
+    to unit variance; the decoder quantises first (as LDM does). ``latent_mean`` and ``latent_std``
+    hold that scale.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.codebook = Codebook(config.codebook_size, config.latent_channels)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Picture (B, 3, S, S) in [-1, 1] -> latent (B, C, S/f, S/f), about unit variance."""
+        mean, std = self.latent_mean[:, None, None], self.latent_std[:, None, None]
+        return (self.encoder(image) - mean) / std
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, S/f, S/f) -> picture (B, 3, S, S) in [-1, 1]; the latent is quantised
+        first."""
+        mean, std = self.latent_mean[:, None, None], self.latent_std[:, None, None]
+        return self.decoder(self.codebook(latent * std + mean)).clamp(-1.0, 1.0)
+
+    def forward(self, image: Tensor, quantise: bool = True) -> VQGANOutput:
+        """One training pass: picture (B, 3, S, S) in [-1, 1]. ``quantise=False`` skips the codebook
+        (warm-up)."""
+        features = self.encoder(image).float()
+        indices = self.codebook.indices(features.detach())
+        entries = self.codebook.lookup(indices).float()
+        codebook_loss = F.mse_loss(entries, features.detach())
+        commitment_loss = F.mse_loss(features, entries.detach())
+        passed = features + (entries - features).detach() if quantise else features
+        return VQGANOutput(self.decoder(passed), codebook_loss, commitment_loss, indices, features)

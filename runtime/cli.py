@@ -1,0 +1,216 @@
+"""``dithead-stream``: re-voice a video."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dithead.errors import BackendUnavailable, ConfigError, DitheadError
+
+if TYPE_CHECKING:
+    from dithead.runtime.pipeline import Summary
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C so that nothing half-written is left."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _face(text: str) -> str | int:
+    if text == "largest":
+        return text
+    if text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected 'largest' or an index from 0, found {text!r}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dithead-stream",
+        description="Re-voice a video: generate a lower face that speaks the audio.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("video", metavar="IN", type=Path, help="any video FFmpeg opens")
+    parser.add_argument(
+        "audio", metavar="AUDIO", type=Path, help="any file with an audio track, IN itself included"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, default=Path("out.mp4"), help="file to write"
+    )
+    parser.add_argument(
+        "--checkpoint", default="tiny", help="name of a packaged checkpoint, or a .safetensors file"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, as asked for")
+    parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
+    parser.add_argument(
+        "--interpolate",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2 doubles the frame rate with RIFE: N frames become 2N - 1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
+    parser.add_argument(
+        "--reference",
+        choices=("previous", "fixed"),
+        default="previous",
+        help="what the model sees of the face: the frame generated before, or the first frame",
+    )
+    parser.add_argument(
+        "--extend",
+        choices=("trim", "loop", "pingpong", "freeze"),
+        default="trim",
+        help="what to do when the audio is longer than the video",
+    )
+    parser.add_argument(
+        "--face", type=_face, default="largest", help="'largest', or an index from the left"
+    )
+    parser.add_argument(
+        "--on-no-face",
+        choices=("pass", "error"),
+        default="pass",
+        help="hand faceless frames through untouched, or stop at the first",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's default)")
+    parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    return parser
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise BackendUnavailable(
+                f"device {name!r} was asked for and this PyTorch sees {count} CUDA devices: "
+                "install a CUDA build of torch and the driver, or choose --device cpu"
+            )
+    return device
+
+
+def _progress(total: int | None) -> Callable[[int, float], None]:
+    start = last = time.monotonic()
+
+    def show(frames: int, _: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.5:
+            return
+        last = now
+        rate = frames / (now - start)
+        eta = f", {max(0.0, (total - frames) / rate):.0f} s left" if total else ""
+        of = f" of {total}" if total else ""
+        print(f"\r{frames}{of} frames, {rate:.1f} fps{eta}   ", end="", file=sys.stderr)
+
+    return show
+
+
+def _run(args: argparse.Namespace) -> Summary:
+    import torch
+
+    from dithead.pipeline import Models, Options
+    from dithead.runtime.media import AudioSource, VideoSource
+    from dithead.runtime.pipeline import stream_file
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, not {args.threads}")
+        torch.set_num_threads(args.threads)
+    device = _device(args.device)
+    options = Options(args.steps, args.seed, args.reference, args.face, args.on_no_face)
+    with VideoSource(args.video) as video:  # before the models are loaded: bad files fail at once
+        total = video.info.frame_count
+        limit_s = AudioSource(args.audio).duration_s
+        frames = round(limit_s * video.info.average_rate)
+        total = frames if args.extend != "trim" or total is None else min(total, frames)
+    models = Models.load(args.checkpoint, device)
+    show = sys.stderr.isatty() and not args.quiet
+    try:
+        return stream_file(
+            args.video,
+            args.audio,
+            args.output,
+            models,
+            options,
+            interpolate=args.interpolate,
+            extend=args.extend,
+            progress=_progress(total) if show else None,
+        )
+    finally:
+        if show:
+            print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+
+
+def _as_text(summary: Summary) -> str:
+    stages = ", ".join(f"{name} {fps:.0f}" for name, fps in summary.stage_fps.items())
+    faceless = summary.frames - summary.faces
+    lines = [
+        f"{summary.output}: {summary.frames_written} frames, {summary.video_s:.2f} s",
+        f"faces: {summary.faces} of {summary.frames} frames"
+        + (f"; {faceless} without a face handed through untouched" if faceless else ""),
+        f"speed: {summary.fps:.1f} fps in all ({summary.device}, {summary.steps} steps); "
+        f"fps by stage: {stages}",
+        *(f"note: {note}" for note in summary.notes),
+    ]
+    return "\n".join(lines)
+
+
+def _as_json(summary: Summary) -> str:
+    return json.dumps(
+        {
+            "output": str(summary.output),
+            "frames": summary.frames,
+            "faces": summary.faces,
+            "frames_written": summary.frames_written,
+            "video_s": summary.video_s,
+            "seconds": summary.seconds,
+            "fps": summary.fps,
+            "stage_fps": summary.stage_fps,
+            "backend": summary.backend,
+            "device": summary.device,
+            "steps": summary.steps,
+            "notes": summary.notes,
+        },
+        indent=2,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``dithead-stream``. Exit code 0 done, 1 failed, 2 misused, 130 or 143 interrupted."""
+    args = _parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        summary = _run(args)
+    except ConfigError as error:
+        print(f"dithead-stream: {error}", file=sys.stderr)
+        return 2
+    except DitheadError as error:
+        print(f"dithead-stream: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print("dithead-stream: interrupted; nothing was written", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
+    if args.json:
+        print(_as_json(summary))
+    elif not args.quiet:
+        print(_as_text(summary))
+    return 0

@@ -1,0 +1,403 @@
+"""Reading media: video frame by frame, audio block by block, on one timeline and in bounded memory.
+
+Decoding and resampling are FFmpeg's, through PyAV. Time zero is the start of the container, so a
+video lines up with its own audio track and with any other audio file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain
+
+import av
+import numpy as np
+
+from dithead.errors import MediaError
+from dithead.runtime.frame import VideoFrame, convert_picture, working_format
+from dithead.runtime.track import Track
+
+SPEECH_RATE_HZ = 16_000
+
+# An audio track's times may be off by less than this much (rounded time stamps); a gap up to the
+# second length is filled with silence; more than that is a broken clock and ignored.
+_AUDIO_JITTER_S = Fraction(1, 10)
+_AUDIO_GAP_S = Fraction(60)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What is known of a video stream before all its frames are read.
+
+    Attributes:
+        width: pixels.
+        height: pixels.
+        average_rate: frames per second; the mean of a variable rate.
+        time_base: seconds in one tick of the presentation times.
+        pix_fmt: the frames' pixel format, one of `WORKING_FORMATS`.
+        source_pix_fmt: the file's own pixel format.
+        color_range: FFmpeg's number (0 not said, 1 limited, 2 full); so the next three.
+        colorspace: the colour matrix.
+        color_primaries: the primaries.
+        color_trc: the transfer function.
+        sample_aspect_ratio: a pixel's width over its height, where the file says it.
+        rotation_deg: counter-clockwise turn that a player gives the picture; not applied here.
+        start_s: the container's time that counts as zero.
+        duration_s: length the file claims, where it does.
+        frame_count: number of frames the file claims, where it does.
+    """
+
+    width: int
+    height: int
+    average_rate: Fraction
+    time_base: Fraction
+    pix_fmt: str
+    source_pix_fmt: str
+    color_range: int
+    colorspace: int
+    color_primaries: int
+    color_trc: int
+    sample_aspect_ratio: Fraction | None
+    rotation_deg: int
+    start_s: Fraction
+    duration_s: Fraction | None
+    frame_count: int | None
+
+
+class VideoSource:
+    """The frames of a file's first video stream, decoded one at a time, pixels untouched.
+
+    Each iteration is a pass of its own from the first frame; the first pass needs no seeking.
+    Use it as a context manager, or call `close`.
+
+    Attributes:
+        info: the stream's properties.
+        decode_errors: damaged packets and frames of the last full pass; what decodes is kept.
+        seekable: whether its time stamps are sound enough to start a pass in the middle.
+
+    Raises:
+        MediaError: the file is missing, is not media, has no video stream, or not one frame of it
+            can be decoded.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self.decode_errors = 0
+        self.seekable = True
+        self._opened: _VideoPass | None = _VideoPass(path)
+        self.info = self._opened.info
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. A pass that is under way closes its own when it ends or is dropped."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        frames, self._opened = self._opened or _VideoPass(self.path), None
+        try:
+            for frame in frames:
+                self.decode_errors = frames.errors
+                yield frame
+        finally:
+            self.decode_errors = frames.errors
+            self.seekable = self.seekable and not frames.clock.repaired
+            frames.close()
+
+    def frames_from(self, pts: int) -> Iterator[VideoFrame]:
+        """Iterate over the frames at or after a presentation time, numbered from 0.
+
+        Seeks to the key frame before it; where the file cannot do that, decodes from the start.
+        """
+        for margin_s in (0, 2, 10) if self.seekable else ():
+            frames = _VideoPass(self.path)
+            try:
+                target = max(0, pts - round(margin_s / self.info.time_base))
+                first = frames.seek(target)
+                if first is not None and first.pts <= pts:
+                    later = (frame for frame in chain([first], frames) if frame.pts >= pts)
+                    yield from (replace(frame, index=i) for i, frame in enumerate(later))
+                    return
+            finally:
+                frames.close()
+        frames = _VideoPass(self.path)
+        try:
+            later = (frame for frame in frames if frame.pts >= pts)
+            yield from (replace(frame, index=i) for i, frame in enumerate(later))
+        finally:
+            frames.close()
+
+
+class AudioSource:
+    """A file's first audio track (a video's own included), as one run of samples from time zero.
+
+    A track that starts late is preceded by silence, what lies before time zero is cut, and gaps
+    are filled, so sample n is always at n / rate seconds. Each iteration is a pass of its own.
+
+    Attributes:
+        sample_rate_hz: the track's own rate.
+        layout: FFmpeg's name of the channel layout ("mono", "stereo", "5.1").
+        channels: number of channels.
+        decode_errors: damaged packets of the last pass.
+
+    Raises:
+        MediaError: the file is missing, is not media, has no audio track, or one without samples.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self.decode_errors = 0
+        self._duration_s: Fraction | None = None
+        track = Track(path, "audio")
+        try:
+            first = next((frame for frame in track if frame.samples), None)
+        finally:
+            track.close()
+        if first is None or not first.sample_rate:
+            raise MediaError(f"{path}: the audio track holds no samples; give a file with sound")
+        self.sample_rate_hz: int = first.sample_rate
+        self.channels: int = first.layout.nb_channels
+        # "3 channels" means that the file does not say which; "3c" is the usual layout of three.
+        usual = first.layout.name.replace(" channels", "c")
+        try:
+            self.layout: str = av.AudioLayout(usual).name
+        except ValueError as error:
+            raise MediaError(
+                f"{path}: {self.channels} audio channels in no usual layout; expected 1 to 8"
+            ) from error
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.blocks()
+
+    @property
+    def duration_s(self) -> Fraction:
+        """Time of the track's end in seconds, counted in samples; decodes it once if need be."""
+        if self._duration_s is None:
+            for _ in self._samples():
+                pass
+        assert self._duration_s is not None
+        return self._duration_s
+
+    def blocks(self, block_samples: int = SPEECH_RATE_HZ) -> Iterator[np.ndarray]:
+        """Resample to 16 kHz mono and yield blocks: (block_samples,) float32, the last shorter.
+
+        Channels are averaged; values are as in the file, normally in [-1, 1].
+        """
+        # Without a limit, a float downmix adds the channels up to 3 dB louder.
+        averaged = {"rematrix_maxval": "1"}
+        resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ, options=averaged)
+        pending = np.zeros(0, np.float32)
+        for frame in chain(self.original(), [None]):
+            resampled = _joined(resampler.resample(frame), "mono")[0]
+            pending = np.concatenate([pending, resampled])
+            while len(pending) >= block_samples:
+                yield pending[:block_samples]
+                pending = pending[block_samples:]
+        if len(pending):
+            yield pending
+
+    def original(self) -> Iterator[av.AudioFrame]:
+        """The track at its own rate and channels, for the output: float planar, pts in samples."""
+        position = 0
+        for samples in self._samples():
+            yield audio_frame(samples, position, self.sample_rate_hz, self.layout)
+            position += samples.shape[1]
+
+    def _samples(self) -> Iterator[np.ndarray]:
+        """Yield (channels, S) float32 at the track's own rate, without gaps from time zero on."""
+        rate = self.sample_rate_hz
+        track = Track(self.path, "audio")
+        written = 0
+        shift = 0  # samples by which a broken clock is put right
+        try:
+            for frame, samples in _uniform(track, rate, self.layout):
+                if frame is not None and frame.pts is not None:
+                    due = round((frame.pts * track.stream.time_base - track.start_s) * rate) + shift
+                    late = due - written
+                    if abs(late) > _AUDIO_GAP_S * rate and written:
+                        shift -= late
+                    elif written == 0 or abs(late) > _AUDIO_JITTER_S * rate:
+                        samples = samples[:, max(0, -late) :]
+                        for start in range(0, late, rate):
+                            silence = min(rate, late - start)
+                            yield np.zeros((self.channels, silence), np.float32)
+                            written += silence
+                if samples.shape[1]:
+                    yield samples
+                    written += samples.shape[1]
+            self._duration_s = Fraction(written, rate)
+        finally:
+            self.decode_errors = track.errors
+            track.close()
+
+
+def audio_frame(
+    samples: np.ndarray, position: int, sample_rate_hz: int, layout: str
+) -> av.AudioFrame:
+    """Wrap (channels, S) float32 samples that start at a sample position of their track."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", layout)
+    frame.sample_rate = sample_rate_hz
+    frame.time_base = Fraction(1, sample_rate_hz)
+    frame.pts = position
+    return frame
+
+
+def _uniform(
+    track: Track, sample_rate_hz: int, layout: str
+) -> Iterator[tuple[av.AudioFrame | None, np.ndarray]]:
+    """Yield decoded frames with their samples, (channels, S) float32 at one rate and layout.
+
+    Rate and layout may change in the middle of a file; what a resampler still holds then comes
+    without a frame.
+    """
+    resampler = av.AudioResampler("fltp", layout, sample_rate_hz)
+    made_for: tuple[str, str, int] | None = None
+    for frame in track:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != made_for:
+            yield None, _joined(resampler.resample(None), layout)
+            resampler, made_for = av.AudioResampler("fltp", layout, sample_rate_hz), kind
+        yield frame, _joined(resampler.resample(frame), layout)
+    yield None, _joined(resampler.resample(None), layout)
+
+
+def _joined(frames: Sequence[av.AudioFrame | None], layout: str) -> np.ndarray:
+    parts = [frame.to_ndarray() for frame in frames if frame is not None]
+    if not parts:
+        return np.zeros((av.AudioLayout(layout).nb_channels, 0), np.float32)
+    # A float file may hold NaN or infinity, which encoders refuse.
+    return np.nan_to_num(np.hstack(parts), nan=0.0, posinf=1.0, neginf=-1.0)
+
+
+class _VideoPass:
+    """One pass over the video stream of a file, frames in working format on the clip's timeline."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._track = Track(path, "video")
+        try:
+            decoded = iter(self._track)
+            first = next(decoded, None)
+            if first is None:
+                raise MediaError(f"{path}: not one frame of the video could be decoded")
+            self.info = _video_info(self._track, first)
+        except BaseException:
+            self._track.close()
+            raise
+        self._decoded = chain([first], decoded)
+        self._index = 0
+        self._start = round(self.info.start_s / self.info.time_base)
+        self._period = 1 / (self.info.average_rate * self.info.time_base)
+        self.clock = _Clock(self._start, self._period, self.info.time_base)
+
+    @property
+    def errors(self) -> int:
+        """Damaged packets and frames met so far."""
+        return self._track.errors
+
+    def __iter__(self) -> _VideoPass:
+        return self
+
+    def __next__(self) -> VideoFrame:
+        decoded = next(self._decoded)
+        info, index = self.info, self._index
+        self._index += 1
+        return VideoFrame(
+            index=index,
+            pts=self.clock.stamp(decoded.pts, decoded.dts),
+            time_base=info.time_base,
+            duration=decoded.duration or max(1, round(self._period)),
+            picture=convert_picture(decoded, info.pix_fmt, info.width, info.height),
+        )
+
+    def seek(self, pts: int) -> VideoFrame | None:
+        """Go to the key frame before a presentation time and return it, or None if that fails."""
+        try:
+            self._track.container.seek(pts + self._start, stream=self._track.stream)
+        except av.FFmpegError:
+            return None
+        self._decoded = chain(self._track)
+        self.clock = _Clock(self._start, self._period, self.info.time_base)
+        first = next(self, None)
+        intact = first is not None and first.picture.key_frame and not first.picture.is_corrupt
+        return first if intact and not self.clock.repaired else None
+
+    def close(self) -> None:
+        self._track.close()
+
+
+class _Clock:
+    """Gives every decoded frame a time that exists and is later than the one before.
+
+    A missing time is derived from the decoding times, or else from the rate. A time that does not
+    increase becomes one tick more than the last; one that falls back by more than a second starts
+    a new timeline, which continues where the old one stopped.
+
+    Args:
+        start: the stream's time that counts as zero, in ticks.
+        period: ticks between frames at the average rate.
+        time_base: seconds in one tick.
+    """
+
+    def __init__(self, start: int, period: Fraction, time_base: Fraction) -> None:
+        self.repaired = False
+        self._shift = -start
+        self._period = period
+        self._second = 1 / time_base
+        self._last: Fraction | None = None
+        self._last_dts: int | None = None
+
+    def stamp(self, pts: int | None, dts: int | None) -> int:
+        """Return the time of the next frame in ticks."""
+        last = self._last
+        if pts is not None:
+            now = Fraction(pts + self._shift)
+        elif last is None:
+            now = Fraction(0)
+        elif dts is not None and self._last_dts is not None and dts > self._last_dts:
+            now = last + (dts - self._last_dts)
+        else:
+            now = last + self._period
+        earliest = 0 if last is None else round(last) + 1
+        self.repaired |= pts is None or round(now) < earliest
+        if round(now) < earliest:
+            given, now = now, Fraction(earliest)
+            if last is None or last - given > self._second:
+                now = now if last is None else last + self._period
+                self._shift += round(now - given)
+        self._last, self._last_dts = now, dts
+        return round(now)
+
+
+def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:
+    stream = track.stream
+    rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+    pix_fmt = working_format(first.format.name)
+    working = convert_picture(first, pix_fmt, first.width, first.height)
+    duration_s = stream.duration and stream.duration * stream.time_base
+    if not duration_s and track.container.duration:
+        duration_s = Fraction(track.container.duration, 1_000_000)
+    return VideoInfo(
+        width=first.width,
+        height=first.height,
+        average_rate=rate,
+        time_base=stream.time_base,
+        pix_fmt=pix_fmt,
+        source_pix_fmt=first.format.name,
+        color_range=working.color_range,
+        colorspace=working.colorspace,
+        color_primaries=working.color_primaries,
+        color_trc=working.color_trc,
+        sample_aspect_ratio=stream.sample_aspect_ratio or None,
+        rotation_deg=first.rotation,
+        start_s=track.start_s,
+        duration_s=duration_s or None,
+        frame_count=stream.frames or None,
+    )

@@ -1,0 +1,152 @@
+"""What every test shares: seeds, a fixed thread count, footage, and the skipping of GPU tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import wave
+from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+# Nothing in the suite may depend on a download: set before any import of a hub client.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import av
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from dithead.audio import AudioConfig, load_audio_encoder
+from dithead.bench import footage
+from dithead.config import DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, VQGANConfig
+from dithead.errors import DitheadError
+from dithead.face.detector import load_face_detector
+from dithead.face.mesh import load_face_mesh
+from dithead.model import DitHead
+from dithead.pipeline import Models
+
+SEED = 20231206
+THREADS = int(os.environ.get("DITHEAD_TEST_THREADS", min(2, os.cpu_count() or 1)))
+FOOTAGE_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+hypothesis.settings.register_profile("dithead", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("dithead")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked gpu where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same random state and the same thread count (bits depend on both)."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session")
+def carphone_clip() -> Path:
+    """Path of the carphone clip (120 frames, 176x144, 29.97 fps)."""
+    try:
+        return footage.carphone()
+    except DitheadError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def astronaut() -> np.ndarray:
+    """A portrait, (512, 512, 3) uint8 RGB; NASA, public domain."""
+    data = pytest.importorskip("skimage.data", reason="the portrait comes with scikit-image")
+    return np.array(data.astronaut())
+
+
+@pytest.fixture(scope="session")
+def shared_footage() -> Path:
+    """The folder of training footage, which is no part of the project: clips/ and grid_s1/."""
+    folder = Path(os.environ.get("DITHEAD_FOOTAGE", FOOTAGE_DIR))
+    if not folder.is_dir():
+        pytest.skip(f"no footage at {folder}; point DITHEAD_FOOTAGE at a folder that has it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_models() -> Models:
+    """A small model with random weights behind the real face and speech models.
+
+    For tests of timing, geometry and exactness, which hold for any weights.
+    """
+    torch.manual_seed(SEED)
+    config = DitHeadConfig(
+        face=FaceConfig(crop_px=64),
+        vqgan=VQGANConfig((8, 8, 16), (8, 8, 16), blocks=1, attention=False, codebook_size=64),
+        dit=DiTConfig(width=32, depth=2, heads=2, conditioning="tokens"),
+        diffusion=DiffusionConfig(prediction="velocity", schedule="cosine", steps=2),
+        audio=AudioConfig(layers=(3,)),
+    )
+    model = DitHead(config)
+    with torch.no_grad():
+        for parameter in model.dit.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.eval().requires_grad_(False)
+    audio = load_audio_encoder(config.audio)
+    return Models(model, audio, load_face_detector(), load_face_mesh())
+
+
+@pytest.fixture
+def portrait_clip(tmp_path: Path, astronaut: np.ndarray) -> Callable[..., Path]:
+    """Writes clips of the portrait moving a little: (name, times_s, blank frames, size) -> path."""
+
+    def write(
+        name: str,
+        times_s: Sequence[Fraction],
+        blank: Collection[int] = (),
+        size: tuple[int, int] = (160, 160),
+    ) -> Path:
+        path = tmp_path / name
+        base = Fraction(1, 90000)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(25), options={"bf": "0"})
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.time_base = base
+            for i, time_s in enumerate(times_s):
+                shift = 2 * (i % 8)
+                picture = astronaut[20 + shift : 260 + shift, 104 + shift : 344 + shift]
+                if i in blank:
+                    picture = np.full_like(picture, 90)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+                frame = frame.reformat(*size, format="yuv420p")
+                frame.pts, frame.time_base = round(time_s / base), base
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tone_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a WAV file of so many seconds of a warbling tone."""
+
+    def write(seconds: float, name: str = "audio.wav", rate_hz: int = 22050) -> Path:
+        time_s = np.arange(round(seconds * rate_hz)) / rate_hz
+        samples = 0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)
+        path = tmp_path / name
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate_hz)
+            file.writeframes((samples * 32767).astype("<i2").tobytes())
+        return path
+
+    return write

@@ -1,0 +1,56 @@
+"""Presets, validation and the round trip through JSON."""
+
+import json
+
+import pytest
+
+from dithead.config import PRESETS, DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, preset
+from dithead.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_survives_json(name: str) -> None:
+    config = preset(name)
+    assert DitHeadConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_paper_preset_states_the_papers_numbers() -> None:
+    config = preset("paper")
+    assert (config.dit.depth, config.dit.heads, config.dit.width, config.dit.patch) == (
+        24,
+        16,
+        1024,
+        2,
+    )
+    assert config.latent_size == 32
+    assert config.vqgan.latent_channels == 4
+    frames, features = config.audio.window_shape
+    assert frames * features == 363
+    assert (config.diffusion.schedule, config.diffusion.prediction) == ("linear", "noise")
+    assert config.diffusion.steps == 250
+
+
+def test_unknown_names_list_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match="paper-512"):
+        preset("huge")
+    values = preset("tiny").to_dict()
+    values["dit"]["widht"] = 3
+    with pytest.raises(ConfigError, match=r"widht.*width"):
+        DitHeadConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: FaceConfig(crop_px=100),
+        lambda: FaceConfig(mask_softness=0.0),
+        lambda: DiTConfig(width=100, heads=16),
+        lambda: DiTConfig(conditioning="both"),  # type: ignore[arg-type]
+        lambda: DiffusionConfig(schedule="square"),  # type: ignore[arg-type]
+        lambda: DiffusionConfig(steps=0),
+        lambda: DiffusionConfig(steps=1001),
+    ],
+)
+def test_invalid_values_are_refused(build: object) -> None:
+    with pytest.raises(ConfigError):
+        build()  # type: ignore[operator]

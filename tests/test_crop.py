@@ -1,0 +1,141 @@
+"""Crop, mask and tracker: geometry that can be checked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dithead.config import FaceConfig
+from dithead.face.crop import (
+    _TEMPLATE,
+    MASK_POLYGON,
+    STABLE_POINTS,
+    crop_face,
+    crop_mask,
+    mask_polygon,
+    paste_face,
+    pixels_to_units,
+    placement_from_mesh,
+    rectangle_mask,
+    transform_from_placement,
+)
+from dithead.face.tracker import FaceTracker
+from dithead.graphs import RECTANGLE_SIZES, face_rectangle
+
+
+def mesh_at(cx: float, cy: float, side: float, roll: float) -> torch.Tensor:
+    """A mesh (1, 468, 2) whose stable points are the template, placed."""
+    placement = torch.tensor([[cx, cy, math.log(side), roll]])
+    matrix = transform_from_placement(placement)[0]
+    mesh = torch.full((1, 468, 2), 1e4)  # every other point is far off and must not matter
+    points = torch.tensor(_TEMPLATE) @ matrix[:, :2].T + matrix[:, 2]
+    mesh[0, list(STABLE_POINTS)] = points
+    return mesh
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.4, -2.0])
+def test_placement_is_recovered_from_the_stable_points(roll: float) -> None:
+    found = placement_from_mesh(mesh_at(81.5, 60.25, 97.0, roll))[0]
+    expected = torch.tensor([81.5, 60.25, math.log(97.0), roll])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
+
+
+def test_no_moving_point_carries_the_crop() -> None:
+    lips_and_jaw = {0, 13, 14, 17, 78, 82, 87, 152, 172, 308, 312, 317, 397}
+    assert not lips_and_jaw & set(STABLE_POINTS)
+
+
+def test_crop_then_paste_gives_the_picture_back() -> None:
+    ramp = torch.linspace(0, 1, 160)
+    image = torch.stack(
+        [ramp.expand(160, 160), ramp[:, None].expand(160, 160), ramp.expand(160, 160)]
+    )
+    transform = transform_from_placement(torch.tensor([[80.0, 78.0, math.log(100.0), 0.3]]))
+    crop = crop_face(image[None], transform, 128)
+    back = paste_face(crop, transform, 160, 160)
+    ys, xs = torch.meshgrid(torch.arange(160) + 0.5, torch.arange(160) + 0.5, indexing="ij")
+    units = pixels_to_units(torch.stack([xs, ys], -1), transform)[0]
+    inside = (units.abs() < 0.48).all(-1)
+    assert inside.sum() > 5000
+    assert (back[0] - image).abs().amax(0)[inside].max() < 1e-3
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = (torch.arange(512) % 2).float().expand(1, 3, 512, 512)
+    transform = transform_from_placement(torch.tensor([[256.0, 256.0, math.log(505.0), 0.0]]))
+    assert crop_face(stripes, transform, 128, 4).std() < 0.1
+    assert crop_face(stripes, transform, 128, 1).std() > 0.2
+
+
+def test_mask_is_exactly_zero_outside_and_one_inside() -> None:
+    mask = crop_mask(128, 0.02, mask_polygon(1))[0, 0]
+    assert mask[90, 64] == 1
+    assert (mask[:30] == 0).all()
+    assert ((mask > 0) & (mask < 1)).float().mean() > 0.02
+    assert (mask[:, 0] == 0).all()
+    assert (mask[-1, :20] == 0).all()
+
+
+def test_mask_polygon_is_convex_and_clockwise() -> None:
+    points = torch.tensor(MASK_POLYGON)
+    edges = points.roll(-1, 0) - points
+    following = edges.roll(-1, 0)
+    assert (edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0] > 0).all()
+
+
+def test_the_two_masks_agree() -> None:
+    transform = transform_from_placement(torch.tensor([[64.0, 64.0, math.log(128.0), 0.0]]))
+    polygon = mask_polygon(1)
+    a = crop_mask(128, 0.02, polygon)
+    torch.testing.assert_close(
+        a, rectangle_mask(transform, 128, 128, 0.02, polygon), atol=1e-4, rtol=0
+    )
+
+
+def test_tracker_starts_at_the_first_face_and_calms_jitter() -> None:
+    tracker = FaceTracker(FaceConfig())
+    state = tracker.initial_state()
+    jitter = 0.7 * torch.randn(100, 2)
+    centres = []
+    for i in range(100):
+        mesh = mesh_at(80 + float(jitter[i, 0]), 60 + float(jitter[i, 1]), 90, 0.0)[0]
+        transform, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
+        if i == 0:
+            torch.testing.assert_close(transform[:, 2], 80 + jitter[0] - torch.tensor([0.0, 20.0]))
+        centres.append(transform[:, 2])
+    assert torch.stack(centres)[20:].std(0).max() < 0.5 * jitter.std()
+
+
+def test_tracker_follows_a_moving_head() -> None:
+    tracker = FaceTracker(FaceConfig())
+    state = tracker.initial_state()
+    for i in range(50):
+        mesh = mesh_at(80 + 2.0 * i, 60, 90, 0.0)[0]
+        transform, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
+    assert abs(float(transform[0, 2]) - (80 + 98)) < 5.0
+
+
+def test_tracker_turns_the_short_way_round() -> None:
+    tracker = FaceTracker(FaceConfig())
+    state = tracker.initial_state()
+    for roll in (3.1, -3.1):
+        transform, state = tracker(mesh_at(80, 60, 90, roll)[0], state, torch.tensor(0.04))
+    angle = math.atan2(float(transform[1, 0]), float(transform[0, 0]))
+    assert abs(abs(angle) - math.pi) < 0.1
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.7])
+@pytest.mark.parametrize("side", [20.0, 57.0, 131.0, 660.0])
+def test_rectangle_holds_the_crop(side: float, roll: float) -> None:
+    placement = torch.tensor([[333.3, 250.9, math.log(side), roll]])
+    transform = transform_from_placement(placement)[0]
+    left, top, size = face_rectangle(transform)
+    corners = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    points = corners @ transform[:, :2].T + transform[:, 2]
+    assert size in RECTANGLE_SIZES
+    assert left % 2 == 0
+    assert top % 2 == 0
+    assert points[:, 0].min() >= left
+    assert points[:, 1].min() >= top
+    assert points[:, 0].max() <= left + size
+    assert points[:, 1].max() <= top + size

@@ -1,0 +1,69 @@
+"""The denoiser: shapes, conditioning, and what adaLN-zero and the context split promise."""
+
+import pytest
+import torch
+
+from dithead.config import DiffusionConfig, DiTConfig
+from dithead.diffusion import Diffusion
+from dithead.dit import DiT, position_table
+from dithead.graphs import DiTContext, DiTStep
+
+
+def _dit(conditioning: str, awake: bool = True) -> DiT:
+    config = DiTConfig(width=64, depth=2, heads=4, conditioning=conditioning)  # type: ignore[arg-type]
+    model = DiT(config, 4, 16, 11, 48).eval()
+    if awake:  # a fresh adaLN-zero model ignores its input
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def _inputs(batch: int = 2) -> tuple[torch.Tensor, ...]:
+    noisy, masked, reference = torch.randn(3, batch, 4, 16, 16)
+    return noisy, masked, reference, torch.tensor([10, 700])[:batch], torch.randn(batch, 11, 48)
+
+
+@pytest.mark.parametrize("conditioning", ["paper", "tokens"])
+def test_every_input_matters(conditioning: str) -> None:
+    model = _dit(conditioning)
+    inputs = _inputs()
+    base = model(*inputs)
+    assert base.shape == (2, 4, 16, 16)
+    for i in range(5):
+        changed = list(inputs)
+        changed[i] = changed[i].flip(0)
+        assert (model(*changed) - base).abs().max() > 1e-4, i
+
+
+@pytest.mark.parametrize("conditioning", ["paper", "tokens"])
+def test_fresh_model_predicts_zero(conditioning: str) -> None:
+    assert _dit(conditioning, awake=False)(*_inputs()).abs().max() == 0
+
+
+@pytest.mark.parametrize("conditioning", ["paper", "tokens"])
+def test_graphs_equal_the_model(conditioning: str) -> None:
+    """dit_context once and dit_step K times give what DDIM over the whole model gives."""
+    model = _dit(conditioning)
+    diffusion = Diffusion(DiffusionConfig(prediction="velocity"))
+    noise, masked, reference, _, window = _inputs()
+    expected = diffusion.sample(lambda x, t: model(x, masked, reference, t, window), noise, 3)
+    context, step = DiTContext(model)(window), DiTStep(model, diffusion, 3)
+    latent = noise
+    for k in range(3):
+        latent = step(latent, masked, reference, context, torch.full((2,), k))
+    torch.testing.assert_close(latent, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_are_distinct() -> None:
+    table = position_table(8, 64)
+    distance = torch.cdist(table, table) + torch.eye(64) * 9
+    assert distance.min() > 0.5
+
+
+def test_patches_go_back_where_they_came_from() -> None:
+    model = _dit("tokens")
+    tokens = torch.arange(64.0)[None, :, None].expand(1, 64, 16)
+    image = model._unpatch(tokens)
+    assert torch.equal(image[0, 0, ::2, ::2], torch.arange(64.0).view(8, 8))
+    assert torch.equal(image[0, 2, 1::2, 1::2], torch.arange(64.0).view(8, 8))

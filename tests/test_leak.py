@@ -1,0 +1,25 @@
+"""The mask must not tell how far the mouth is open (docs/architecture.md, "The mask")."""
+
+from pathlib import Path
+
+import pytest
+
+from dithead.config import preset
+from dithead.train.data import Footage
+from dithead.train.leak import leak_correlation
+from dithead.train.prepare import list_folder, prepare
+
+
+@pytest.mark.slow
+def test_opening_cannot_be_read_off_masked_crops(shared_footage: Path, tmp_path: Path) -> None:
+    config = preset("tiny")
+    sources = list_folder(shared_footage / "grid_s1" / "clips", "s1", 15)[:75]
+    prepare(sources, tmp_path, config)
+    footage = Footage(tmp_path)
+    train, held_out = footage.split("train"), footage.split("validation")
+    assert len(train) == 60
+    assert len(held_out) == 15
+    secret = leak_correlation(footage, train, held_out, config.face)
+    control = leak_correlation(footage, train, held_out, config.face, masked=False)
+    assert control >= 0.6, "the regressor is too weak to prove anything"
+    assert secret <= 0.3

@@ -1,0 +1,202 @@
+"""``dithead-stream`` as a user meets it: exit codes, one clear line, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dithead import checkpoint
+from dithead.pipeline import Models
+from dithead.runtime.cli import main
+
+TIMES = [Fraction(i, 25) for i in range(10)]
+
+
+@pytest.fixture
+def weights(random_models: Models, tmp_path: Path) -> Path:
+    """The random model as a checkpoint file, in a folder of its own."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    path = folder / "random.safetensors"
+    model = random_models.dithead
+    checkpoint.save(path, model.state_dict(), model.config.to_dict())
+    return path
+
+
+def test_json_summary(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    video, out = portrait_clip("ein Gesicht ü.mp4", TIMES, blank={3}), tmp_path / "aus ü.mp4"
+    code = main(
+        [str(video), str(tone_file(1.0)), "-o", str(out), "--checkpoint", str(weights), "--json"]
+    )
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert out.is_file()
+    assert (summary["frames"], summary["faces"], summary["frames_written"]) == (10, 9, 10)
+    assert {"track", "denoise", "decode face", "encode video"} <= summary["stage_fps"].keys()
+
+
+def test_text_summary_and_quiet(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    video = portrait_clip("in.mp4", TIMES)
+    command = [str(video), str(tone_file(1.0)), "-o", str(tmp_path / "o.mp4")]
+    command += ["--checkpoint", str(weights)]
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "10 frames" in printed.out
+    assert "--extend" in printed.out  # the longer audio was cut, said aloud
+    assert printed.err == ""
+
+
+def _bad_commands(folder: Path) -> dict[str, tuple[list[str], int, str]]:
+    video, audio, out = str(folder / "in.mp4"), str(folder / "audio.wav"), str(folder / "out.mp4")
+    (folder / "text.mp4").write_text("this is no video")
+    (folder / "empty.mp4").write_bytes(b"")
+    return {
+        "missing video": ([str(folder / "no.mp4"), audio, "-o", out], 1, "no.mp4"),
+        "missing audio": ([video, str(folder / "no.wav"), "-o", out], 1, "no.wav"),
+        "text as video": ([str(folder / "text.mp4"), audio, "-o", out], 1, "text.mp4"),
+        "empty video": ([str(folder / "empty.mp4"), audio, "-o", out], 1, "empty.mp4"),
+        "audio as video": ([audio, audio, "-o", out], 1, "audio.wav"),
+        "video without audio": ([video, video, "-o", out], 1, "audio"),
+        "unknown checkpoint": ([video, audio, "-o", out, "--checkpoint", "huge"], 1, "huge"),
+        "missing folder": ([video, audio, "-o", str(folder / "no/out.mp4")], 1, "no"),
+        "unknown extension": ([video, audio, "-o", str(folder / "out.xyz")], 1, "xyz"),
+        "unknown device": ([video, audio, "-o", out, "--device", "npu"], 2, "npu"),
+        "absent device": ([video, audio, "-o", out, "--device", "cuda:77"], 1, "cuda:77"),
+        "no steps": ([video, audio, "-o", out, "--steps", "0"], 2, "steps"),
+        "too many steps": ([video, audio, "-o", out, "--steps", "5000"], 2, "steps"),
+        "negative seed": ([video, audio, "-o", out, "--seed", "-1"], 2, "seed"),
+    }
+
+
+BAD = (
+    "missing video",
+    "missing audio",
+    "text as video",
+    "empty video",
+    "audio as video",
+    "video without audio",
+    "unknown checkpoint",
+    "missing folder",
+    "unknown extension",
+    "unknown device",
+    "absent device",
+    "no steps",
+    "too many steps",
+    "negative seed",
+)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_line_and_no_file(
+    case: str,
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    portrait_clip("in.mp4", TIMES)
+    tone_file(1.0)
+    command, code, named = _bad_commands(tmp_path)[case]
+    if "--checkpoint" not in command:
+        command += ["--checkpoint", str(weights)]
+    before = sorted(tmp_path.iterdir())
+    assert main(command) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("dithead-stream: ")
+    assert printed.err.count("\n") == 1
+    assert named in printed.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "--face", "left"]])
+def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_nothing(
+    number: signal.Signals,
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    video = portrait_clip("in.mp4", [Fraction(i, 25) for i in range(50)])
+    audio, folder = tone_file(60.0), tmp_path / "out"
+    folder.mkdir()
+    code = "import sys; from dithead.runtime.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(video), str(audio), "-o", str(folder / "out.mp4")]
+        + f"--checkpoint {weights} --extend loop --threads 1".split(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 120
+    while not any(folder.iterdir()):  # the temporary file shows that it has begun
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert printed.strip() == "dithead-stream: interrupted; nothing was written"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_length(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    video = portrait_clip("in.mp4", [Fraction(i, 25) for i in range(50)])
+    code = (
+        "import resource, sys; from dithead.runtime.cli import main; code = main();"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    peaks = []
+    for seconds in (30.0, 180.0):
+        audio = tone_file(seconds)
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            str(video),
+            str(audio),
+            "-o",
+            str(tmp_path / "o.mp4"),
+        ]
+        command += ["--checkpoint", str(weights), "--extend", "loop", "--quiet", "--steps", "1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert np.isclose(peaks[1], peaks[0], rtol=0.05), peaks

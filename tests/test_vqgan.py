@@ -1,0 +1,44 @@
+"""The VQGAN: shapes, quantisation, gradients."""
+
+import torch
+
+from dithead.config import VQGANConfig
+from dithead.vqgan import VQGAN, Codebook
+
+CONFIG = VQGANConfig((8, 16, 16), (8, 16, 16), blocks=1, attention=True, codebook_size=32)
+
+
+def test_shapes_and_factor() -> None:
+    model = VQGAN(CONFIG)
+    latent = model.encode(torch.rand(2, 3, 32, 32))
+    assert latent.shape == (2, 4, 8, 8)
+    assert model.decode(latent).shape == (2, 3, 32, 32)
+
+
+def test_codebook_takes_the_nearest_entry() -> None:
+    codebook = Codebook(50, 4)
+    latent = torch.randn(2, 4, 3, 5)
+    distance = torch.cdist(latent.movedim(1, -1).reshape(-1, 4), codebook.entries)
+    assert torch.equal(codebook.indices(latent).flatten(), distance.argmin(1))
+    entries = codebook.lookup(codebook.indices(latent))
+    assert torch.equal(codebook(entries), entries)
+
+
+def test_latent_scale_is_undone_before_quantising() -> None:
+    model = VQGAN(CONFIG).eval()
+    image = torch.rand(1, 3, 32, 32)
+    before = model.decode(model.encode(image))
+    model.latent_mean.fill_(0.3)
+    model.latent_std.fill_(2.5)
+    torch.testing.assert_close(model.decode(model.encode(image)), before, atol=1e-5, rtol=0)
+
+
+def test_gradient_passes_the_codebook_and_reaches_its_entries() -> None:
+    model = VQGAN(CONFIG)
+    out = model(torch.rand(2, 3, 32, 32))
+    (out.image.square().mean() + out.codebook_loss).backward()
+    assert model.encoder.layers[0].weight.grad.abs().max() > 0  # type: ignore[union-attr]
+    used = out.indices.unique()
+    gradient = model.codebook.entries.grad
+    assert gradient is not None
+    assert (gradient[used].abs().sum(1) > 0).all()

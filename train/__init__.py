@@ -1,0 +1,1 @@
+"""Training: footage preparation, the two stages of the method, and their evaluation."""

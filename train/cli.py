@@ -1,0 +1,199 @@
+"""``dithead-train``: prepare footage, train the two VQGANs, cache latents, train the denoiser, pack
+a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from dithead import checkpoint
+from dithead.config import DitHeadConfig, preset
+from dithead.errors import ConfigError, DitheadError
+from dithead.model import DitHead
+from dithead.train.data import Footage
+from dithead.train.dit import DiTTraining, train_dit
+from dithead.train.latents import cache_latents, cache_windows, load_cache
+from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
+from dithead.vqgan import VQGAN
+
+MAX_STAGE_MINUTES = 120.0
+
+
+def _load_vqgan(path: Path, config: DitHeadConfig) -> VQGAN:
+    model = VQGAN(config.vqgan)
+    checkpoint.load_into(model, checkpoint.load(path)[0], path)
+    return model.eval().requires_grad_(False)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    # Imported here: the other commands need neither FFmpeg nor the face models.
+    from dithead.train.prepare import list_folder, list_manifest, prepare
+
+    sources = []
+    if args.videos is not None:
+        if args.person is None:
+            raise ConfigError("--videos needs --person, the name its clips go by")
+        sources += list_folder(args.videos, args.person, args.validation)
+    if args.manifest is not None:
+        sources += list_manifest(args.manifest)
+    if not sources:
+        raise ConfigError("nothing to prepare: give --videos or --manifest")
+    clips = prepare(sources, args.out, preset(args.preset), args.workers)
+    print(json.dumps({"clips": len(clips), "frames": sum(c.frames for c in clips)}))
+
+
+def _vqgan(args: argparse.Namespace) -> None:
+    config = preset(args.preset)
+    training = VQGANTraining(
+        kind=args.kind,
+        minutes=_minutes(args),
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        perceptual_weight=args.perceptual,
+        adversarial_weight=args.adversarial,
+    )
+    footage = Footage(args.data)
+    path = train_vqgan(footage, config, training, args.out, args.start, args.device)
+    model = _load_vqgan(path, config)
+    scores = reconstruction_psnr(model, footage, config, args.kind)
+    print(json.dumps({"weights": str(path), **scores}))
+
+
+def _latents(args: argparse.Namespace) -> None:
+    from dithead.audio import load_audio_encoder
+
+    config = preset(args.preset)
+    footage = Footage(args.data)
+    cache_windows(footage, config, load_audio_encoder(config.audio), args.out)
+    cache_latents(
+        footage,
+        config,
+        args.face,
+        args.masked,
+        args.out,
+        args.main_looks,
+        args.main_share,
+        args.other_looks,
+        workers=args.workers,
+    )
+
+
+def _dit(args: argparse.Namespace) -> None:
+    training = DiTTraining(
+        minutes=_minutes(args), batch=args.batch, learning_rate=args.learning_rate, seed=args.seed
+    )
+    path = train_dit(
+        load_cache(args.latents),
+        preset(args.preset),
+        training,
+        args.out,
+        args.start,
+        args.device,
+        args.compile,
+    )
+    print(json.dumps({"weights": str(path)}))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    model = DitHead(preset(args.preset))
+    parts = (
+        (model.face_vqgan, args.face),
+        (model.masked_vqgan, args.masked),
+        (model.dit, args.dit),
+    )
+    for module, path in parts:
+        checkpoint.load_into(module, checkpoint.load(path)[0], path)
+    provenance = {"origin": args.origin, "licence": args.licence}
+    checkpoint.save(args.out, model.state_dict(), model.config.to_dict(), provenance)
+    print(json.dumps({"checkpoint": str(args.out), "bytes": args.out.stat().st_size}))
+
+
+def _minutes(args: argparse.Namespace) -> float:
+    if not 0 < args.minutes <= MAX_STAGE_MINUTES:
+        raise ConfigError(
+            f"a stage lasts at most {MAX_STAGE_MINUTES:g} minutes, not {args.minutes:g}: "
+            "train longer in several stages, each with --start from the last one's weights"
+        )
+    return args.minutes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dithead-train", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--preset", default="tiny", help="configuration")
+        sub.add_argument("--threads", type=int, default=2, help="CPU threads")
+        return sub
+
+    def stage(sub: argparse.ArgumentParser, minutes: float, batch: int, rate: float) -> None:
+        sub.add_argument("--out", type=Path, required=True, help="folder for weights and log")
+        sub.add_argument("--start", type=Path, help="weights of the stage before")
+        sub.add_argument("--minutes", type=float, default=minutes, help="length of the stage")
+        sub.add_argument("--batch", type=int, default=batch)
+        sub.add_argument("--learning-rate", type=float, default=rate)
+        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--device", default="cpu")
+
+    prepare = command("prepare", _prepare, "crops, tracks and audio from videos")
+    prepare.add_argument("--videos", type=Path, help="folder of one person's videos")
+    prepare.add_argument("--person", help="that person's name")
+    prepare.add_argument("--validation", type=int, default=45, help="clips held out, first by name")
+    prepare.add_argument("--manifest", type=Path, help="TSV with columns file, split, person")
+    prepare.add_argument("--out", type=Path, required=True, help="folder to write")
+    prepare.add_argument("--workers", type=int, default=2)
+
+    vqgan = command("vqgan", _vqgan, "stage 1: one autoencoder")
+    vqgan.add_argument("kind", choices=("face", "masked"))
+    vqgan.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    vqgan.add_argument("--perceptual", type=float, default=0.0, help="weight of ST-LPIPS")
+    vqgan.add_argument(
+        "--adversarial", type=float, default=0.0, help="weight of the discriminator; decoder only"
+    )
+    stage(vqgan, 15, 16, 1e-3)
+
+    latents = command("latents", _latents, "encode the footage once for stage 2")
+    latents.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    latents.add_argument("--face", type=Path, required=True, help="face VQGAN")
+    latents.add_argument("--masked", type=Path, required=True, help="masked-face VQGAN")
+    latents.add_argument("--out", type=Path, required=True, help="folder to write")
+    latents.add_argument("--main-looks", type=int, default=2)
+    latents.add_argument("--main-share", type=float, default=1.0)
+    latents.add_argument("--other-looks", type=int, default=24)
+    latents.add_argument("--workers", type=int, default=2)
+
+    dit = command("dit", _dit, "stage 2: the denoiser")
+    dit.add_argument("--latents", type=Path, required=True, help="folder written by latents")
+    dit.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
+    stage(dit, 60, 48, 6e-4)
+
+    pack = command("pack", _pack, "one checkpoint from the three parts")
+    for part in ("face", "masked", "dit"):
+        pack.add_argument(f"--{part}", type=Path, required=True)
+    pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    pack.add_argument("--origin", default="trained with dithead-train")
+    pack.add_argument("--licence", default="Apache-2.0")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``dithead-train``."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        args.run(args)
+    except DitheadError as error:
+        print(f"dithead-train: {error}", file=sys.stderr)
+        return 1
+    return 0

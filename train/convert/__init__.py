@@ -1,0 +1,1 @@
+"""Offline converters: published weights of other projects to DiT-Head checkpoints."""

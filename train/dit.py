@@ -1,0 +1,245 @@
+"""``dithead-train dit``: stage 2, the denoiser on cached latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dithead import checkpoint
+from dithead.attention import AttentionBackend
+from dithead.config import DitHeadConfig
+from dithead.diffusion import Diffusion
+from dithead.dit import DiT
+from dithead.face.crop import crop_mask, mask_polygon
+from dithead.train.latents import LatentCache, Run
+from dithead.train.loop import MovingAverage, Stage, precision, set_learning_rate
+
+
+@dataclass(frozen=True, slots=True)
+class DiTTraining:
+    """Settings of one stage."""
+
+    minutes: float = 60.0
+    batch: int = 48
+    learning_rate: float = 6e-4
+    warmup_steps: int = 300
+    seed: int = 0
+    average_decay: float = 0.999
+    main_share: float = 0.75
+    """Share of samples from the person with the most clips."""
+    min_distance: int = 60
+    """A reference from the same clip is at least so many frames away, or as far as a short clip
+    allows."""
+    own_output_share: float = 0.2
+    """Share of samples whose reference is the model's own output for another frame."""
+    reference_noise: float = 0.1
+    """Largest standard deviation of the noise on reference latents."""
+    silence_share: float = 0.35
+    """Share of silent frames that hear digital silence instead of the recorded one."""
+    disturbed_share: float = 0.5
+    """Share of samples that hear the audio with a changed level and added noise."""
+    mouth_weight: float = 2.5
+    """Extra weight of the mouth region; outside the mask the loss weighs ``outside_weight``."""
+    outside_weight: float = 0.15
+    first_step_share: float = 0.3
+    """Share of samples at the noisiest timestep, from which few-step sampling starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One training batch: latents (B, C, S, S) and windows (B, window_frames, features)."""
+
+    clean: Tensor
+    masked: Tensor
+    reference: Tensor
+    window: Tensor
+
+
+class LatentSampler:
+    """Draws training samples from the cache."""
+
+    def __init__(self, cache: LatentCache, training: DiTTraining) -> None:
+        self.cache = cache
+        self.training = training
+        self.random = np.random.default_rng(training.seed)
+        self.main = [run for run in cache.runs if run.main]
+        others: dict[str, list[Run]] = {}
+        for run in cache.runs:
+            if not run.main:
+                others.setdefault(run.person, []).append(run)
+        self.others = list(others.values())
+        self.alike: dict[tuple[int, int], list[Run]] = {}
+        for run in cache.runs:
+            self.alike.setdefault((run.group, run.look), []).append(run)
+
+    def _run(self) -> Run:
+        if self.others and self.random.random() > self.training.main_share:
+            runs = self.others[self.random.integers(len(self.others))]
+        else:
+            runs = self.main
+        return runs[self.random.integers(len(runs))]
+
+    def _reference_row(self, run: Run, frame: int) -> int:
+        """A frame of another clip of the same person and look, else a distant one of the same
+        clip."""
+        alike = [other for other in self.alike[run.group, run.look] if other.clip != run.clip]
+        if alike and self.random.random() < 0.9:
+            other = alike[self.random.integers(len(alike))]
+            return other.first + int(self.random.integers(other.frames))
+        distance = min(self.training.min_distance, max(frame, run.frames - 1 - frame))
+        far = [f for f in range(run.frames) if abs(f - frame) >= distance]
+        return run.first + far[self.random.integers(len(far))]
+
+    def _window(self, run: Run, frame: int) -> np.ndarray:
+        t = self.training
+        if self.cache.silent[run.clip][frame] and self.random.random() < t.silence_share:
+            return self.cache.silence_window.numpy()
+        variant = int(self.random.random() < t.disturbed_share)
+        return self.cache.windows[run.clip][variant, frame]
+
+    def sample(self, batch: int) -> Batch:
+        """A random batch; references are true frames."""
+        rows, references, windows = [], [], []
+        for _ in range(batch):
+            run = self._run()
+            frame = int(self.random.integers(run.frames))
+            rows.append(run.first + frame)
+            references.append(self._reference_row(run, frame))
+            windows.append(self._window(run, frame).astype(np.float32))
+        return Batch(
+            self.cache.face[rows].float(),
+            self.cache.masked[rows].float(),
+            self.cache.face[references].float(),
+            torch.from_numpy(np.stack(windows)),
+        )
+
+
+def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
+    """Loss weight of each latent position: low outside the mask, highest at the mouth. (1, 1, S,
+    S), mean 1."""
+    size = config.latent_size
+    mask = crop_mask(size, 0.03, mask_polygon(1))  # (1, 1, S, S)
+    line = (torch.arange(size) + 0.5) / size - 0.5
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    mouth = torch.exp(-(((x / 0.20) ** 2 + ((y - 0.18) / 0.20) ** 2) ** 2))
+    weights = training.outside_weight + (1 - training.outside_weight) * mask
+    weights = weights + training.mouth_weight * mouth * mask
+    return weights / weights.mean()
+
+
+def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> DiT:
+    """The denoiser of a configuration, freshly initialised."""
+    frames, features = config.audio.window_shape
+    channels, size = config.vqgan.latent_channels, config.latent_size
+    return DiT(config.dit, channels, size, frames, features, attention_backend)
+
+
+def train_dit(
+    cache: LatentCache,
+    config: DitHeadConfig,
+    training: DiTTraining,
+    out: Path,
+    start: Path | None = None,
+    device: str = "cpu",
+    compile_model: bool = False,
+) -> Path:
+    """Train the denoiser for one stage and write its averaged weights, also every ten minutes on
+    the way.
+
+    Returns:
+        Path of the weights.
+    """
+    torch.manual_seed(training.seed)
+    where = torch.device(device)
+    model = build_dit(config, "math" if where.type == "cpu" else "sdpa")
+    if start is not None:
+        tensors, _ = checkpoint.load(start)
+        checkpoint.load_into(model, tensors, start)
+    model.to(where)
+    diffusion = Diffusion(config.diffusion).to(where)
+    average = MovingAverage(model, training.average_decay)
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    sampler = LatentSampler(cache, training)
+    weights = latent_weights(config, training).to(where)
+    forward = torch.compile(model, dynamic=False) if compile_model else model
+    stage = Stage(out / "dit.log", training.minutes)
+    path = out / "dit.safetensors"
+    saved_s = 0.0
+    running = 0.0
+    while stage.running:
+        set_learning_rate(
+            optimiser, stage.learning_rate(training.learning_rate, training.warmup_steps)
+        )
+        batch = _to(sampler.sample(training.batch), where)
+        reference = disturb_reference(model, diffusion, batch, training)
+        timestep = draw_timesteps(training, diffusion, where)
+        noise = torch.randn_like(batch.clean)
+        noisy = diffusion.add_noise(batch.clean, noise, timestep)
+        with precision(where):
+            predicted = forward(noisy, batch.masked, reference, timestep, batch.window)
+        error = (predicted.float() - diffusion.target(batch.clean, noise, timestep)).square()
+        loss = (weights * error).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        average.update()
+        stage.step += 1
+        stage.samples += training.batch
+        running += loss.item()
+        if stage.step % 100 == 0:
+            stage.log(loss=running / 100)
+            running = 0.0
+        if stage.elapsed_s - saved_s > 600:
+            saved_s = stage.elapsed_s
+            checkpoint.save(path, average.values, config.to_dict(), dtype=None)
+    checkpoint.save(path, average.values, config.to_dict(), dtype=None)
+    return path
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return Batch(*(getattr(batch, name).to(device) for name in Batch.__slots__))
+
+
+def draw_timesteps(training: DiTTraining, diffusion: Diffusion, device: torch.device) -> Tensor:
+    """Timesteps (B,): uniform, with a share at the noisiest."""
+    last = diffusion.config.timesteps
+    timestep = torch.randint(last, (training.batch,), device=device)
+    first = torch.rand(training.batch, device=device) < training.first_step_share
+    return torch.where(first, torch.full_like(timestep, last - 1), timestep)
+
+
+@torch.no_grad()
+def disturb_reference(
+    model: DiT, diffusion: Diffusion, batch: Batch, training: DiTTraining
+) -> Tensor:
+    """References as they occur when frames are fed back: some are the model's own output, all carry
+    a little noise.
+
+    The own output is that for another sample's audio, never for a neighbouring frame: the reference
+    must tell what the person looks like, not what the mouth does next.
+    """
+    reference = batch.reference
+    count = round(training.own_output_share * len(reference))
+    if count:
+        top = torch.full((count,), diffusion.config.timesteps - 1, device=reference.device)
+        noise = torch.randn_like(reference[:count])
+        with precision(reference.device):
+            predicted = model(
+                noise, batch.masked[:count], reference[:count], top, batch.window.roll(1, 0)[:count]
+            )
+        clean, _ = diffusion.split(noise, predicted, top)
+        reference = torch.cat([clean, reference[count:]])
+    level = training.reference_noise * torch.rand(len(reference), 1, 1, 1, device=reference.device)
+    return reference + level * torch.randn_like(reference)

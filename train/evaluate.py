@@ -1,0 +1,406 @@
+"""``dithead-eval``: how well the lips follow the audio, and how true the picture is, on held-out
+clips.
+
+Definitions (docs/evaluation.md):
+
+* *Mouth box*: the box of mesh points 78, 308, 0 and 17 plus 12 px at a width of 360 (scaled), on
+the true frame. PSNR, SSIM and
+  ST-LPIPS are taken there, on decoded frames at source size before video encoding.
+* *Opening*: mean of |13-14|, |82-87|, |312-317| over |10-152|, unsmoothed, from the mesh on the
+finished frames.
+* *Fine*: correlation over time after subtracting an 11-frame moving average from both series.
+* *Crossed*: video A driven by the audio of B. The lips must follow B, not A.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dithead.errors import DitheadError, MediaError
+from dithead.face.locate import FaceLocator
+from dithead.pipeline import (
+    FrameGenerator,
+    Models,
+    Options,
+    Patch,
+    cut_face,
+    put_patch,
+    revoice,
+)
+from dithead.runtime.media import AudioSource, VideoSource
+from dithead.train.prepare import list_folder
+
+MOUTH_POINTS = (78, 308, 0, 17)
+CROSSED_SHIFT = 7
+"""Video i is crossed with the audio of video i + 7, counted round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A held-out clip in memory."""
+
+    name: str
+    frames: list[Tensor]
+    times_s: list[float]
+    samples: np.ndarray
+    meshes: np.ndarray
+    """(T, 468, 2) in frame pixels, of the true frames."""
+
+
+def load_clip(path: Path, models: Models) -> Clip:
+    """Decode a clip and fit the mesh to its true frames. Raises MediaError where a frame shows no
+    face."""
+    with VideoSource(path) as video:
+        pairs = [(torch.from_numpy(f.rgb()), float(f.time_s)) for f in video]
+    samples = np.concatenate(list(AudioSource(path).blocks()))
+    frames, times = [p[0] for p in pairs], [p[1] for p in pairs]
+    return Clip(path.stem, frames, times, samples, fit_meshes(frames, models))
+
+
+@torch.inference_mode()
+def fit_meshes(frames: list[Tensor], models: Models) -> np.ndarray:
+    """Mesh (T, 468, 2) of each frame, followed by the runtime's locator, unsmoothed."""
+    locate = FaceLocator(models.detector, models.mesh)
+    meshes = []
+    for i, frame in enumerate(frames):
+        mesh = locate(frame)
+        if mesh is None:
+            raise MediaError(f"no face in frame {i}: evaluation needs one in every frame")
+        meshes.append(mesh[:, :2].numpy())
+    return np.stack(meshes)
+
+
+def opening(meshes: np.ndarray) -> np.ndarray:
+    """Mouth opening (T,) of meshes (T, 468, 2)."""
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(meshes[:, a] - meshes[:, b], axis=1)
+
+    lips = (distance(13, 14) + distance(82, 87) + distance(312, 317)) / 3
+    return lips / distance(10, 152)
+
+
+def without_trend(series: np.ndarray, width: int = 11) -> np.ndarray:
+    """A series (T,) less its moving average; at the ends the average is over what there is."""
+    kernel = np.ones(width)
+    total = np.convolve(series, kernel, "same")
+    return series - total / np.convolve(np.ones(len(series)), kernel, "same")
+
+
+def fine_correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Correlation of the series without their trends, over all pairs together."""
+    a = np.concatenate([without_trend(x[: min(len(x), len(y))]) for x, y in pairs])
+    b = np.concatenate([without_trend(y[: min(len(x), len(y))]) for x, y in pairs])
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the mouth box of a mesh (468, 2) in a frame of the given size."""
+    points, margin = mesh[list(MOUTH_POINTS)], 12 * width / 360
+    low, high = np.floor(points.min(0) - margin), np.ceil(points.max(0) + margin)
+    return (
+        max(0, int(low[0])),
+        max(0, int(low[1])),
+        min(width, int(high[0])),
+        min(height, int(high[1])),
+    )
+
+
+def box_scores(
+    true: Tensor, made: Tensor, mesh: np.ndarray, metric: Any = None
+) -> dict[str, float]:
+    """PSNR (dB), SSIM and, with a metric, ST-LPIPS of a finished frame in the true frame's mouth
+    box."""
+    left, top, right, bottom = mouth_box(mesh, true.shape[1], true.shape[0])
+    a = true[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
+    b = made[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
+    scores = {
+        "psnr_db": float(-10 * torch.log10((a - b).square().mean().clamp(min=1e-10))),
+        "ssim": ssim(a, b),
+    }
+    if metric is not None:
+        scores["st_lpips"] = float(metric(a * 2 - 1, b * 2 - 1).mean())
+    return scores
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Structural similarity (Wang et al., 2004; 11 x 11 Gaussian of sigma 1.5) of (1, 3, H, W) in
+    [0, 1], on luma."""
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    x, y = (a * luma).sum(1, keepdim=True), (b * luma).sum(1, keepdim=True)
+    line = torch.arange(-5, 6, dtype=torch.float32)
+    bell = torch.exp(-line.square() / (2 * 1.5**2))
+    kernel = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
+
+    def mean(z: Tensor) -> Tensor:
+        return F.conv2d(z, kernel)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(value.mean())
+
+
+def frozen_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
+    """The baseline: the first frame's lower face blended into every frame, through the same crop,
+    mask and seam correction."""
+    yield from _replaced(clip, models, lambda generate, crop, first: first)
+
+
+def ceiling_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
+    """The ceiling: every frame's own lower face through the VQGAN and back."""
+    yield from _replaced(
+        clip, models, lambda generate, crop, first: generate.reference_encoder(crop)
+    )
+
+
+def _replaced(
+    clip: Clip, models: Models, latent_or_crop: Callable[[FrameGenerator, Tensor, Tensor], Tensor]
+) -> Iterator[Tensor]:
+    generate = FrameGenerator(models, Options())
+    first: Tensor | None = None
+    for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
+        transform = generate.track(frame, time_s)
+        if transform is None:
+            yield frame
+            continue
+        left, top, rectangle, local = cut_face(frame, transform)
+        crop, mask, _ = generate.encode(rectangle, local)
+        first = crop if first is None else first
+        new = latent_or_crop(generate, crop, first)
+        decoder = generate.decoder(rectangle.shape[0])
+        if new.shape == crop.shape:
+            image, weight = decoder.blend(new, rectangle, crop, mask, local)
+        else:
+            image, weight = decoder(new, rectangle, crop, mask, local)
+        yield put_patch(frame, Patch(left, top, image, weight))
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _scores(clip: Clip, frames: list[Tensor], metric: Any) -> dict[str, float]:
+    return _mean(
+        [
+            box_scores(true, made, mesh, metric)
+            for true, made, mesh in zip(clip.frames, frames, clip.meshes, strict=True)
+        ]
+    )
+
+
+def speech_frames(align: Path, times_s: list[float]) -> np.ndarray:
+    """Which frames lie in words: (T,) bool, from a GRID alignment (start, end in 1/25000 s,
+    word)."""
+    spoken = np.zeros(len(times_s), bool)
+    times = np.array(times_s)
+    for line in align.read_text().splitlines():
+        start, end, word = line.split()
+        if word not in ("sil", "sp"):
+            spoken |= (times >= int(start) / 25000) & (times < int(end) / 25000)
+    return spoken
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work for one process."""
+
+    kind: str
+    """``own``, ``crossed``, ``silent`` or ``feedback``."""
+    video: Path
+    audio: Path | None
+    steps: int
+    checkpoint: str
+    perceptual: bool
+    align: Path | None = None
+    reference: str = "previous"
+
+
+@cache
+def _models(checkpoint: str) -> Models:
+    torch.set_num_threads(1)
+    return Models.load(checkpoint)
+
+
+@cache
+def _metric() -> Any:
+    from dithead.train.perceptual import load_stlpips
+
+    return load_stlpips()
+
+
+@torch.inference_mode()
+def run_job(job: Job) -> dict[str, Any]:
+    """Do one piece of work; see :func:`evaluate` for what comes of it."""
+    models = _models(job.checkpoint)
+    clip = load_clip(job.video, models)
+    options = Options(steps=job.steps, reference=job.reference)  # type: ignore[arg-type]
+    metric = _metric() if job.perceptual else None
+
+    def make(samples: np.ndarray, frames: Iterator[tuple[Tensor, float]]) -> list[Tensor]:
+        return list(revoice(frames, torch.from_numpy(samples), models, options))
+
+    pairs = zip(clip.frames, clip.times_s, strict=True)
+    true_opening = opening(clip.meshes)
+    if job.kind == "own":
+        return {
+            "generated": _scores(clip, make(clip.samples, iter(pairs)), metric),
+            "frozen": _scores(clip, list(frozen_frames(clip, models)), metric),
+            "ceiling": _scores(clip, list(ceiling_frames(clip, models)), metric),
+        }
+    if job.kind == "crossed":
+        assert job.audio is not None
+        other = load_clip(job.audio, models)
+        made = opening(fit_meshes(make(other.samples, iter(pairs)), models))
+        return {"made": made, "own": true_opening, "other": opening(other.meshes)}
+    if job.kind == "silent":
+        silent = np.zeros_like(clip.samples)
+        made = opening(fit_meshes(make(silent, iter(pairs)), models))
+        spoken = None if job.align is None else speech_frames(job.align, clip.times_s)
+        return {"made": made, "own": true_opening, "spoken": spoken}
+    return _feedback(clip, make)
+
+
+def _feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
+    """60 s of a clip looped, its audio with it: PSNR in the mouth box over time, second by
+    second."""
+    length = len(clip.frames) / 25.0
+    rounds = int(np.ceil(60.0 / length))
+    audio = np.zeros(round(length * 16000), np.float32)
+    audio[: min(len(audio), len(clip.samples))] = clip.samples[: len(audio)]
+    frames = (
+        (frame, turn * length + i / 25.0)
+        for turn in range(rounds)
+        for i, frame in enumerate(clip.frames)
+    )
+    made = make(np.tile(audio, rounds), frames)
+    psnr = [
+        box_scores(clip.frames[i % len(clip.frames)], frame, clip.meshes[i % len(clip.frames)])[
+            "psnr_db"
+        ]
+        for i, frame in enumerate(made)
+    ]
+    return {"first_5s_db": float(np.mean(psnr[:125])), "last_5s_db": float(np.mean(psnr[-125:]))}
+
+
+def evaluate(jobs: list[Job], workers: int) -> dict[str, Any]:
+    """Run the jobs and sum up each kind and number of steps."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        results = pool.map(run_job, jobs, chunksize=1)
+    report: dict[str, Any] = {}
+    for key in sorted({(job.kind, job.steps, job.reference) for job in jobs}):
+        rows = [
+            r
+            for r, job in zip(results, jobs, strict=True)
+            if (job.kind, job.steps, job.reference) == key
+        ]
+        name = f"{key[0]}, {key[1]} steps, {key[2]} reference"
+        report[name] = {"clips": len(rows), **_SUMMARIES[key[0]](rows)}
+    return report
+
+
+def _sum_own(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    kinds = ("generated", "frozen", "ceiling")
+    out: dict[str, Any] = {kind: _mean([r[kind] for r in rows]) for kind in kinds}
+    out["gain_db"] = out["generated"]["psnr_db"] - out["frozen"]["psnr_db"]
+    return out
+
+
+def _sum_crossed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "fine_with_audio": fine_correlation([(r["made"], r["other"]) for r in rows]),
+        "fine_with_video": fine_correlation([(r["made"], r["own"]) for r in rows]),
+    }
+
+
+def _sum_silent(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    out = {
+        "fine_with_video": fine_correlation([(r["made"], r["own"]) for r in rows]),
+        "mean_opening": float(np.mean(np.concatenate([r["made"] for r in rows]))),
+    }
+    known = [r for r in rows if r["spoken"] is not None]
+    if known:
+        own = np.concatenate([r["own"] for r in known])
+        spoken = np.concatenate([r["spoken"] for r in known])
+        rest, speech = float(own[~spoken].mean()), float(own[spoken].mean())
+        out |= {"true_silent_opening": rest, "true_speech_opening": speech}
+        out["limit"] = rest + 0.1 * speech
+    return out
+
+
+_SUMMARIES: dict[str, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
+    "own": _sum_own,
+    "crossed": _sum_crossed,
+    "silent": _sum_silent,
+    "feedback": _mean,
+}
+
+
+def plan(arguments: argparse.Namespace) -> list[Job]:
+    """The jobs that a command line asks for."""
+    videos = [
+        s.path
+        for s in list_folder(arguments.videos, "", arguments.validation)
+        if s.split == "validation"
+    ]
+    if not videos:
+        raise MediaError("no held-out clips: --validation must be at least 1")
+    jobs = []
+    for kind in arguments.kinds:
+        for i, video in enumerate(videos[: arguments.clips]):
+            audio = videos[(i + CROSSED_SHIFT) % len(videos)] if kind == "crossed" else None
+            align = arguments.align / f"{video.stem}.align" if arguments.align else None
+            if kind == "feedback" and i >= arguments.feedback_clips:
+                break
+            jobs.append(
+                Job(
+                    kind,
+                    video,
+                    audio,
+                    arguments.steps,
+                    arguments.checkpoint,
+                    arguments.perceptual,
+                    align,
+                    arguments.reference,
+                )
+            )
+    return jobs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``dithead-eval``."""
+    kinds = tuple(_SUMMARIES)
+    parser = argparse.ArgumentParser(prog="dithead-eval", description=__doc__.split("\n")[0])
+    parser.add_argument("videos", type=Path, help="folder of one person's clips")
+    parser.add_argument("--checkpoint", default="tiny", help="name or path (default: %(default)s)")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=list(kinds))
+    parser.add_argument("--validation", type=int, default=45, help="held-out clips, first by name")
+    parser.add_argument("--clips", type=int, default=None, help="use only so many of them")
+    parser.add_argument("--feedback-clips", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--reference", choices=("previous", "fixed"), default="previous")
+    parser.add_argument("--align", type=Path, help="folder of GRID alignments")
+    parser.add_argument("--perceptual", action="store_true", help="ST-LPIPS too (extra 'train')")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    try:
+        report = evaluate(plan(arguments), arguments.workers)
+    except DitheadError as error:
+        print(f"dithead-eval: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report, indent=2))
+    return 0

@@ -1,0 +1,250 @@
+"""``dithead-train latents``: what stage 2 reads, made once from prepared footage and the two frozen
+VQGANs.
+
+Every clip is encoded under several looks. Clips of one person are put into groups that share their
+looks, so that a reference can be taken from another clip of the same person.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dithead import checkpoint
+from dithead.audio import AudioEncoder, encode_audio
+from dithead.config import DitHeadConfig
+from dithead.errors import MediaError
+from dithead.train.data import (
+    Appearance,
+    Clip,
+    Footage,
+    mask_out,
+    plain_appearance,
+    random_appearance,
+    render,
+    training_mask,
+)
+from dithead.train.loop import precision
+from dithead.vqgan import VQGAN
+
+log = logging.getLogger(__name__)
+
+GROUP_CLIPS = 8
+ENCODED_AT_ONCE = 8
+"""Pictures in one batch of the encoders: on a CPU, larger ones leave the caches."""
+SILENT_RMS = 0.028
+"""A frame whose whole audio window is quieter than this (after loudness normalisation of the clip)
+counts as silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive rows of the cache: one clip under one look."""
+
+    clip: str
+    person: str
+    group: int
+    look: int
+    first: int
+    frames: int
+    main: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LatentCache:
+    """The cache in memory. N rows over all runs; windows are stored once for each clip and audio
+    variant."""
+
+    runs: list[Run]
+    face: Tensor
+    """(N, C, S, S) float16."""
+    masked: Tensor
+    """(N, C, S, S) float16."""
+    windows: dict[str, np.ndarray]
+    """Clip -> (audio variants, T, window_frames, features) float16, on disk."""
+    silent: dict[str, np.ndarray]
+    """Clip -> (T,) bool."""
+    silence_window: Tensor
+    """(window_frames, features): the window of digital silence."""
+
+
+def _looks(
+    footage: Footage, seed: int, main_looks: int, main_share: float, other_looks: int
+) -> Iterator[tuple[Clip, int, int, Appearance, bool]]:
+    """Clip, group, index of the look, look (one row), and whether it is of the main person."""
+    random = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    people: dict[str, list[Clip]] = {}
+    for clip in footage.split("train"):
+        people.setdefault(clip.person, []).append(clip)
+    main = max(people, key=lambda person: len(people[person]))
+    group = 0
+    for person, clips in sorted(people.items()):
+        shuffled = [clips[i] for i in random.permutation(len(clips))]
+        for start in range(0, len(shuffled), GROUP_CLIPS):
+            looks = other_looks
+            if person == main:
+                looks = main_looks if random.random() < main_share else 1
+            for index in range(looks):
+                look = plain_appearance(1) if index == 0 else random_appearance(1, generator)
+                for clip in shuffled[start : start + GROUP_CLIPS]:
+                    yield clip, group, index, look, person == main
+            group += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    root: Path
+    config: DitHeadConfig
+    face: Path
+    masked: Path
+    clip: Clip
+    look: Appearance
+    seed: int
+
+
+@cache
+def _vqgan(path: Path, config: DitHeadConfig) -> VQGAN:
+    model = VQGAN(config.vqgan)
+    checkpoint.load_into(model, checkpoint.load(path)[0], path)
+    return model.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
+    face, masked = _vqgan(job.face, job.config), _vqgan(job.masked, job.config)
+    config = job.config.face
+    crops = torch.from_numpy(np.array(Footage(job.root).crops(job.clip)))
+    look = job.look.take(torch.zeros(len(crops), dtype=torch.long))
+    image = render(crops, look, config.crop_px)
+    generator = torch.Generator().manual_seed(job.seed)
+    mask = training_mask(look, config.crop_px, config.mask_softness, generator)
+    hidden = mask_out(image, mask)
+    latents: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with precision(torch.device("cpu")):
+        for rows in torch.arange(len(image)).split(ENCODED_AT_ONCE):
+            latents[0].append(face.encode(image[rows]).half())
+            latents[1].append(masked.encode(hidden[rows]).half())
+    return torch.cat(latents[0]).numpy(), torch.cat(latents[1]).numpy()
+
+
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def cache_latents(
+    footage: Footage,
+    config: DitHeadConfig,
+    face: Path,
+    masked: Path,
+    out: Path,
+    main_looks: int = 2,
+    main_share: float = 1.0,
+    other_looks: int = 24,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Encode every training clip under its looks; whole and masked, the mask shifted at random in
+    every frame.
+
+    Args:
+        face, masked: weights of the two VQGANs.
+        main_looks, other_looks: looks of the person with the most clips, and of each other person.
+        main_share: share of the former's groups that get more than the plain look.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    plan = list(_looks(footage, seed, main_looks, main_share, other_looks))
+    jobs = [
+        _Job(footage.root, config, face, masked, clip, look, seed + i)
+        for i, (clip, _, _, look, _) in enumerate(plan)
+    ]
+    faces, maskeds, runs, first = [], [], [], 0
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_single_thread) as pool:
+        for i, (whole, hidden) in enumerate(pool.imap(_encode, jobs)):
+            clip, group, index, _, main = plan[i]
+            faces.append(whole)
+            maskeds.append(hidden)
+            runs.append(Run(clip.name, clip.person, group, index, first, len(whole), main))
+            first += len(whole)
+            if i % 100 == 99:
+                log.info("encoded %d of %d clips", i + 1, len(plan))
+    np.save(out / "face.npy", np.concatenate(faces))
+    np.save(out / "masked.npy", np.concatenate(maskeds))
+    (out / "runs.json").write_text(json.dumps([asdict(run) for run in runs]))
+
+
+@torch.inference_mode()
+def cache_windows(
+    footage: Footage, config: DitHeadConfig, encoder: AudioEncoder, out: Path, seed: int = 0
+) -> None:
+    """Audio windows of every training clip at its frames' times, as recorded and with a changed
+    level and added noise."""
+    folder = out / "windows"
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for clip in footage.split("train"):
+        track = footage.track(clip)
+        audio, times = track["audio"].astype(np.float32), track["time_s"]
+        variants = []
+        for samples in (audio, _disturb(audio, random)):
+            features = encode_audio(encoder, samples, batch=16)
+            variants.append(torch.stack([features.window(t) for t in times]).half().numpy())
+        silent = _silent_frames(audio, times)
+        np.savez(folder / f"{clip.name}.npz", windows=np.stack(variants), silent=silent)
+    silence = encode_audio(encoder, np.zeros(32000, np.float32)).window(1.0)
+    np.save(out / "silence.npy", silence.numpy())
+
+
+def _disturb(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The same speech, louder or softer, in a room with noise."""
+    gain = 10 ** (random.uniform(-8, 8) / 20)
+    level = np.sqrt(np.mean(audio**2)) * 10 ** (-random.uniform(12, 35) / 20)
+    white = random.standard_normal(len(audio)).astype(np.float32)
+    smooth = np.convolve(white, np.ones(16) / 4, mode="same")
+    noise = white if random.random() < 0.5 else smooth
+    return np.clip(gain * (audio + level * noise), -1, 1).astype(np.float32)
+
+
+def _silent_frames(audio: np.ndarray, times: np.ndarray, rate: int = 16000) -> np.ndarray:
+    normal = audio * 0.07 / max(float(np.sqrt(np.mean(audio**2))), 1e-4)
+    power = np.convolve(normal**2, np.ones(rate // 50) / (rate // 50), mode="same")
+    half = int(0.24 * rate)
+    out = []
+    for t in times:
+        middle = round(t * rate)
+        piece = power[max(0, middle - half) : middle + half]
+        out.append(len(piece) > 0 and float(np.sqrt(piece.max())) < SILENT_RMS)
+    return np.array(out)
+
+
+def load_cache(folder: Path) -> LatentCache:
+    """Open a cache written by the two functions above.
+
+    Raises:
+        MediaError: the folder holds none, or only half of one.
+    """
+    for name in ("runs.json", "face.npy", "masked.npy", "silence.npy"):
+        if not (folder / name).is_file():
+            raise MediaError(f"{folder} has no {name}: run dithead-train latents first")
+    runs = [Run(**row) for row in json.loads((folder / "runs.json").read_text())]
+    windows, silent = {}, {}
+    for name in {run.clip for run in runs}:
+        with np.load(folder / "windows" / f"{name}.npz") as file:
+            windows[name], silent[name] = file["windows"], file["silent"]
+    return LatentCache(
+        runs,
+        torch.from_numpy(np.load(folder / "face.npy")),
+        torch.from_numpy(np.load(folder / "masked.npy")),
+        windows,
+        silent,
+        torch.from_numpy(np.load(folder / "silence.npy")),
+    )

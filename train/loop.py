@@ -1,0 +1,98 @@
+"""What every training stage shares: the clock, the learning rate, the moving average of the
+weights, the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Stage:
+    """One stage of training: bounded in time or in steps, logged to a JSON-lines file.
+
+    Args:
+        minutes: when it ends at the latest. steps: or after so many steps, if given.
+    """
+
+    def __init__(self, log_path: Path, minutes: float, steps: int | None = None) -> None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path = log_path
+        self.seconds = minutes * 60.0
+        self.steps = steps
+        self.step = 0
+        self.samples = 0
+        self._start = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def progress(self) -> float:
+        """How far the stage is, 0 to 1."""
+        by_time = self.elapsed_s / self.seconds
+        by_step = self.step / self.steps if self.steps else 0.0
+        return min(1.0, max(by_time, by_step))
+
+    @property
+    def running(self) -> bool:
+        return self.progress < 1.0
+
+    def learning_rate(self, peak: float, warmup_steps: int = 200, floor: float = 0.05) -> float:
+        """Linear warm-up, then a cosine down to ``floor`` times the peak at the stage's end."""
+        warm = min(1.0, (self.step + 1) / warmup_steps)
+        fall = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        return peak * warm * fall
+
+    def log(self, **values: Any) -> None:
+        """Append a line to the log and to standard output."""
+        row = {
+            "step": self.step,
+            "minutes": round(self.elapsed_s / 60, 2),
+            "samples": self.samples,
+            "samples_per_s": round(self.samples / max(self.elapsed_s, 1e-9), 1),
+            **{k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()},
+        }
+        with self.log_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's parameters; buffers are copied."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.module = module
+        self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 10))
+        floats, sources = [], []
+        for name, value in self.module.state_dict().items():
+            if value.is_floating_point():
+                floats.append(self.values[name])
+                sources.append(value)
+            else:
+                self.values[name].copy_(value)
+        torch._foreach_lerp_(floats, sources, 1 - decay)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("rate_scale", 1.0)
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast: about twice as fast on CPUs with AMX and on GPUs."""
+    return torch.autocast(device.type, torch.bfloat16)

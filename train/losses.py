@@ -1,0 +1,91 @@
+"""Losses of stage 1: weighted reconstruction, perceptual distance, patch discriminator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.train.perceptual import load_stlpips
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches of a picture (PatchGAN, arXiv 1611.07004): (B, 3, S, S) -> (B, 1,
+    S/8 - 2, S/8 - 2)."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for factor in (1, 2):
+            layers += [
+                nn.Conv2d(width * factor, 2 * width * factor, 4, 2, 1),
+                nn.GroupNorm(8, 2 * width * factor),
+                nn.LeakyReLU(0.2),
+            ]
+        layers += [nn.Conv2d(4 * width, 1, 3)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)
+
+
+def perceptual_metric(device: torch.device) -> nn.Module:
+    """ST-LPIPS, frozen, on a device: its forward(a, b) takes two (B, 3, H, W) and returns (B,).
+
+    Raises:
+        BackendUnavailable: the package is not installed.
+    """
+    return load_stlpips().to(device)
+
+
+class ReconstructionLoss:
+    """Weighted L1 and L2, plus the perceptual distance and the generator's side of the
+    discriminator if asked for.
+
+    Args:
+        weights: (1, 1, S, S) weight of each pixel.
+        perceptual, adversarial: weights of the two further terms; at 0 they cost nothing.
+    """
+
+    def __init__(
+        self, weights: Tensor, perceptual: float, adversarial: float, device: torch.device
+    ) -> None:
+        self.weights = weights / weights.mean()
+        self.perceptual = perceptual
+        self.adversarial = adversarial
+        self.metric: Any = (
+            perceptual_metric(device).requires_grad_(False) if perceptual > 0 else None
+        )
+        if adversarial > 0:
+            self.discriminator = PatchDiscriminator().to(device)
+            self.optimiser = torch.optim.AdamW(
+                self.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9), weight_decay=0.0
+            )
+
+    def __call__(self, image: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch, both (B, 3, S, S) in [-1, 1], and its parts for the log."""
+        error = reconstruction - image
+        squared = error.square()
+        loss = (self.weights * (error.abs() + 4.0 * squared)).mean()
+        parts = {"psnr_db": float(-10 * torch.log10(squared.detach().mean((1, 2, 3)) / 4).mean())}
+        if self.metric is not None:
+            distance = self.metric(image, reconstruction).mean()
+            loss = loss + self.perceptual * distance
+            parts["perceptual"] = float(distance)
+        if self.adversarial > 0:
+            fooled = -self.discriminator(reconstruction).mean()
+            loss = loss + self.adversarial * fooled
+            parts["fooled"] = float(fooled)
+        return loss, parts
+
+    def train_discriminator(self, image: Tensor, reconstruction: Tensor) -> None:
+        """One hinge-loss step of the discriminator, if there is one."""
+        if self.adversarial == 0:
+            return
+        real = F.relu(1.0 - self.discriminator(image)).mean()
+        fake = F.relu(1.0 + self.discriminator(reconstruction)).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        (real + fake).backward()
+        self.optimiser.step()
