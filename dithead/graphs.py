@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from dithead.config import FaceConfig
 from dithead.diffusion import Diffusion, ddim_timesteps
 from dithead.dit import DiT
-from dithead.face.crop import crop_face, crop_mask, mask_polygon, paste_face, rectangle_mask
+from dithead.face.crop import (
+    crop_face,
+    crop_mask,
+    mask_polygon,
+    paste_face,
+    rectangle_mask,
+    visible,
+)
 from dithead.vqgan import VQGAN
 
 SEAM_CELLS = 16
@@ -43,7 +50,7 @@ class FaceEncoder(nn.Module):
         image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
         crop = crop_face(image, transform[None], size, self.density)
         mask = crop_mask(size, self.config.mask_softness, mask_polygon(1, transform.device))
-        return crop, mask, self.masked_vqgan.encode(crop * (1.0 - mask))
+        return crop, mask, self.masked_vqgan.encode(crop * visible(mask))
 
 
 class ReferenceEncoder(nn.Module):
@@ -160,7 +167,7 @@ class FaceDecoder(nn.Module):
         """Add the blurred difference to the true crop, known outside the mask, to the generated
         face (1, 3, S, S)."""
         cell = face.shape[2] // SEAM_CELLS
-        known = (1.0 - mask).square()
+        known = visible(mask)
         difference = F.avg_pool2d((crop - face) * known, cell)  # (1, 3, cells, cells)
         amount = F.avg_pool2d(known, cell)
         blur = self.kernel.expand(3, 1, -1, -1)

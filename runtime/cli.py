@@ -194,7 +194,11 @@ def _as_json(summary: Summary) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``dithead-stream``. Exit code 0 done, 1 failed, 2 misused, 130 or 143 interrupted."""
+    """Entry point of ``dithead-stream``.
+
+    Returns:
+        0 done, 1 failed, 2 misused, 130 or 143 interrupted.
+    """
     args = _parser().parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)

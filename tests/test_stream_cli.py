@@ -153,9 +153,10 @@ def test_interrupted_run_leaves_nothing(
     audio, folder = tone_file(60.0), tmp_path / "out"
     folder.mkdir()
     code = "import sys; from dithead.runtime.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, str(video), str(audio), "-o", str(folder / "out.mp4")]
+    command += ["--checkpoint", str(weights), "--extend", "loop", "--threads", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(video), str(audio), "-o", str(folder / "out.mp4")]
-        + f"--checkpoint {weights} --extend loop --threads 1".split(),
+        command,
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     dit = command("dit", _dit, "stage 2: the denoiser")
     dit.add_argument("--latents", type=Path, required=True, help="folder written by latents")
     dit.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
-    stage(dit, 60, 48, 6e-4)
+    stage(dit, 60, 32, 6e-4)
 
     pack = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import MediaError
-from dithead.face.crop import crop_face, crop_mask, mask_polygon
+from dithead.face.crop import crop_face, crop_mask, mask_polygon, visible
 
 STORED_MARGIN = 1.25
 """A stored crop is this much wider than the model's, so that augmentation can turn and shift it."""
@@ -189,6 +189,8 @@ def training_mask(
 
 
 def mask_out(image: Tensor, mask: Tensor) -> Tensor:
-    """The masked face: mid-grey under the mask. image (B, 3, S, S) in [-1, 1], mask (B, 1, S,
-    S)."""
-    return image * (1.0 - mask)
+    """The masked face: mid-grey under the mask and its soft edge.
+
+    image: (B, 3, S, S) in [-1, 1]. mask: (B, 1, S, S).
+    """
+    return image * visible(mask)

@@ -24,12 +24,14 @@ class DiTTraining:
     """Settings of one stage."""
 
     minutes: float = 60.0
-    batch: int = 48
+    steps: int | None = None
+    """End after so many steps, if that comes first."""
+    batch: int = 32
     learning_rate: float = 6e-4
     warmup_steps: int = 300
     seed: int = 0
     average_decay: float = 0.999
-    main_share: float = 0.75
+    main_share: float = 0.8
     """Share of samples from the person with the most clips."""
     min_distance: int = 60
     """A reference from the same clip is at least so many frames away, or as far as a short clip
@@ -173,7 +175,7 @@ def train_dit(
     sampler = LatentSampler(cache, training)
     weights = latent_weights(config, training).to(where)
     forward = torch.compile(model, dynamic=False) if compile_model else model
-    stage = Stage(out / "dit.log", training.minutes)
+    stage = Stage(out / "dit.log", training.minutes, training.steps)
     path = out / "dit.safetensors"
     saved_s = 0.0
     running = 0.0

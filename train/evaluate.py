@@ -324,6 +324,7 @@ def _sum_crossed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "fine_with_audio": fine_correlation([(r["made"], r["other"]) for r in rows]),
         "fine_with_video": fine_correlation([(r["made"], r["own"]) for r in rows]),
+        "fine_between_true": fine_correlation([(r["own"], r["other"]) for r in rows]),
     }
 
 

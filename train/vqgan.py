@@ -37,6 +37,8 @@ class VQGANTraining:
     kind: Kind = "face"
     """``face`` for whole faces, ``masked`` for masked faces."""
     minutes: float = 15.0
+    steps: int | None = None
+    """End after so many steps, if that comes first."""
     batch: int = 16
     learning_rate: float = 1e-3
     seed: int = 0
@@ -135,7 +137,7 @@ def train_vqgan(
     optimiser = torch.optim.AdamW(
         trained, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
     )
-    stage = Stage(out / f"vqgan_{training.kind}.log", training.minutes)
+    stage = Stage(out / f"vqgan_{training.kind}.log", training.minutes, training.steps)
     quantise = start is not None
     recent: deque[Tensor] = deque(maxlen=32)  # features from which the codebook is filled
     while stage.running:

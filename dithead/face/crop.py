@@ -180,6 +180,15 @@ def crop_mask(size: int, softness: float, polygon: Tensor) -> Tensor:
     ]
 
 
+def visible(mask: Tensor) -> Tensor:
+    """What a model may see: 1 where the soft mask is exactly 0, else 0.
+
+    Pixels under the mask's soft edge are weakened, not gone: a regressor still reads the mouth's
+    opening off them. So the soft edge serves the blending alone.
+    """
+    return (mask <= 0).to(mask.dtype)
+
+
 def rectangle_mask(
     transform: Tensor, height: int, width: int, softness: float, polygon: Tensor
 ) -> Tensor:
