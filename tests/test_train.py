@@ -158,7 +158,7 @@ def test_mouth_weighs_most_and_what_is_kept_least(config: DitHeadConfig) -> None
     weights = latent_weights(config, DiTTraining())[0, 0]
     size = config.latent_size
     assert weights.mean() == pytest.approx(1.0)
-    assert weights[round(0.68 * size), size // 2] == weights.max()
+    assert weights[round(0.68 * size), size // 2] > 0.99 * weights.max()
     assert weights[0, 0] < 0.2 * weights.max()
 
 

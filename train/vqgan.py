@@ -166,7 +166,7 @@ def train_vqgan(
         stage.samples += training.batch
         if stage.step % 50 == 0:
             used = result.indices.unique().numel()
-            stage.log(loss=float(loss), used=used, quantised=quantise, **parts)
+            stage.log(loss=loss.item(), used=used, quantised=quantise, **parts)
         if stage.step % 500 == 0:
             both = torch.cat([image[:6].float(), reconstruction[:6].detach()])
             save_grid(both, out / f"vqgan_{training.kind}.png", columns=6)
