@@ -105,6 +105,8 @@ def test_from_footage_to_a_checkpoint(
     assert cli.main(command) == 0
     model = DitHead.load(packed)
     assert model.config == config
+    further = train_dit(latents, config, DiTTraining(steps=1, batch=2), tmp_path / "more", packed)
+    assert further.is_file()  # the next stage starts from the packed checkpoint
     assert model.dit.patch_out.weight.abs().max() > 0
 
 

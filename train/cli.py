@@ -12,22 +12,17 @@ from pathlib import Path
 import torch
 
 from dithead import checkpoint
-from dithead.config import DitHeadConfig, preset
+from dithead.config import preset
 from dithead.errors import ConfigError, DitheadError
 from dithead.model import DitHead
 from dithead.train.data import Footage
 from dithead.train.dit import DiTTraining, train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
+from dithead.train.loop import load_part
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
 
 MAX_STAGE_MINUTES = 120.0
-
-
-def _load_vqgan(path: Path, config: DitHeadConfig) -> VQGAN:
-    model = VQGAN(config.vqgan)
-    checkpoint.load_into(model, checkpoint.load(path)[0], path)
-    return model.eval().requires_grad_(False)
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -60,7 +55,9 @@ def _vqgan(args: argparse.Namespace) -> None:
     )
     footage = Footage(args.data)
     path = train_vqgan(footage, config, training, args.out, args.start, args.device)
-    model = _load_vqgan(path, config)
+    model = VQGAN(config.vqgan)
+    checkpoint.load_into(model, load_part(path, f"{args.kind}_vqgan"), path)
+    model.eval()
     scores = reconstruction_psnr(model, footage, config, args.kind)
     print(json.dumps({"weights": str(path), **scores}))
 
@@ -103,12 +100,12 @@ def _dit(args: argparse.Namespace) -> None:
 def _pack(args: argparse.Namespace) -> None:
     model = DitHead(preset(args.preset))
     parts = (
-        (model.face_vqgan, args.face),
-        (model.masked_vqgan, args.masked),
-        (model.dit, args.dit),
+        ("face_vqgan", args.face),
+        ("masked_vqgan", args.masked),
+        ("dit", args.dit),
     )
-    for module, path in parts:
-        checkpoint.load_into(module, checkpoint.load(path)[0], path)
+    for name, path in parts:
+        checkpoint.load_into(getattr(model, name), load_part(path, name), path)
     provenance = {"origin": args.origin, "licence": args.licence}
     checkpoint.save(args.out, model.state_dict(), model.config.to_dict(), provenance)
     print(json.dumps({"checkpoint": str(args.out), "bytes": args.out.stat().st_size}))
@@ -138,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def stage(sub: argparse.ArgumentParser, minutes: float, batch: int, rate: float) -> None:
         sub.add_argument("--out", type=Path, required=True, help="folder for weights and log")
-        sub.add_argument("--start", type=Path, help="weights of the stage before")
+        sub.add_argument("--start", type=Path, help="weights of the stage before, or a checkpoint")
         sub.add_argument("--minutes", type=float, default=minutes, help="length of the stage")
         sub.add_argument("--batch", type=int, default=batch)
         sub.add_argument("--learning-rate", type=float, default=rate)

@@ -16,7 +16,7 @@ from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.face.crop import crop_mask, mask_polygon
 from dithead.train.latents import LatentCache, Run
-from dithead.train.loop import MovingAverage, Stage, precision, set_learning_rate
+from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,7 @@ def train_dit(
     where = torch.device(device)
     model = build_dit(config, "math" if where.type == "cpu" else "sdpa")
     if start is not None:
-        tensors, _ = checkpoint.load(start)
-        checkpoint.load_into(model, tensors, start)
+        checkpoint.load_into(model, load_part(start, "dit"), start)
     model.to(where)
     diffusion = Diffusion(config.diffusion).to(where)
     average = MovingAverage(model, training.average_decay)

@@ -33,7 +33,7 @@ from dithead.train.data import (
     render,
     training_mask,
 )
-from dithead.train.loop import precision
+from dithead.train.loop import load_part, precision
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
@@ -113,15 +113,16 @@ class _Job:
 
 
 @cache
-def _vqgan(path: Path, config: DitHeadConfig) -> VQGAN:
+def _vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
     model = VQGAN(config.vqgan)
-    checkpoint.load_into(model, checkpoint.load(path)[0], path)
+    checkpoint.load_into(model, load_part(path, part), path)
     return model.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
-    face, masked = _vqgan(job.face, job.config), _vqgan(job.masked, job.config)
+    face = _vqgan(job.face, "face_vqgan", job.config)
+    masked = _vqgan(job.masked, "masked_vqgan", job.config)
     config = job.config.face
     crops = torch.from_numpy(np.array(Footage(job.root).crops(job.clip)))
     look = job.look.take(torch.zeros(len(crops), dtype=torch.long))
@@ -157,7 +158,7 @@ def cache_latents(
     every frame.
 
     Args:
-        face, masked: weights of the two VQGANs.
+        face, masked: weights of the two VQGANs, or a packed checkpoint that holds them.
         main_looks, other_looks: looks of the person with the most clips, and of each other person.
         main_share: share of the former's groups that get more than the plain look.
     """

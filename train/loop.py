@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from dithead import checkpoint
 
 
 class Stage:
@@ -96,3 +98,14 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 def precision(device: torch.device) -> torch.autocast:
     """bfloat16 autocast: about twice as fast on CPUs with AMX and on GPUs."""
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def load_part(path: Path, part: str) -> dict[str, Tensor]:
+    """Weights to start a stage from: those of a stage before, or that part of a packed checkpoint.
+
+    Args:
+        part: ``dit``, ``face_vqgan`` or ``masked_vqgan``.
+    """
+    tensors, _ = checkpoint.load(path)
+    inside = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+    return inside or tensors

@@ -22,7 +22,7 @@ from dithead.train.data import (
     render,
     training_mask,
 )
-from dithead.train.loop import MovingAverage, Stage, precision, set_learning_rate
+from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.picture import save_grid
 from dithead.vqgan import VQGAN
@@ -120,8 +120,7 @@ def train_vqgan(
     where = torch.device(device)
     model = VQGAN(config.vqgan)
     if start is not None:
-        tensors, _ = checkpoint.load(start)
-        checkpoint.load_into(model, tensors, start)
+        checkpoint.load_into(model, load_part(start, f"{training.kind}_vqgan"), start)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sampler = PictureSampler(footage, config, training.seed)
     average = MovingAverage(model, 0.998)
