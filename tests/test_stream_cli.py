@@ -157,6 +157,8 @@ def test_interrupted_run_leaves_nothing(
     command += ["--checkpoint", str(weights), "--extend", "loop", "--threads", "1"]
     process = subprocess.Popen(
         command,
+        # A test run in the background hands an ignored SIGINT down to its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -243,9 +243,17 @@ def _metric() -> Any:
     return load_stlpips()
 
 
+def run_job(job: Job) -> dict[str, Any] | None:
+    """Do one piece of work; None if a clip is unusable, such as one with faceless frames."""
+    try:
+        return _run(job)
+    except MediaError as error:
+        print(f"left out {job.video.name}: {error}", file=sys.stderr)
+        return None
+
+
 @torch.inference_mode()
-def run_job(job: Job) -> dict[str, Any]:
-    """Do one piece of work; see :func:`evaluate` for what comes of it."""
+def _run(job: Job) -> dict[str, Any]:
     models = _models(job.checkpoint)
     clip = load_clip(job.video, models)
     options = Options(steps=job.steps, reference=job.reference)  # type: ignore[arg-type]
@@ -306,8 +314,10 @@ def evaluate(jobs: list[Job], workers: int) -> dict[str, Any]:
         rows = [
             r
             for r, job in zip(results, jobs, strict=True)
-            if (job.kind, job.steps, job.reference) == key
+            if (job.kind, job.steps, job.reference) == key and r is not None
         ]
+        if not rows:
+            raise MediaError(f"every clip was left out of {key[0]}: see the lines above")
         name = f"{key[0]}, {key[1]} steps, {key[2]} reference"
         report[name] = {"clips": len(rows), **_SUMMARIES[key[0]](rows)}
     return report
