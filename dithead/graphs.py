@@ -19,6 +19,7 @@ from dithead.dit import DiT
 from dithead.face.crop import (
     crop_face,
     crop_mask,
+    mask_out,
     mask_polygon,
     paste_face,
     rectangle_mask,
@@ -50,7 +51,7 @@ class FaceEncoder(nn.Module):
         image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
         crop = crop_face(image, transform[None], size, self.density)
         mask = crop_mask(size, self.config.mask_softness, mask_polygon(1, transform.device))
-        return crop, mask, self.masked_vqgan.encode(crop * visible(mask))
+        return crop, mask, self.masked_vqgan.encode(mask_out(crop, mask))
 
 
 class ReferenceEncoder(nn.Module):
@@ -121,8 +122,8 @@ class FaceDecoder(nn.Module):
     """``face_decoder``: decodes a latent and blends the new lower face into the rectangle.
 
     Before blending, the slow part of the difference between the generated and the true face, seen
-    outside the mask, is carried
-    on into it: colour and light meet at the seam. Nothing under the mask is read.
+    outside the mask, is carried on into it: colour and light meet at the seam. Nothing under the
+    mask is read.
     """
 
     kernel: Tensor

@@ -17,6 +17,13 @@ from dithead.errors import CheckpointError
 from dithead.vqgan import VQGAN
 
 
+def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> DiT:
+    """The denoiser of a configuration, freshly initialised."""
+    frames, features = config.audio.window_shape
+    channels, size = config.vqgan.latent_channels, config.latent_size
+    return DiT(config.dit, channels, size, frames, features, attention_backend)
+
+
 class DitHead(nn.Module):
     """Everything with trained weights, and what samples from it.
 
@@ -28,15 +35,11 @@ class DitHead(nn.Module):
     def __init__(self, config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> None:
         super().__init__()
         self.config = config
-        channels = config.vqgan.latent_channels
-        frames, features = config.audio.window_shape
         self.face_vqgan = VQGAN(config.vqgan)
         self.masked_vqgan = VQGAN(config.vqgan)
-        self.dit = DiT(
-            config.dit, channels, config.latent_size, frames, features, attention_backend
-        )
+        self.dit = build_dit(config, attention_backend)
         self.diffusion = Diffusion(config.diffusion)
-        self.noise = InitialNoise(channels, config.latent_size)
+        self.noise = InitialNoise(config.vqgan.latent_channels, config.latent_size)
 
     @classmethod
     def load(cls, source: str | Path, attention_backend: AttentionBackend = "sdpa") -> DitHead:

@@ -54,6 +54,8 @@ class Options:
             raise ConfigError(f"reference must be 'previous' or 'fixed', not {self.reference!r}")
         if self.on_no_face not in ("pass", "error"):
             raise ConfigError(f"on_no_face must be 'pass' or 'error', not {self.on_no_face!r}")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {self.steps}")
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, found {self.seed}")
 
@@ -113,8 +115,6 @@ class FrameGenerator:
         self.options = options
         config = models.dithead.config
         steps = options.steps or config.diffusion.steps
-        if options.steps is not None and options.steps < 1:
-            raise ConfigError(f"steps must be at least 1, not {options.steps}")
         self.locator = FaceLocator(models.detector, models.mesh, options.face)
         self.tracker = FaceTracker(config.face).to(models.device)
         self.reference_encoder = ReferenceEncoder(models.dithead.face_vqgan)

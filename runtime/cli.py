@@ -136,13 +136,15 @@ def _run(args: argparse.Namespace) -> Summary:
         torch.set_num_threads(args.threads)
     device = _device(args.device)
     options = Options(args.steps, args.seed, args.reference, args.face, args.on_no_face)
-    with VideoSource(args.video) as video:  # before the models are loaded: bad files fail at once
-        total = video.info.frame_count
-        limit_s = AudioSource(args.audio).duration_s
-        frames = round(limit_s * video.info.average_rate)
-        total = frames if args.extend != "trim" or total is None else min(total, frames)
-    models = Models.load(args.checkpoint, device)
     show = sys.stderr.isatty() and not args.quiet
+    total = None
+    with VideoSource(args.video) as video:  # before the models are loaded: bad files fail at once
+        sound = AudioSource(args.audio)
+        if show:  # the length of the audio takes decoding it once
+            total = round(sound.duration_s * video.info.average_rate)
+            if args.extend == "trim" and video.info.frame_count is not None:
+                total = min(total, video.info.frame_count)
+    models = Models.load(args.checkpoint, device)
     try:
         return stream_file(
             args.video,

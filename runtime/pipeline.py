@@ -244,9 +244,7 @@ class Doubler:
     @staticmethod
     def halved(frame: VideoFrame) -> VideoFrame:
         """The same frame, shown for half as long, in ticks of half the length."""
-        return replace(
-            frame, pts=2 * frame.pts, time_base=frame.time_base / 2, duration=frame.duration
-        )
+        return replace(frame, pts=2 * frame.pts, time_base=frame.time_base / 2)
 
     @torch.inference_mode()
     def __call__(self, frame: VideoFrame) -> VideoFrame | None:

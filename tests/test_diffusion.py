@@ -1,6 +1,5 @@
 """The schedule, the inversion of the forward process, DDIM, and the noise graph."""
 
-import dataclasses
 import itertools
 import math
 
@@ -95,8 +94,3 @@ def test_noise_golden_values() -> None:
         u2 = hashed(key ^ hashed(2 * i + 1)) / 2**32
         expected.append(math.sqrt(-2 * math.log(u1)) * math.cos(2 * math.pi * u2))
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-6)
-
-
-def test_same_noise_for_every_frame_by_configuration() -> None:
-    config = DiffusionConfig(noise="stream")
-    assert dataclasses.replace(config, noise="frame") != config

@@ -306,3 +306,11 @@ def test_checkpoint_round_trip_and_misfits(random_models: Models, tmp_path: Path
         DitHead.load(path)
     with pytest.raises(CheckpointError, match="packaged"):
         DitHead.load("no-such-checkpoint")
+
+
+def test_noise_mode_decides_whether_frames_share_their_noise(random_models: Models) -> None:
+    config = random_models.dithead.config
+    for mode, shared in (("stream", True), ("frame", False)):
+        model = DitHead(replace(config, diffusion=replace(config.diffusion, noise=mode)))
+        assert torch.equal(model.initial_noise(5, 0), model.initial_noise(5, 9)) == shared
+        assert not torch.equal(model.initial_noise(5, 0), model.initial_noise(6, 0))

@@ -12,12 +12,12 @@ import torch
 
 from dithead.config import DiTConfig, DitHeadConfig, VQGANConfig, preset
 from dithead.errors import MediaError
+from dithead.face.crop import mask_out
 from dithead.model import DitHead
 from dithead.train import cli, evaluate
 from dithead.train.data import (
     STORED_MARGIN,
     Footage,
-    mask_out,
     plain_appearance,
     random_appearance,
     render,

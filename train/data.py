@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import MediaError
-from dithead.face.crop import crop_face, crop_mask, mask_polygon, visible
+from dithead.face.crop import crop_face, crop_mask, mask_polygon
 
 STORED_MARGIN = 1.25
 """A stored crop is this much wider than the model's, so that augmentation can turn and shift it."""
@@ -186,11 +186,3 @@ def training_mask(
     mirrored = torch.linalg.det(matrix[:, :, :2]) < 0
     points = torch.where(mirrored[:, None, None], points.flip(1), points)  # keep it clockwise
     return crop_mask(size, softness, points)
-
-
-def mask_out(image: Tensor, mask: Tensor) -> Tensor:
-    """The masked face: mid-grey under the mask and its soft edge.
-
-    image: (B, 3, S, S) in [-1, 1]. mask: (B, 1, S, S).
-    """
-    return image * visible(mask)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.attention import AttentionBackend
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.face.crop import crop_mask, mask_polygon
+from dithead.model import build_dit
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
 
@@ -131,13 +131,6 @@ def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
     weights = training.outside_weight + (1 - training.outside_weight) * mask
     weights = weights + training.mouth_weight * mouth * mask
     return weights / weights.mean()
-
-
-def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> DiT:
-    """The denoiser of a configuration, freshly initialised."""
-    frames, features = config.audio.window_shape
-    channels, size = config.vqgan.latent_channels, config.latent_size
-    return DiT(config.dit, channels, size, frames, features, attention_backend)
 
 
 def train_dit(

@@ -23,17 +23,17 @@ from dithead import checkpoint
 from dithead.audio import AudioEncoder, encode_audio
 from dithead.config import DitHeadConfig
 from dithead.errors import MediaError
+from dithead.face.crop import mask_out
 from dithead.train.data import (
     Appearance,
     Clip,
     Footage,
-    mask_out,
     plain_appearance,
     random_appearance,
     render,
     training_mask,
 )
-from dithead.train.loop import load_part, precision
+from dithead.train.loop import load_part, precision, single_thread
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
@@ -138,10 +138,6 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(latents[0]).numpy(), torch.cat(latents[1]).numpy()
 
 
-def _single_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def cache_latents(
     footage: Footage,
     config: DitHeadConfig,
@@ -169,7 +165,7 @@ def cache_latents(
         for i, (clip, _, _, look, _) in enumerate(plan)
     ]
     faces, maskeds, runs, first = [], [], [], 0
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_single_thread) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for i, (whole, hidden) in enumerate(pool.imap(_encode, jobs)):
             clip, group, index, _, main = plan[i]
             faces.append(whole)

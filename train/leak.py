@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead.config import FaceConfig
-from dithead.face.crop import crop_mask, mask_polygon
-from dithead.train.data import Clip, Footage, mask_out, plain_appearance, render
+from dithead.face.crop import crop_mask, mask_out, mask_polygon
+from dithead.train.data import Clip, Footage, plain_appearance, render
 from dithead.train.evaluate import fine_correlation, opening
 
 _INPUT_PX = 64

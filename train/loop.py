@@ -92,7 +92,12 @@ class MovingAverage:
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Set every group's rate."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group.get("rate_scale", 1.0)
+        group["lr"] = rate
+
+
+def single_thread() -> None:
+    """Set-up of a worker process: several of them share the cores, one thread each."""
+    torch.set_num_threads(1)
 
 
 def precision(device: torch.device) -> torch.autocast:

@@ -24,6 +24,7 @@ from dithead.face.mesh import load_face_mesh
 from dithead.face.tracker import FaceTracker
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.train.data import STORED_MARGIN, Clip
+from dithead.train.loop import single_thread
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def prepare(
     )
     todo = [s for s in sources if s.path.stem not in done]
     jobs = [(source, out, config) for source in todo]
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_single_thread) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for i, clip in enumerate(pool.imap_unordered(_prepare_one, jobs)):
             if clip is not None:
                 done[clip.name] = clip
@@ -101,10 +102,6 @@ def _write_index(path: Path, clips: Iterable[Clip]) -> None:
     rows = sorted((asdict(c) for c in clips), key=lambda row: row["name"])
     temporary.write_text(json.dumps({"clips": rows}, indent=1))
     os.replace(temporary, path)
-
-
-def _single_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:

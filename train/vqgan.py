@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig
+from dithead.face.crop import mask_out
 from dithead.train.data import (
     Clip,
     Footage,
-    mask_out,
     plain_appearance,
     random_appearance,
     render,

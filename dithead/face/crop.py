@@ -189,6 +189,14 @@ def visible(mask: Tensor) -> Tensor:
     return (mask <= 0).to(mask.dtype)
 
 
+def mask_out(image: Tensor, mask: Tensor) -> Tensor:
+    """The masked face: mid-grey under the mask and its soft edge.
+
+    image: (B, 3, S, S) in [-1, 1]. mask: (B, 1, S, S).
+    """
+    return image * visible(mask)
+
+
 def rectangle_mask(
     transform: Tensor, height: int, width: int, softness: float, polygon: Tensor
 ) -> Tensor:
