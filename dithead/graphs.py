@@ -187,7 +187,9 @@ def paste_density(rectangle_px: int, crop_px: int) -> int:
     return max(1, round(crop_px / rectangle_px))
 
 
-RECTANGLE_SIZES: tuple[int, ...] = (64, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
+RECTANGLE_SIZES: tuple[int, ...] = (
+    *(64, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192),
+)
 """Sides of the square rectangles that are cut out round a face, in pixels."""
 
 
@@ -199,11 +201,11 @@ def face_rectangle(transform: Tensor) -> tuple[int, int, int]:
 
     Returns:
         Left, top (even, may be negative) and side, the smallest of RECTANGLE_SIZES that holds the
-        crop.
+        crop and the mask's soft edge, which reaches a little beyond it.
     """
     a, b, cx = (float(v) for v in transform[0])
     cy = float(transform[1, 2])
-    reach = abs(a) + abs(b) + 4.0  # side of the upright square round the turned crop, and a margin
+    reach = 1.08 * (abs(a) + abs(b)) + 4.0  # side of the upright square round the turned crop
     side = next((s for s in RECTANGLE_SIZES if s >= reach), RECTANGLE_SIZES[-1])
     left, top = math.floor((cx - side / 2) / 2) * 2, math.floor((cy - side / 2) / 2) * 2
     return left, top, side

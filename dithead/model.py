@@ -65,4 +65,7 @@ class DitHead(nn.Module):
         """Noise (1, C, s, s) that a frame starts from, by the configuration's noise mode."""
         device = self.dit.positions.device
         index = frame if self.config.diffusion.noise == "frame" else 0
-        return self.noise(torch.tensor([seed], device=device), torch.tensor([index], device=device))
+        noise = self.noise(
+            torch.tensor([seed], device=device), torch.tensor([index], device=device)
+        )
+        return self.config.diffusion.noise_scale * noise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -70,10 +71,19 @@ class Models:
     mesh: FaceMesh
 
     @classmethod
-    def load(cls, checkpoint: str = "tiny", device: str | torch.device = "cpu") -> Models:
-        """Load a checkpoint and the packaged face and speech models onto a device."""
+    def load(
+        cls,
+        checkpoint: str = "tiny",
+        device: str | torch.device = "cpu",
+        audio_weights: str | Path | None = None,
+    ) -> Models:
+        """Load a checkpoint and the packaged face and speech models onto a device.
+
+        Args:
+            audio_weights: folder of the speech encoder where it is not the packaged one (wav2vec2).
+        """
         dithead = DitHead.load(checkpoint)
-        audio = load_audio_encoder(dithead.config.audio)
+        audio = load_audio_encoder(dithead.config.audio, audio_weights)
         modules: list[nn.Module] = [dithead, audio, load_face_detector(), load_face_mesh()]
         return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]
 
@@ -139,8 +149,9 @@ class FrameGenerator:
         """Frame (H, W, 3) uint8 -> smoothed crop transform (2, 3) in frame pixels, or None where no
         face is found."""
         mesh = self.locator(frame)
+        if self.locator.changed:
+            self.state = self._fresh_state()  # this may be somebody else
         if mesh is None:
-            self.state = self._fresh_state()  # who comes next may be somebody else
             return None
         last = self.state.last_time_s
         elapsed = torch.tensor(0.0 if last is None else time_s - last, device=frame.device)
@@ -256,8 +267,8 @@ def inside(patch: Patch, width: int, height: int) -> tuple[int, int, Tensor, Ten
     """The part of a patch that lies in a frame: left, top, image (h, w, 3), mask (h, w); h or w may
     be 0."""
     side = patch.image.shape[0]
-    x0, x1 = max(0, patch.left), max(0, min(width, patch.left + side))
-    y0, y1 = max(0, patch.top), max(0, min(height, patch.top + side))
+    x0, y0 = max(0, min(width, patch.left)), max(0, min(height, patch.top))
+    x1, y1 = max(x0, min(width, patch.left + side)), max(y0, min(height, patch.top + side))
     rows, columns = slice(y0 - patch.top, y1 - patch.top), slice(x0 - patch.left, x1 - patch.left)
     return x0, y0, patch.image[rows, columns], patch.mask[rows, columns]
 

@@ -50,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", default="tiny", help="name of a packaged checkpoint, or a .safetensors file"
     )
+    parser.add_argument(
+        "--audio-weights",
+        metavar="FOLDER",
+        type=Path,
+        help="speech encoder of a checkpoint that does not use the packaged one (wav2vec2)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, as asked for")
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(
@@ -144,7 +150,7 @@ def _run(args: argparse.Namespace) -> Summary:
             total = round(sound.duration_s * video.info.average_rate)
             if args.extend == "trim" and video.info.frame_count is not None:
                 total = min(total, video.info.frame_count)
-    models = Models.load(args.checkpoint, device)
+    models = Models.load(args.checkpoint, device, args.audio_weights)
     try:
         return stream_file(
             args.video,

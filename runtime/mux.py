@@ -289,7 +289,9 @@ def _add_video(
     if supported and pix_fmt not in supported:
         best, _ = find_best_pix_fmt_of_list(supported, pix_fmt)
         pix_fmt = best.name if best is not None else supported[0]
-    stream = container.add_stream(codec, rate=like.average_rate * interpolate, options=options)
+    # A variable rate's mean may be a fraction of numbers that FFmpeg cannot hold.
+    rate = (like.average_rate * interpolate).limit_denominator(100_100)
+    stream = container.add_stream(codec, rate=rate, options=options)
     assert isinstance(stream, VideoStream)
     stream.time_base = like.time_base / interpolate
     stream.codec_context.time_base = like.time_base / interpolate

@@ -110,19 +110,18 @@ def stream_file(
                 made = run.frame(frame)
                 summary.frames += 1
                 if doubler is not None:
-                    with summary.timed("interpolate"):
-                        between = doubler(made)
+                    between = run.between(doubler, made)
                     if between is not None:
                         _write(sink, between, summary)
-                _write(sink, doubler.halved(made) if doubler else made, summary)
-                last = made
+                shown = doubler.halved(made) if doubler else made
+                _write(sink, shown, summary)
+                last, summary.video_s = made, float(shown.end_s)
                 if progress is not None:
                     progress(summary.frames, float(made.end_s))
             if last is None:
                 raise MediaError(f"{video} has no frame before the end of {audio}")
             if summary.faces == 0:
                 raise MediaError(f"no face in any of the {summary.frames} frames of {video}")
-            summary.video_s = float(last.end_s)
             summary.notes += _length_notes(source, sound.duration_s, last, extend)
             with summary.timed("encode video"):
                 sink.close()
@@ -160,7 +159,8 @@ def _length_notes(
             "--extend loop, pingpong or freeze keeps it"
         )
     claimed = source.info.duration_s
-    if claimed is not None and float(claimed) - float(last.end_s) > one_frame:
+    audio_ended = difference <= one_frame
+    if audio_ended and claimed is not None and float(claimed) - float(last.end_s) > one_frame:
         notes.append(
             f"the video is {float(claimed - last.end_s):.2f} s longer than the audio and was cut"
         )
@@ -201,6 +201,8 @@ class _Run:
                 transform = self.generate.track(picture, float(frame.time_s))
             if transform is None:
                 self.generate.refuse_faceless(frame.index, float(frame.time_s))
+                with self.summary.timed("audio"):
+                    self.window(float(frame.time_s))  # keep up, or the sound would pile up
                 return frame
             stage = "encode face"
             with self.summary.timed(stage):
@@ -222,6 +224,16 @@ class _Run:
             raise StreamError(f"stage '{stage}' failed at frame {frame.index}: {error}") from error
         self.summary.faces += 1
         return made
+
+    def between(self, doubler: Doubler, frame: VideoFrame) -> VideoFrame | None:
+        """The frame between the last one and this one."""
+        try:
+            with self.summary.timed("interpolate"):
+                return doubler(frame)
+        except RuntimeError as error:
+            raise StreamError(
+                f"stage 'interpolate' failed at frame {frame.index}: {error}"
+            ) from error
 
 
 def lay_on(frame: VideoFrame, patch: Patch) -> VideoFrame:

@@ -17,7 +17,15 @@ import torch
 from dithead.config import DitHeadConfig
 from dithead.errors import CheckpointError, ConfigError, MediaError, StreamError
 from dithead.model import DitHead
-from dithead.pipeline import FrameGenerator, Models, Options, cut_rectangle, inside, revoice
+from dithead.pipeline import (
+    FrameGenerator,
+    Models,
+    Options,
+    Patch,
+    cut_rectangle,
+    inside,
+    revoice,
+)
 from dithead.runtime import pipeline as runtime
 from dithead.runtime.frame import VideoFrame, planes
 from dithead.runtime.media import AudioSource, VideoSource
@@ -314,3 +322,53 @@ def test_noise_mode_decides_whether_frames_share_their_noise(random_models: Mode
         model = DitHead(replace(config, diffusion=replace(config.diffusion, noise=mode)))
         assert torch.equal(model.initial_noise(5, 0), model.initial_noise(5, 9)) == shared
         assert not torch.equal(model.initial_noise(5, 0), model.initial_noise(6, 0))
+
+
+def test_a_face_elsewhere_starts_afresh(random_models: Models, astronaut: np.ndarray) -> None:
+    face = torch.from_numpy(astronaut[20:260, 104:344].copy())
+    left, shifted, right = (torch.full((240, 700, 3), 90, dtype=torch.uint8) for _ in range(3))
+    left[:, :240], shifted[:, 10:250], right[:, 460:] = face, face, face.flip(1)
+    generate = FrameGenerator(random_models, Options())
+    assert generate.track(left, 0.0) is not None
+    first = generate.state
+    first.reference = torch.zeros(1)
+    assert generate.track(shifted, 0.04) is not None
+    assert generate.state is first
+    transform = generate.track(right, 0.08)
+    assert transform is not None
+    assert 500 < float(transform[0, 2]) < 660
+    assert generate.state.reference is None
+
+
+def test_a_patch_outside_the_frame_has_no_part_in_it() -> None:
+    image, mask = torch.zeros(64, 64, 3, dtype=torch.uint8), torch.zeros(64, 64)
+    for left, top in ((170, 0), (0, 170), (-70, 10), (10, -70), (170, 170)):
+        x, y, part, _ = inside(Patch(left, top, image, mask), 160, 160)
+        assert part.numel() == 0
+        assert 0 <= x <= 160
+        assert 0 <= y <= 160
+
+
+def test_sound_does_not_pile_up_while_there_is_no_face(
+    portrait_clip: Callable[..., Path], tone_file: Callable[..., Path], random_models: Models
+) -> None:
+    times = [Fraction(i, 5) for i in range(60)]
+    video = portrait_clip("in.mp4", times, blank=range(1, 60))
+    summary = runtime.Summary(Path("out.mp4"))
+    run = runtime._Run(random_models, Options(steps=1), AudioSource(tone_file(12.0)), summary)
+    held = []
+    with VideoSource(video) as source:
+        for frame in source:
+            run.frame(frame)
+            held.append(len(run.features.state.features))
+    assert summary.faces == 1
+    assert held[-1] <= max(held[:15])
+
+
+def test_initial_noise_is_scaled_as_configured(random_models: Models) -> None:
+    config = random_models.dithead.config
+    whole = DitHead(replace(config, diffusion=replace(config.diffusion, noise_scale=1.0)))
+    half = DitHead(replace(config, diffusion=replace(config.diffusion, noise_scale=0.5)))
+    assert torch.equal(half.initial_noise(5, 0), 0.5 * whole.initial_noise(5, 0))
+    with pytest.raises(ConfigError, match="noise_scale"):
+        replace(config.diffusion, noise_scale=1.5)

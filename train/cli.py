@@ -63,11 +63,9 @@ def _vqgan(args: argparse.Namespace) -> None:
 
 
 def _latents(args: argparse.Namespace) -> None:
-    from dithead.audio import load_audio_encoder
-
     config = preset(args.preset)
     footage = Footage(args.data)
-    cache_windows(footage, config, load_audio_encoder(config.audio), args.out)
+    cache_windows(footage, config, args.out, args.audio_weights, workers=args.workers)
     cache_latents(
         footage,
         config,
@@ -75,7 +73,7 @@ def _latents(args: argparse.Namespace) -> None:
         args.masked,
         args.out,
         args.main_looks,
-        args.main_share,
+        args.main_plain_share,
         args.other_looks,
         workers=args.workers,
     )
@@ -98,6 +96,8 @@ def _dit(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> None:
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
     model = DitHead(preset(args.preset))
     parts = (
         ("face_vqgan", args.face),
@@ -164,8 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--face", type=Path, required=True, help="face VQGAN")
     latents.add_argument("--masked", type=Path, required=True, help="masked-face VQGAN")
     latents.add_argument("--out", type=Path, required=True, help="folder to write")
-    latents.add_argument("--main-looks", type=int, default=2)
-    latents.add_argument("--main-share", type=float, default=1.0)
+    latents.add_argument(
+        "--audio-weights", type=Path, help="speech encoder, if not the packaged one (wav2vec2)"
+    )
+    latents.add_argument("--main-looks", type=int, default=1)
+    latents.add_argument("--main-plain-share", type=float, default=0.5)
     latents.add_argument("--other-looks", type=int, default=24)
     latents.add_argument("--workers", type=int, default=2)
 

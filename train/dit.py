@@ -18,6 +18,11 @@ from dithead.model import build_dit
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
 
+MAX_LATENT_STD = 2.0
+"""No face's latent spreads wider: the average over faces is 1."""
+FORGET_SHARE = 0.05
+"""A chain of own outputs is 20 rounds deep on average."""
+
 
 @dataclass(frozen=True, slots=True)
 class DiTTraining:
@@ -33,11 +38,18 @@ class DiTTraining:
     average_decay: float = 0.999
     main_share: float = 0.8
     """Share of samples from the person with the most clips."""
+    main_plain_share: float = 0.45
+    """Share of that person's samples that show the person's true look."""
     min_distance: int = 60
     """A reference from the same clip is at least so many frames away, or as far as a short clip
     allows."""
-    own_output_share: float = 0.2
-    """Share of samples whose reference is the model's own output for another frame."""
+    own_output_share: float = 0.5
+    """Share of samples whose reference is the model's own output for another frame and audio, where
+    there is one; most of those were made from own outputs in turn."""
+    generated_share: float = 0.25
+    """Share of each batch for which such outputs are generated, with 1 to ``generated_steps``
+    steps."""
+    generated_steps: int = 4
     reference_noise: float = 0.1
     """Largest standard deviation of the noise on reference latents."""
     silence_share: float = 0.35
@@ -59,6 +71,8 @@ class Batch:
     masked: Tensor
     reference: Tensor
     window: Tensor
+    person: Tensor
+    """(B,) int64: samples with the same number show the same person under the same look."""
 
 
 class LatentSampler:
@@ -68,7 +82,8 @@ class LatentSampler:
         self.cache = cache
         self.training = training
         self.random = np.random.default_rng(training.seed)
-        self.main = [run for run in cache.runs if run.main]
+        self.plain = [run for run in cache.runs if run.main and run.look == 0]
+        self.looks = [run for run in cache.runs if run.main and run.look != 0]
         others: dict[str, list[Run]] = {}
         for run in cache.runs:
             if not run.main:
@@ -77,12 +92,15 @@ class LatentSampler:
         self.alike: dict[tuple[int, int], list[Run]] = {}
         for run in cache.runs:
             self.alike.setdefault((run.group, run.look), []).append(run)
+        self.person = {key: number for number, key in enumerate(self.alike)}
 
     def _run(self) -> Run:
         if self.others and self.random.random() > self.training.main_share:
             runs = self.others[self.random.integers(len(self.others))]
+        elif self.plain and self.random.random() < self.training.main_plain_share:
+            runs = self.plain
         else:
-            runs = self.main
+            runs = self.looks or self.plain
         return runs[self.random.integers(len(runs))]
 
     def _reference_row(self, run: Run, frame: int) -> int:
@@ -105,19 +123,84 @@ class LatentSampler:
 
     def sample(self, batch: int) -> Batch:
         """A random batch; references are true frames."""
-        rows, references, windows = [], [], []
+        rows, references, windows, people = [], [], [], []
         for _ in range(batch):
             run = self._run()
             frame = int(self.random.integers(run.frames))
             rows.append(run.first + frame)
             references.append(self._reference_row(run, frame))
             windows.append(self._window(run, frame).astype(np.float32))
+            people.append(self.person[run.group, run.look])
         return Batch(
             self.cache.face[rows].float(),
             self.cache.masked[rows].float(),
             self.cache.face[references].float(),
             torch.from_numpy(np.stack(windows)),
+            torch.tensor(people),
         )
+
+
+class OwnOutputs:
+    """Latents that the model generated, by person: references as they occur when frames are fed
+    back.
+
+    An output is that for another sample's audio, never for a neighbouring frame: the reference must
+    tell what the person looks like, not what the mouth does next. As a new output is generated from
+    an older one where there is one, the outputs grow many rounds deep.
+    """
+
+    def __init__(self, diffusion: Diffusion, training: DiTTraining, size: tuple[int, ...]) -> None:
+        self.diffusion = diffusion
+        self.training = training
+        self.size = size
+        self.random = np.random.default_rng(training.seed)
+        self.latents: dict[int, Tensor] = {}
+
+    def _noise(self, people: Tensor) -> Tensor:
+        """Each person's own initial noise, the same in every round, as in a stream."""
+        generators = (torch.Generator().manual_seed(person) for person in people.tolist())
+        noise = [torch.randn(self.size, generator=generator) for generator in generators]
+        return torch.stack(noise).to(people.device)
+
+    def references(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """References (B, C, S, S) and initial noise (B, C, S, S) for a batch: a share of both is
+        what the model would meet in a stream; all references carry a little noise."""
+        reference, noise = batch.reference.clone(), torch.randn_like(batch.clean)
+        for row, person in enumerate(batch.person.tolist()):
+            if person in self.latents and self.random.random() < self.training.own_output_share:
+                reference[row] = self.latents[person]
+                if self.random.random() < 0.5:
+                    noise[row] = self._noise(batch.person[row : row + 1])[0]
+        level = self.training.reference_noise * torch.rand(len(reference), 1, 1, 1)
+        level = level.to(reference.device)
+        return reference + level * torch.randn_like(reference), noise
+
+    @torch.no_grad()
+    def generate(self, model: DiT, batch: Batch) -> None:
+        """Generate outputs for the first samples of a batch, from older outputs where there are."""
+        count = round(self.training.generated_share * len(batch.clean))
+        if count == 0:
+            return
+        people = batch.person[:count]
+        older = [self.latents.get(p, batch.reference[i]) for i, p in enumerate(people.tolist())]
+        reference, masked = torch.stack(older), batch.masked[:count]
+        heard = batch.window.roll(1, 0)[:count]
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            with precision(noisy.device):
+                return model(noisy, masked, reference, timestep, heard)
+
+        steps = int(self.random.integers(1, self.training.generated_steps + 1))
+        latents = self.diffusion.sample(predict, self._noise(people), steps)
+        # Where the network predicts noise, a guess from pure noise is far off until it has learnt.
+        excess = latents.std((1, 2, 3), keepdim=True) / MAX_LATENT_STD
+        latents = latents / excess.clamp(min=1.0)
+        for person, latent in zip(people.tolist(), latents, strict=True):
+            # A fresh start now and then: a person's outputs are of all depths.
+            if self.random.random() < FORGET_SHARE:
+                self.latents.pop(person, None)
+            else:
+                self.latents[person] = latent
 
 
 def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
@@ -165,6 +248,7 @@ def train_dit(
         fused=True,
     )
     sampler = LatentSampler(cache, training)
+    own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]))
     weights = latent_weights(config, training).to(where)
     forward = torch.compile(model, dynamic=False) if compile_model else model
     stage = Stage(out / "dit.log", training.minutes, training.steps)
@@ -176,9 +260,8 @@ def train_dit(
             optimiser, stage.learning_rate(training.learning_rate, training.warmup_steps)
         )
         batch = _to(sampler.sample(training.batch), where)
-        reference = disturb_reference(model, diffusion, batch, training)
+        reference, noise = own.references(batch)
         timestep = draw_timesteps(training, diffusion, where)
-        noise = torch.randn_like(batch.clean)
         noisy = diffusion.add_noise(batch.clean, noise, timestep)
         with precision(where):
             predicted = forward(noisy, batch.masked, reference, timestep, batch.window)
@@ -189,6 +272,7 @@ def train_dit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         average.update()
+        own.generate(model, batch)
         stage.step += 1
         stage.samples += training.batch
         running += loss.item()
@@ -212,28 +296,3 @@ def draw_timesteps(training: DiTTraining, diffusion: Diffusion, device: torch.de
     timestep = torch.randint(last, (training.batch,), device=device)
     first = torch.rand(training.batch, device=device) < training.first_step_share
     return torch.where(first, torch.full_like(timestep, last - 1), timestep)
-
-
-@torch.no_grad()
-def disturb_reference(
-    model: DiT, diffusion: Diffusion, batch: Batch, training: DiTTraining
-) -> Tensor:
-    """References as they occur when frames are fed back: some are the model's own output, all carry
-    a little noise.
-
-    The own output is that for another sample's audio, never for a neighbouring frame: the reference
-    must tell what the person looks like, not what the mouth does next.
-    """
-    reference = batch.reference
-    count = round(training.own_output_share * len(reference))
-    if count:
-        top = torch.full((count,), diffusion.config.timesteps - 1, device=reference.device)
-        noise = torch.randn_like(reference[:count])
-        with precision(reference.device):
-            predicted = model(
-                noise, batch.masked[:count], reference[:count], top, batch.window.roll(1, 0)[:count]
-            )
-        clean, _ = diffusion.split(noise, predicted, top)
-        reference = torch.cat([clean, reference[count:]])
-    level = training.reference_noise * torch.rand(len(reference), 1, 1, 1, device=reference.device)
-    return reference + level * torch.randn_like(reference)

@@ -18,7 +18,7 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,8 +44,10 @@ from dithead.runtime.media import AudioSource, VideoSource
 from dithead.train.prepare import list_folder
 
 MOUTH_POINTS = (78, 308, 0, 17)
+TREND_FRAMES = 11
+FEEDBACK_S = 60.0
 CROSSED_SHIFT = 7
-"""Video i is crossed with the audio of video i + 7, counted round."""
+"""Clip i is crossed with the audio of clip i + 7, counted round; in a second round i + 8, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def load_clip(path: Path, models: Models) -> Clip:
     face."""
     with VideoSource(path) as video:
         pairs = [(torch.from_numpy(f.rgb()), float(f.time_s)) for f in video]
+    if len(pairs) < TREND_FRAMES:
+        raise MediaError(f"{path} has fewer than {TREND_FRAMES} frames")
     samples = np.concatenate(list(AudioSource(path).blocks()))
     frames, times = [p[0] for p in pairs], [p[1] for p in pairs]
     return Clip(path.stem, frames, times, samples, fit_meshes(frames, models))
@@ -93,8 +97,9 @@ def opening(meshes: np.ndarray) -> np.ndarray:
     return lips / distance(10, 152)
 
 
-def without_trend(series: np.ndarray, width: int = 11) -> np.ndarray:
-    """A series (T,) less its moving average; at the ends the average is over what there is."""
+def without_trend(series: np.ndarray, width: int = TREND_FRAMES) -> np.ndarray:
+    """A series (T,), at least as long as the average, less its moving average; at the ends the
+    average is over what there is."""
     kernel = np.ones(width)
     total = np.convolve(series, kernel, "same")
     return series - total / np.convolve(np.ones(len(series)), kernel, "same")
@@ -222,7 +227,8 @@ class Job:
     kind: str
     """``own``, ``crossed``, ``silent`` or ``feedback``."""
     video: Path
-    audio: Path | None
+    audio: Path
+    """The same clip, but for ``crossed``."""
     steps: int
     checkpoint: str
     perceptual: bool
@@ -244,12 +250,22 @@ def _metric() -> Any:
 
 
 def run_job(job: Job) -> dict[str, Any] | None:
-    """Do one piece of work; None if a clip is unusable, such as one with faceless frames."""
+    """Do one piece of work; None, and a line that says why, where it cannot be judged."""
     try:
         return _run(job)
     except MediaError as error:
-        print(f"left out {job.video.name}: {error}", file=sys.stderr)
+        print(f"left out of '{job.kind}': {job.video.name}: {error}", file=sys.stderr)
         return None
+
+
+def _is_usable(item: tuple[Path, str]) -> bool:
+    path, checkpoint = item
+    try:
+        load_clip(path, _models(checkpoint))
+    except MediaError as error:
+        print(f"left out {path.name}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 @torch.inference_mode()
@@ -259,7 +275,7 @@ def _run(job: Job) -> dict[str, Any]:
     options = Options(steps=job.steps, reference=job.reference)  # type: ignore[arg-type]
     metric = _metric() if job.perceptual else None
 
-    def make(samples: np.ndarray, frames: Iterator[tuple[Tensor, float]]) -> list[Tensor]:
+    def make(samples: np.ndarray, frames: Iterable[tuple[Tensor, float]]) -> list[Tensor]:
         return list(revoice(frames, torch.from_numpy(samples), models, options))
 
     pairs = zip(clip.frames, clip.times_s, strict=True)
@@ -271,7 +287,6 @@ def _run(job: Job) -> dict[str, Any]:
             "ceiling": _scores(clip, list(ceiling_frames(clip, models)), metric),
         }
     if job.kind == "crossed":
-        assert job.audio is not None
         other = load_clip(job.audio, models)
         made = opening(fit_meshes(make(other.samples, iter(pairs)), models))
         return {"made": made, "own": true_opening, "other": opening(other.meshes)}
@@ -284,30 +299,47 @@ def _run(job: Job) -> dict[str, Any]:
 
 
 def _feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
-    """60 s of a clip looped, its audio with it: PSNR in the mouth box over time, second by
-    second."""
-    length = len(clip.frames) / 25.0
-    rounds = int(np.ceil(60.0 / length))
+    """60 s of a clip looped, its audio with it: PSNR in the mouth box in the first and the last
+    five seconds."""
+    count = len(clip.frames)
+    start = clip.times_s[0]
+    length = (clip.times_s[-1] - start) * count / (count - 1)
+    rounds = int(np.ceil(FEEDBACK_S / length))
     audio = np.zeros(round(length * 16000), np.float32)
-    audio[: min(len(audio), len(clip.samples))] = clip.samples[: len(audio)]
-    frames = (
-        (frame, turn * length + i / 25.0)
-        for turn in range(rounds)
-        for i, frame in enumerate(clip.frames)
-    )
-    made = make(np.tile(audio, rounds), frames)
-    psnr = [
-        box_scores(clip.frames[i % len(clip.frames)], frame, clip.meshes[i % len(clip.frames)])[
-            "psnr_db"
+    sound = clip.samples[round(start * 16000) :][: len(audio)]
+    audio[: len(sound)] = sound
+    times = [turn * length + t - start for turn in range(rounds) for t in clip.times_s]
+    made = make(np.tile(audio, rounds), zip(clip.frames * rounds, times, strict=True))
+    psnr = np.array(
+        [
+            box_scores(clip.frames[i % count], frame, clip.meshes[i % count])["psnr_db"]
+            for i, frame in enumerate(made)
         ]
-        for i, frame in enumerate(made)
+    )
+    since = np.array(times)
+    first, last = psnr[since < 5.0], psnr[since >= rounds * length - 5.0]
+    return {"first_5s_db": float(first.mean()), "last_5s_db": float(last.mean())}
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do what a command line asks for and sum up each kind.
+
+    Raises:
+        MediaError: no held-out clip shows a face in every frame.
+    """
+    held_out = [
+        s.path
+        for s in list_folder(arguments.videos, "", arguments.validation)
+        if s.split == "validation"
     ]
-    return {"first_5s_db": float(np.mean(psnr[:125])), "last_5s_db": float(np.mean(psnr[-125:]))}
-
-
-def evaluate(jobs: list[Job], workers: int) -> dict[str, Any]:
-    """Run the jobs and sum up each kind and number of steps."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    if not held_out:
+        raise MediaError("no held-out clips: --validation must be at least 1")
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        checks = pool.map(_is_usable, [(p, arguments.checkpoint) for p in held_out], chunksize=1)
+        usable = [path for path, good in zip(held_out, checks, strict=True) if good]
+        if not usable:
+            raise MediaError("every held-out clip was left out: see the lines above")
+        jobs = plan(arguments, usable, len(held_out))
         results = pool.map(run_job, jobs, chunksize=1)
     report: dict[str, Any] = {}
     for key in sorted({(job.kind, job.steps, job.reference) for job in jobs}):
@@ -317,7 +349,7 @@ def evaluate(jobs: list[Job], workers: int) -> dict[str, Any]:
             if (job.kind, job.steps, job.reference) == key and r is not None
         ]
         if not rows:
-            raise MediaError(f"every clip was left out of {key[0]}: see the lines above")
+            raise MediaError(f"every clip was left out of '{key[0]}': see the lines above")
         name = f"{key[0]}, {key[1]} steps, {key[2]} reference"
         report[name] = {"clips": len(rows), **_SUMMARIES[key[0]](rows)}
     return report
@@ -361,32 +393,49 @@ _SUMMARIES: dict[str, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
 }
 
 
-def plan(arguments: argparse.Namespace) -> list[Job]:
-    """The jobs that a command line asks for."""
-    videos = [
-        s.path
-        for s in list_folder(arguments.videos, "", arguments.validation)
-        if s.split == "validation"
-    ]
-    if not videos:
-        raise MediaError("no held-out clips: --validation must be at least 1")
+def crossed_pairs(clips: int, count: int) -> list[tuple[int, int]]:
+    """So many fixed pairs (video, audio) of different clips, or as many as there are.
+
+    Raises:
+        MediaError: fewer than two clips.
+    """
+    if clips < 2:
+        raise MediaError("crossed evaluation needs at least two usable clips")
+    pairs = []
+    for i in range(min(count, clips * (clips - 1))):
+        shift = 1 + (CROSSED_SHIFT - 1 + i // clips) % (clips - 1)
+        pairs.append((i % clips, (i + shift) % clips))
+    return pairs
+
+
+def plan(arguments: argparse.Namespace, videos: list[Path], held_out: int) -> list[Job]:
+    """The jobs that a command line asks for.
+
+    Args:
+        videos: usable clips. held_out: number of pairs for ``crossed``: as many as clips were held
+            out, so that a damaged clip does not lessen them.
+    """
     jobs = []
     for kind in arguments.kinds:
-        for i, video in enumerate(videos[: arguments.clips]):
-            audio = videos[(i + CROSSED_SHIFT) % len(videos)] if kind == "crossed" else None
-            align = arguments.align / f"{video.stem}.align" if arguments.align else None
-            if kind == "feedback" and i >= arguments.feedback_clips:
-                break
+        if kind == "crossed":
+            pairs = crossed_pairs(len(videos), min(held_out, arguments.clips or held_out))
+        else:
+            count = arguments.feedback_clips if kind == "feedback" else arguments.clips
+            pairs = [(i, i) for i in range(len(videos[:count]))]
+        for i, j in pairs:
+            align = arguments.align / f"{videos[i].stem}.align" if arguments.align else None
+            if align is not None and not align.is_file():
+                raise MediaError(f"{align} does not exist: give --align the alignments' folder")
             jobs.append(
                 Job(
                     kind,
-                    video,
-                    audio,
+                    videos[i],
+                    videos[j],
                     arguments.steps,
                     arguments.checkpoint,
                     arguments.perceptual,
                     align,
-                    arguments.reference,
+                    "previous" if kind == "feedback" else arguments.reference,
                 )
             )
     return jobs
@@ -409,7 +458,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args(argv)
     try:
-        report = evaluate(plan(arguments), arguments.workers)
+        report = evaluate(arguments)
     except DitheadError as error:
         print(f"dithead-eval: {error}", file=sys.stderr)
         return 1

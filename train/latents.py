@@ -2,7 +2,8 @@
 VQGANs.
 
 Every clip is encoded under several looks. Clips of one person are put into groups that share their
-looks, so that a reference can be taken from another clip of the same person.
+looks, so that a reference can be taken from another clip of the same person; each clip has its own
+pose.
 """
 
 from __future__ import annotations
@@ -20,25 +21,24 @@ import torch
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.audio import AudioEncoder, encode_audio
-from dithead.config import DitHeadConfig
+from dithead.audio import AudioEncoder, encode_audio, load_audio_encoder
+from dithead.config import AudioConfig, DitHeadConfig
 from dithead.errors import MediaError
 from dithead.face.crop import mask_out
-from dithead.train.data import (
-    Appearance,
-    Clip,
-    Footage,
+from dithead.train.appearance import (
+    follow,
     plain_appearance,
     random_appearance,
     render,
     training_mask,
 )
+from dithead.train.data import Clip, Footage
 from dithead.train.loop import load_part, precision, single_thread
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
 
-GROUP_CLIPS = 8
+GROUP_CLIPS = 4
 ENCODED_AT_ONCE = 8
 """Pictures in one batch of the encoders: on a CPU, larger ones leave the caches."""
 SILENT_RMS = 0.028
@@ -78,11 +78,11 @@ class LatentCache:
 
 
 def _looks(
-    footage: Footage, seed: int, main_looks: int, main_share: float, other_looks: int
-) -> Iterator[tuple[Clip, int, int, Appearance, bool]]:
-    """Clip, group, index of the look, look (one row), and whether it is of the main person."""
+    footage: Footage, seed: int, main_looks: int, main_plain_share: float, other_looks: int
+) -> Iterator[tuple[Clip, int, int, int, bool]]:
+    """Clip, group, index of the look (0 is the plain one), seed of the look, and whether it is of
+    the main person."""
     random = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
     people: dict[str, list[Clip]] = {}
     for clip in footage.split("train"):
         people.setdefault(clip.person, []).append(clip)
@@ -91,13 +91,13 @@ def _looks(
     for person, clips in sorted(people.items()):
         shuffled = [clips[i] for i in random.permutation(len(clips))]
         for start in range(0, len(shuffled), GROUP_CLIPS):
-            looks = other_looks
-            if person == main:
-                looks = main_looks if random.random() < main_share else 1
-            for index in range(looks):
-                look = plain_appearance(1) if index == 0 else random_appearance(1, generator)
+            indices = list(range(1 + (main_looks if person == main else other_looks)))
+            if person == main and random.random() >= main_plain_share:
+                indices.remove(0)
+            for index in indices:
+                look_seed = int(random.integers(2**31))
                 for clip in shuffled[start : start + GROUP_CLIPS]:
-                    yield clip, group, index, look, person == main
+                    yield clip, group, index, look_seed, person == main
             group += 1
 
 
@@ -108,7 +108,8 @@ class _Job:
     face: Path
     masked: Path
     clip: Clip
-    look: Appearance
+    look_seed: int | None
+    """None for the plain look."""
     seed: int
 
 
@@ -125,9 +126,12 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     masked = _vqgan(job.masked, "masked_vqgan", job.config)
     config = job.config.face
     crops = torch.from_numpy(np.array(Footage(job.root).crops(job.clip)))
-    look = job.look.take(torch.zeros(len(crops), dtype=torch.long))
-    image = render(crops, look, config.crop_px)
     generator = torch.Generator().manual_seed(job.seed)
+    look = plain_appearance(len(crops))
+    if job.look_seed is not None:
+        person = random_appearance(1, torch.Generator().manual_seed(job.look_seed))
+        look = follow(person, len(crops), generator)
+    image = render(crops, look, config.crop_px)
     mask = training_mask(look, config.crop_px, config.mask_softness, generator)
     hidden = mask_out(image, mask)
     latents: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -144,8 +148,8 @@ def cache_latents(
     face: Path,
     masked: Path,
     out: Path,
-    main_looks: int = 2,
-    main_share: float = 1.0,
+    main_looks: int = 1,
+    main_plain_share: float = 0.5,
     other_looks: int = 24,
     seed: int = 0,
     workers: int = 2,
@@ -155,14 +159,16 @@ def cache_latents(
 
     Args:
         face, masked: weights of the two VQGANs, or a packed checkpoint that holds them.
-        main_looks, other_looks: looks of the person with the most clips, and of each other person.
-        main_share: share of the former's groups that get more than the plain look.
+        main_looks, other_looks: random looks of the person with the most clips, and of each other
+            person.
+        main_plain_share: share of the former's groups that are encoded as they are, too.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plan = list(_looks(footage, seed, main_looks, main_share, other_looks))
+    (out / "runs.json").unlink(missing_ok=True)  # written last: without it there is no cache
+    plan = list(_looks(footage, seed, main_looks, main_plain_share, other_looks))
     jobs = [
-        _Job(footage.root, config, face, masked, clip, look, seed + i)
-        for i, (clip, _, _, look, _) in enumerate(plan)
+        _Job(footage.root, config, face, masked, clip, look if index else None, seed + i)
+        for i, (clip, _, index, look, _) in enumerate(plan)
     ]
     faces, maskeds, runs, first = [], [], [], 0
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
@@ -176,28 +182,66 @@ def cache_latents(
                 log.info("encoded %d of %d clips", i + 1, len(plan))
     np.save(out / "face.npy", np.concatenate(faces))
     np.save(out / "masked.npy", np.concatenate(maskeds))
-    (out / "runs.json").write_text(json.dumps([asdict(run) for run in runs]))
+    temporary = out / "runs.tmp"
+    temporary.write_text(json.dumps([asdict(run) for run in runs]))
+    temporary.replace(out / "runs.json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    root: Path
+    config: AudioConfig
+    weights: Path | None
+    clip: Clip
+    out: Path
+    seed: int
+
+
+@cache
+def _audio_encoder(config: AudioConfig, weights: Path | None) -> AudioEncoder:
+    return load_audio_encoder(config, weights)
 
 
 @torch.inference_mode()
+def _hear(job: _Sound) -> None:
+    encoder = _audio_encoder(job.config, job.weights)
+    track = Footage(job.root).track(job.clip)
+    audio, times = track["audio"].astype(np.float32), track["time_s"]
+    variants = []
+    for samples in (audio, _disturb(audio, np.random.default_rng(job.seed))):
+        features = encode_audio(encoder, samples, batch=16)
+        variants.append(torch.stack([features.window(t) for t in times]).half().numpy())
+    np.savez(job.out, windows=np.stack(variants), silent=_silent_frames(audio, times))
+
+
 def cache_windows(
-    footage: Footage, config: DitHeadConfig, encoder: AudioEncoder, out: Path, seed: int = 0
+    footage: Footage,
+    config: DitHeadConfig,
+    out: Path,
+    audio_weights: Path | None = None,
+    seed: int = 0,
+    workers: int = 2,
 ) -> None:
     """Audio windows of every training clip at its frames' times, as recorded and with a changed
-    level and added noise."""
+    level and added noise.
+
+    Args:
+        audio_weights: folder of the speech encoder where it is not the packaged one.
+    """
     folder = out / "windows"
     folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(seed)
-    for clip in footage.split("train"):
-        track = footage.track(clip)
-        audio, times = track["audio"].astype(np.float32), track["time_s"]
-        variants = []
-        for samples in (audio, _disturb(audio, random)):
-            features = encode_audio(encoder, samples, batch=16)
-            variants.append(torch.stack([features.window(t) for t in times]).half().numpy())
-        silent = _silent_frames(audio, times)
-        np.savez(folder / f"{clip.name}.npz", windows=np.stack(variants), silent=silent)
-    silence = encode_audio(encoder, np.zeros(32000, np.float32)).window(1.0)
+    jobs = [
+        _Sound(
+            footage.root, config.audio, audio_weights, clip, folder / f"{clip.name}.npz", seed + i
+        )
+        for i, clip in enumerate(footage.split("train"))
+    ]
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
+        for _ in pool.imap_unordered(_hear, jobs):
+            pass
+    encoder = load_audio_encoder(config.audio, audio_weights)
+    with torch.inference_mode():
+        silence = encode_audio(encoder, np.zeros(32000, np.float32)).window(1.0)
     np.save(out / "silence.npy", silence.numpy())
 
 
@@ -233,14 +277,19 @@ def load_cache(folder: Path) -> LatentCache:
         if not (folder / name).is_file():
             raise MediaError(f"{folder} has no {name}: run dithead-train latents first")
     runs = [Run(**row) for row in json.loads((folder / "runs.json").read_text())]
+    face, masked = (torch.from_numpy(np.load(folder / f"{n}.npy")) for n in ("face", "masked"))
     windows, silent = {}, {}
-    for name in {run.clip for run in runs}:
+    names = {run.clip for run in runs}
+    whole = len(face) == len(masked) == sum(run.frames for run in runs)
+    if not whole or not all((folder / "windows" / f"{name}.npz").is_file() for name in names):
+        raise MediaError(f"{folder} is not whole: run dithead-train latents again")
+    for name in names:
         with np.load(folder / "windows" / f"{name}.npz") as file:
             windows[name], silent[name] = file["windows"], file["silent"]
     return LatentCache(
         runs,
-        torch.from_numpy(np.load(folder / "face.npy")),
-        torch.from_numpy(np.load(folder / "masked.npy")),
+        face,
+        masked,
         windows,
         silent,
         torch.from_numpy(np.load(folder / "silence.npy")),

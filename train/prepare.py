@@ -29,7 +29,7 @@ from dithead.train.loop import single_thread
 log = logging.getLogger(__name__)
 
 MAX_VIDEO_FRAMES = 1500
-"""Longer videos are cut into clips of this many frames."""
+"""Of longer videos, so many frames from the start are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class Source:
 def list_folder(folder: Path, person: str, validation: int) -> list[Source]:
     """Every video in a folder, of one person; the ``validation`` whose names sort first are held
     out."""
+    if not folder.is_dir():
+        raise MediaError(
+            f"{folder} is not a folder: expected one with .mp4, .mpg, .mov or .mkv files"
+        )
     paths = sorted(
         p for p in folder.iterdir() if p.suffix.lower() in {".mp4", ".mpg", ".mov", ".mkv"}
     )
@@ -58,6 +62,8 @@ def list_folder(folder: Path, person: str, validation: int) -> list[Source]:
 def list_manifest(manifest: Path) -> list[Source]:
     """Rows of a TSV with the columns ``file``, ``split``, ``person``; only ``split=train`` is
     taken."""
+    if not manifest.is_file():
+        raise MediaError(f"{manifest} does not exist: expected a table of tab-separated columns")
     with manifest.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if not rows or not {"file", "split", "person"} <= rows[0].keys():
@@ -76,7 +82,15 @@ def prepare(
     out and logged.
 
     Clips already in the index are kept, so an interrupted run goes on where it stopped.
+
+    Raises:
+        MediaError: two sources bear the same name, by which a clip goes.
     """
+    names: dict[str, Path] = {}
+    for source in sources:
+        other = names.setdefault(source.path.stem, source.path)
+        if other != source.path:
+            raise MediaError(f"{other} and {source.path} bear the same name: rename one of them")
     for folder in ("crops", "track"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     index = out / "index.json"

@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.face.crop import mask_out
-from dithead.train.data import (
-    Clip,
-    Footage,
-    plain_appearance,
-    random_appearance,
-    render,
-    training_mask,
-)
+from dithead.train.appearance import plain_appearance, random_appearance, render, training_mask
+from dithead.train.data import Clip, Footage
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.picture import save_grid
@@ -42,10 +36,10 @@ class VQGANTraining:
     batch: int = 16
     learning_rate: float = 1e-3
     seed: int = 0
-    main_share: float = 0.7
+    main_share: float = 0.6
     """Share of the pictures that come from the person with the most clips; the rest is split over
     all others."""
-    plain_share: float = 0.35
+    plain_share: float = 0.3
     """Share of pictures without augmentation of their look."""
     mouth_weight: float = 2.0
     """Extra weight of the mouth region in the reconstruction loss."""
@@ -83,11 +77,8 @@ class PictureSampler:
                 clips = self.others[self.random.integers(len(self.others))]
             clip = clips[self.random.integers(len(clips))]
             rows.append(self.footage.crops(clip)[self.random.integers(clip.frames)])
-        look = random_appearance(batch, self.generator)
-        plain = plain_appearance(batch)
         keep = torch.rand(batch, generator=self.generator) < plain_share
-        for name in ("affine", "colour", "gamma", "coarseness", "warp"):
-            getattr(look, name)[keep] = getattr(plain, name)[keep]
+        look = random_appearance(batch, self.generator).plain_where(keep)
         image = render(torch.from_numpy(np.stack(rows)), look, self.size)
         return image, training_mask(look, self.size, self.softness, self.generator)
 

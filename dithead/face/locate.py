@@ -13,15 +13,22 @@ from dithead.face.mesh import FaceMesh, roi_from_detection, roi_from_mesh
 
 MIN_MESH_SCORE = 0.5
 MIN_OVERLAP = 0.2
+MAX_JUMP = 0.5
+"""A followed face does not move by more than this share of its width from one frame to the next."""
 
 FaceChoice = Literal["largest"] | int
+_Face = tuple[Tensor, Tensor]  # box (4,) and keypoints (6, 2) of the detector
 
 
 class FaceLocator:
     """Finds a face, then follows its mesh from frame to frame, and looks again when it is lost.
 
     Every ``redetect_every`` frames the detector must still see a face where the mesh is, so a mesh
-    that has wandered onto the background is dropped.
+    that has wandered onto the background is dropped. A face that is lost is looked for where it
+    was; if there is none, the choice is made anew.
+
+    Attributes:
+        changed: whether the face of the latest frame is not known to be that of the frame before.
 
     Args:
         choice: ``"largest"``, or the index of a face counted from the left of the frame in which it
@@ -48,11 +55,13 @@ class FaceLocator:
         """Forget the face."""
         self._last: Tensor | None = None
         self._since_detection = 0
+        self.changed = True
 
     def __call__(self, frame: Tensor) -> Tensor | None:
         """Mesh (468, 3) in frame pixels of the followed face in a frame (H, W, 3) uint8 RGB, or
         None."""
         mesh = self._follow(frame)
+        self.changed = False
         if mesh is None:
             mesh = self._find(frame)
         self._last = mesh
@@ -63,6 +72,8 @@ class FaceLocator:
             return None
         mesh = self._fit(frame, roi_from_mesh(self._last[None]))
         self._since_detection += 1
+        if mesh is not None and _jump(self._last, mesh) > MAX_JUMP:
+            return None
         if mesh is not None and self._since_detection >= self._redetect_every:
             boxes = self._detect(frame)
             self._since_detection = 0
@@ -72,26 +83,37 @@ class FaceLocator:
 
     def _find(self, frame: Tensor) -> Tensor | None:
         faces = self._detect(frame)
-        if self._choice == "largest":
-            faces.sort(key=lambda face: -_area(face[0]))
-            index = 0
-        else:
-            faces.sort(key=lambda face: float(face[0][0] + face[0][2]))
-            index = self._choice
-        if index >= len(faces):
+        face = self._face_where_it_was(faces)
+        if face is None:
+            self.changed = True
+            face = self._chosen_face(faces)
+        if face is None:
             return None
-        box, keypoints = faces[index]
+        box, keypoints = face
         self._since_detection = 0
         mesh = self._fit(frame, roi_from_detection(keypoints[None], box[None]))
         if mesh is None:
             return None
         return self._fit(frame, roi_from_mesh(mesh[None]))  # a second look, framed by the first
 
+    def _face_where_it_was(self, faces: list[_Face]) -> _Face | None:
+        if self._last is None or not faces:
+            return None
+        before = _bounds(self._last)
+        face = max(faces, key=lambda face: _overlap(before, face[0]))
+        return face if _overlap(before, face[0]) > MIN_OVERLAP else None
+
+    def _chosen_face(self, faces: list[_Face]) -> _Face | None:
+        if self._choice == "largest":
+            return max(faces, key=lambda face: _area(face[0]), default=None)
+        from_left = sorted(faces, key=lambda face: float(face[0][0] + face[0][2]))
+        return from_left[self._choice] if self._choice < len(from_left) else None
+
     def _fit(self, frame: Tensor, roi: Tensor) -> Tensor | None:
         mesh, score = self._mesh(frame, roi)
         return mesh[0] if float(score[0]) >= MIN_MESH_SCORE else None
 
-    def _detect(self, frame: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _detect(self, frame: Tensor) -> list[_Face]:
         boxes, scores, keypoints = self._detector(frame)
         return [
             (box, points)
@@ -103,6 +125,11 @@ class FaceLocator:
 def _bounds(mesh: Tensor) -> Tensor:
     points = mesh[:, :2]
     return torch.cat([points.amin(0), points.amax(0)])
+
+
+def _jump(before: Tensor, after: Tensor) -> float:
+    width = (before[:, 0].amax() - before[:, 0].amin()).clamp(min=1.0)
+    return float((after[:, :2].mean(0) - before[:, :2].mean(0)).norm() / width)
 
 
 def _area(box: Tensor) -> float:

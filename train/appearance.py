@@ -1,0 +1,257 @@
+"""Augmentation: prepared crops become training pictures of people, poses and places that the
+footage does not hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dithead.face.crop import crop_face, crop_mask, mask_polygon
+from dithead.train.data import STORED_MARGIN
+
+_BACKGROUND_CELLS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """One look, applied alike to every picture of a sample; each field has one row per picture."""
+
+    affine: Tensor
+    """(B, 2, 3) crop units of the model to crop units of the stored crop."""
+    warp: Tensor
+    """(B, 2, 5, 5) smooth displacement in crop units: another face from the same footage."""
+    turn: Tensor
+    """(B, 2) yaw and pitch in radians, of a head shaped like an ellipsoid with a nose."""
+    background: Tensor
+    """(B, 4, 24, 24) RGB and opacity in [0, 1], put in place of a blue screen."""
+    light: Tensor
+    """(B, 1, 4, 4) logarithm of a smooth field of light."""
+    gamma: Tensor
+    """(B,) exponent on [0, 1]."""
+    colour: Tensor
+    """(B, 3, 4) matrix and offset on RGB in [0, 1]."""
+    coarseness: Tensor
+    """(B,) fraction of detail kept, 1 = all: pictures from small faces are coarse."""
+
+    def take(self, rows: Tensor) -> Appearance:
+        """The looks of the given rows."""
+        return Appearance(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def plain_where(self, keep: Tensor) -> Appearance:
+        """Without any change in the rows where keep (B,) is true."""
+        plain = plain_appearance(len(keep))
+        return Appearance(
+            *(
+                torch.where(
+                    keep.view(-1, *[1] * (value.ndim - 1)), getattr(plain, field.name), value
+                )
+                for field in fields(self)
+                for value in [getattr(self, field.name)]
+            )
+        )
+
+
+def plain_appearance(batch: int) -> Appearance:
+    """No change."""
+    affine = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]) / STORED_MARGIN
+    colour = torch.cat([torch.eye(3), torch.zeros(3, 1)], dim=1)
+    return Appearance(
+        affine=affine.repeat(batch, 1, 1),
+        warp=torch.zeros(batch, 2, 5, 5),
+        turn=torch.zeros(batch, 2),
+        background=torch.zeros(batch, 4, _BACKGROUND_CELLS, _BACKGROUND_CELLS),
+        light=torch.zeros(batch, 1, 4, 4),
+        gamma=torch.ones(batch),
+        colour=colour.repeat(batch, 1, 1),
+        coarseness=torch.ones(batch),
+    )
+
+
+def random_appearance(batch: int, generator: torch.Generator) -> Appearance:
+    """Random looks: another face (mirror, stretch, smooth warp) before another background, in
+    another light, with other colours, at another distance; and a random pose."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    stretch = uniform(0.93, 1.07)
+    affine = torch.zeros(batch, 2, 3)
+    affine[:, 0, 0] = mirror * stretch / STORED_MARGIN
+    affine[:, 1, 1] = 1.0 / stretch / STORED_MARGIN
+    warp = uniform(0.0, 0.03, 1, 1, 1) * torch.randn(batch, 2, 5, 5, generator=generator)
+    look = Appearance(
+        affine=affine,
+        warp=warp,
+        turn=torch.stack([uniform(-0.35, 0.35), uniform(-0.15, 0.15)], dim=1),
+        background=_random_background(batch, generator),
+        light=uniform(0.0, 0.25, 1, 1, 1) * torch.randn(batch, 1, 4, 4, generator=generator),
+        gamma=uniform(-0.4, 0.4).exp(),
+        colour=_random_colour(batch, generator),
+        coarseness=torch.where(uniform(0, 1) < 0.4, uniform(0.25, 1.0), torch.ones(batch)),
+    )
+    return vary_pose(look, generator)
+
+
+def vary_pose(look: Appearance, generator: torch.Generator) -> Appearance:
+    """The same looks in other poses: turned, nodded, rolled, a little nearer or aside, as the
+    tracker leaves them."""
+    batch = len(look.turn)
+
+    def normal(scale: float, *shape: int) -> Tensor:
+        return scale * torch.randn(batch, *shape, generator=generator).clamp(-2.5, 2.5)
+
+    roll, scale, shift = normal(0.04), 1.0 + normal(0.025), normal(0.012, 2)
+    c, s = scale * torch.cos(roll), scale * torch.sin(roll)
+    rotation = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)
+    matrix = look.affine[:, :, :2]
+    moved = matrix @ shift[:, :, None] + look.affine[:, :, 2:]
+    affine = torch.cat([matrix @ rotation, moved], dim=2)
+    values = {field.name: getattr(look, field.name) for field in fields(look)}
+    turn = look.turn + torch.stack([normal(0.12), normal(0.06)], dim=1)
+    return Appearance(**{**values, "affine": affine, "turn": turn})
+
+
+def follow(look: Appearance, frames: int, generator: torch.Generator) -> Appearance:
+    """One look (one row) over the frames of a clip, in a pose that drifts slowly: (frames, ...)."""
+    looks = vary_pose(look, generator).take(torch.zeros(frames, dtype=torch.long))
+    phase = torch.rand(2, generator=generator) + torch.arange(frames)[:, None] / 75.0  # (T, 2)
+    swing = torch.tensor([0.10, 0.05]) * torch.randn(2, generator=generator)
+    values = {field.name: getattr(looks, field.name) for field in fields(looks)}
+    turn = looks.turn + swing * torch.sin(2 * math.pi * phase)
+    return Appearance(**{**values, "turn": turn})
+
+
+def _random_colour(batch: int, generator: torch.Generator) -> Tensor:
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    # Hue: mostly near the truth, now and then anywhere.
+    any_hue = uniform(0, 1) < 0.2
+    hue = torch.where(any_hue, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
+    axis = torch.full((3,), 1.0 / math.sqrt(3.0))
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
+    outer = axis[:, None] * axis
+    c, s = torch.cos(hue)[:, None, None], torch.sin(hue)[:, None, None]
+    rotation = c * torch.eye(3) + s * cross + (1 - c) * outer
+    grey = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+    saturation = uniform(0.2, 1.4, 1, 1)
+    mix = (saturation * torch.eye(3) + (1 - saturation) * grey) @ rotation
+    gain = uniform(0.5, 1.15, 1) * uniform(0.85, 1.15, 3)
+    lift = uniform(-0.05, 0.12, 1, 1) + uniform(-0.03, 0.03, 3, 1)
+    return torch.cat([gain[:, :, None] * mix, lift], dim=2)
+
+
+def _random_background(batch: int, generator: torch.Generator) -> Tensor:
+    """Out of focus, with or without stripes and an edge; in a quarter of the rows the footage's
+    own."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    cells = _BACKGROUND_CELLS
+    field = uniform(-1, 1, 3, 6, 6) * uniform(0.0, 0.35, 1, 1, 1)
+    field = F.interpolate(field, size=(cells, cells), mode="bicubic", align_corners=True)
+    line = torch.linspace(-0.5, 0.5, cells)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    angle = uniform(0, math.pi, 1, 1, 1)
+    across = torch.cos(angle) * x + torch.sin(angle) * y  # (B, 1, cells, cells)
+    stripes = torch.sin(across * uniform(10, 60, 1, 1, 1)) * uniform(0.0, 0.3, 1, 1, 1)
+    stripes = stripes * (uniform(0, 1, 1, 1, 1) < 0.3)
+    edge = (across > uniform(-0.4, 0.4, 1, 1, 1)) * uniform(-0.6, 0.6, 3, 1, 1)
+    edge = edge * (uniform(0, 1, 1, 1, 1) < 0.4)
+    picture = (uniform(0, 1, 3, 1, 1) + field + stripes + edge).clamp(0, 1)
+    opacity = (uniform(0, 1, 1, 1, 1) < 0.75).float().expand(-1, -1, cells, cells)
+    return torch.cat([picture, opacity], dim=1)
+
+
+def render(crops: Tensor, look: Appearance, size: int) -> Tensor:
+    """Stored crops (B, S, S, 3) uint8 -> pictures (B, 3, size, size) float32 in [-1, 1] with the
+    given looks."""
+    image = crops.movedim(-1, 1).float() / 255.0
+    stored = image.shape[2]
+    if bool((look.background[:, 3] > 0).any()):
+        image = _replace_background(image, look.background)
+    if bool((look.warp != 0).any()) or bool((look.turn != 0).any()):
+        image = _bend(image, look.warp, look.turn)
+    scaled = stored * look.affine
+    scaled[:, :, 2] += stored / 2
+    image = crop_face(image, scaled, size)
+    if bool((look.light != 0).any()):
+        light = F.interpolate(look.light, size=(size, size), mode="bicubic", align_corners=True)
+        image = image * light.exp()
+    image = image.clamp(0, 1) ** look.gamma.view(-1, 1, 1, 1)
+    image = torch.einsum("bij,bjhw->bihw", look.colour[:, :, :3], image)
+    image = image + look.colour[:, :, 3:, None]
+    return _coarsen(image.clamp(0, 1) * 2 - 1, look.coarseness)
+
+
+def _replace_background(image: Tensor, background: Tensor) -> Tensor:
+    """Key a cyan-blue screen, as the GRID corpus has it; pictures without one stay as they are."""
+    size = image.shape[2]
+    new = F.interpolate(background[:, :3], size=(size, size), mode="bilinear")
+    red, green, blue = image.unbind(1)
+    screen = torch.sigmoid(((green + blue) / 2 - red - 0.33) / 0.04)
+    weight = (screen * background[:, 3, :1, :1])[:, None]
+    return image + weight * (new - image)
+
+
+def _bend(image: Tensor, warp: Tensor, turn: Tensor) -> Tensor:
+    """Displace smoothly, then turn the head; both read backwards, from result to source."""
+    size = image.shape[2]
+    line = ((torch.arange(size) + 0.5) / size - 0.5) * STORED_MARGIN  # crop units
+    x, y = torch.meshgrid(line, line, indexing="xy")
+    yaw, pitch = turn[:, :1, None], turn[:, 1:, None]
+    across, down = x.expand(len(turn), -1, -1), y.expand(len(turn), -1, -1)
+    for _ in range(3):  # a fixed point: depth is known at the source, not at the result
+        depth = _head_depth(across, down)
+        across = (x - torch.sin(yaw) * depth) / torch.cos(yaw)
+        down = (y - torch.sin(pitch) * depth) / torch.cos(pitch)
+    grid = torch.stack([across, down], dim=-1) * (2.0 / STORED_MARGIN)  # (B, H, W, 2) in [-1, 1]
+    field = F.grid_sample(warp, grid, mode="bicubic", padding_mode="border", align_corners=True)
+    grid = grid + field.movedim(1, -1) * (2.0 / STORED_MARGIN)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def _head_depth(x: Tensor, y: Tensor) -> Tensor:
+    """Depth to the viewer in crop units, from the mean of the points that the crop hangs on."""
+    head = 0.42 * torch.exp(-((x / 0.40).square() + (y / 0.60).square()))
+    nose = 0.08 * torch.exp(-((x / 0.07).square() + ((y + 0.03) / 0.10).square()))
+    return head + nose - 0.22
+
+
+def _coarsen(image: Tensor, kept: Tensor) -> Tensor:
+    size = image.shape[2]
+    out = image.clone()
+    for row in torch.nonzero(kept < 0.99).flatten().tolist():
+        small = max(16, round(size * float(kept[row])))
+        shrunk = F.interpolate(
+            image[row : row + 1], size=(small, small), mode="bilinear", antialias=True
+        )
+        out[row : row + 1] = F.interpolate(shrunk, size=(size, size), mode="bilinear")
+    return out
+
+
+def training_mask(
+    look: Appearance, size: int, softness: float, generator: torch.Generator, jitter: float = 1.0
+) -> Tensor:
+    """Soft masks (B, 1, size, size) that follow the looks, shifted and bent at random by a few
+    pixels.
+
+    Args:
+        jitter: 0 for the exact mask; 1 for shifts of about 1.5 % of the crop.
+    """
+    batch = look.affine.shape[0]
+    polygon = mask_polygon(batch)  # crop units of an unaugmented crop
+    shift = 0.015 * jitter * torch.randn(batch, 1, 2, generator=generator)
+    bend = 0.006 * jitter * torch.randn(polygon.shape, generator=generator)
+    matrix = look.affine * STORED_MARGIN  # model units -> unaugmented units
+    inverse = torch.linalg.inv(matrix[:, :, :2])
+    points = (polygon + shift + bend - matrix[:, None, :, 2]) @ inverse.transpose(1, 2)
+    mirrored = torch.linalg.det(matrix[:, :, :2]) < 0
+    points = torch.where(mirrored[:, None, None], points.flip(1), points)  # keep it clockwise
+    return crop_mask(size, softness, points)
