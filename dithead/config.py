@@ -239,7 +239,11 @@ PRESETS: dict[str, DitHeadConfig] = {
         ),
         dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens"),
         diffusion=DiffusionConfig(
-            schedule="cosine", prediction="velocity", noise="stream", steps=4
+            schedule="cosine",
+            prediction="velocity",
+            noise="stream",
+            noise_scale=0.7,
+            steps=4,
         ),
         audio=AudioConfig(layers=(3,)),
     ),
@@ -247,7 +251,11 @@ PRESETS: dict[str, DitHeadConfig] = {
         preset="base",
         dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
         diffusion=DiffusionConfig(
-            schedule="cosine", prediction="velocity", noise="stream", steps=4
+            schedule="cosine",
+            prediction="velocity",
+            noise="stream",
+            noise_scale=0.7,
+            steps=4,
         ),
     ),
     "paper": DitHeadConfig(preset="paper", audio=_WAV2VEC2),
