@@ -42,9 +42,9 @@ class Options:
     steps: int | None = None
     """DDIM steps a frame; None takes the model's default."""
     seed: int = 0
-    reference: ReferenceMode = "previous"
-    """``previous``: the latent generated for the frame before (the paper). ``fixed``: the first
-    frame's own latent."""
+    reference: ReferenceMode = "fixed"
+    """``fixed``: the latent of the first frame that shows the face. ``previous``: the latent
+    generated for the frame before (the paper), which a small model lets drift on strangers."""
     face: FaceChoice = "largest"
     """``"largest"`` or the index of a face counted from the left."""
     on_no_face: Literal["pass", "error"] = "pass"

@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         choices=("previous", "fixed"),
-        default="previous",
-        help="what the model sees of the face: the frame generated before, or the first frame",
+        default="fixed",
+        help="what the model sees of the face: its first frame, or the frame generated before",
     )
     parser.add_argument(
         "--extend",

@@ -362,7 +362,7 @@ def test_sound_does_not_pile_up_while_there_is_no_face(
             run.frame(frame)
             held.append(len(run.features.state.features))
     assert summary.faces == 1
-    assert held[-1] <= max(held[:15])
+    assert max(held) < 12  # hops; 12 s are 37
 
 
 def test_initial_noise_is_scaled_as_configured(random_models: Models) -> None:
