@@ -359,8 +359,9 @@ def test_evaluation_from_files_to_figures(
 
 @pytest.mark.parametrize("rate", [25, 30])
 def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
-    frames = [torch.full((64, 64, 3), 100, dtype=torch.uint8)] * (3 * rate)
-    mesh = np.random.default_rng(0).uniform(20, 44, (468, 2))
+    frames = [torch.full((96, 96, 3), 100, dtype=torch.uint8)] * (3 * rate)
+    mesh = np.zeros((468, 2))
+    mesh[list(evaluate.MOUTH_POINTS)] = [(30, 40), (60, 40), (45, 30), (45, 60)]
     times = [i / rate for i in range(len(frames))]
     clip = evaluate.Clip("c", frames, times, np.ones(48000, np.float32), np.stack([mesh] * 90))
 
@@ -373,6 +374,12 @@ def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
     scores = evaluate._feedback(clip, make)
     assert scores["first_5s_db"] == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
     assert scores["last_5s_db"] == pytest.approx(20 * np.log10(255 / 20), abs=1e-3)
+
+
+def test_a_mouth_too_small_to_judge_is_named() -> None:
+    frame = torch.zeros(36, 36, 3, dtype=torch.uint8)
+    with pytest.raises(MediaError, match="11 pixels"):
+        evaluate.box_scores(frame, frame, np.full((468, 2), 18.0))
 
 
 def test_opening_reads_the_lips() -> None:

@@ -130,6 +130,8 @@ def box_scores(
     """PSNR (dB), SSIM and, with a metric, ST-LPIPS of a finished frame in the true frame's mouth
     box."""
     left, top, right, bottom = mouth_box(mesh, true.shape[1], true.shape[0])
+    if min(right - left, bottom - top) < 11:
+        raise MediaError("the mouth box is less than 11 pixels wide or high: SSIM needs more")
     a = true[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
     b = made[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
     scores = {
