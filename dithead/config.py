@@ -226,6 +226,10 @@ def _from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 _WAV2VEC2 = AUDIO_PRESETS["wav2vec2-xlsr-english"]
 
+_FEW_STEPS = DiffusionConfig(
+    schedule="cosine", prediction="velocity", noise="stream", noise_scale=0.7, steps=4
+)
+
 PRESETS: dict[str, DitHeadConfig] = {
     "tiny": DitHeadConfig(
         preset="tiny",
@@ -238,25 +242,13 @@ PRESETS: dict[str, DitHeadConfig] = {
             codebook_size=4096,
         ),
         dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens"),
-        diffusion=DiffusionConfig(
-            schedule="cosine",
-            prediction="velocity",
-            noise="stream",
-            noise_scale=0.7,
-            steps=4,
-        ),
+        diffusion=_FEW_STEPS,
         audio=AudioConfig(layers=(3,)),
     ),
     "base": DitHeadConfig(
         preset="base",
         dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
-        diffusion=DiffusionConfig(
-            schedule="cosine",
-            prediction="velocity",
-            noise="stream",
-            noise_scale=0.7,
-            steps=4,
-        ),
+        diffusion=_FEW_STEPS,
     ),
     "paper": DitHeadConfig(preset="paper", audio=_WAV2VEC2),
     "paper-512": DitHeadConfig(preset="paper-512", face=FaceConfig(crop_px=512), audio=_WAV2VEC2),

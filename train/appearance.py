@@ -4,7 +4,8 @@ footage does not hold."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -71,13 +72,20 @@ def plain_appearance(batch: int) -> Appearance:
     )
 
 
-def random_appearance(batch: int, generator: torch.Generator) -> Appearance:
-    """Random looks: another face (mirror, stretch, smooth warp) before another background, in
-    another light, with other colours, at another distance; and a random pose."""
+def _uniform(batch: int, generator: torch.Generator) -> Callable[..., Tensor]:
+    """Draws (batch, *shape) evenly from low to high: called with low, high, *shape."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(batch, *shape, generator=generator)
 
+    return uniform
+
+
+def random_appearance(batch: int, generator: torch.Generator) -> Appearance:
+    """Random looks: another face (mirror, stretch, smooth warp) before another background, in
+    another light, with other colours, at another distance; and a random pose."""
+
+    uniform = _uniform(batch, generator)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     stretch = uniform(0.93, 1.07)
     affine = torch.zeros(batch, 2, 3)
@@ -111,9 +119,8 @@ def vary_pose(look: Appearance, generator: torch.Generator) -> Appearance:
     matrix = look.affine[:, :, :2]
     moved = matrix @ shift[:, :, None] + look.affine[:, :, 2:]
     affine = torch.cat([matrix @ rotation, moved], dim=2)
-    values = {field.name: getattr(look, field.name) for field in fields(look)}
     turn = look.turn + torch.stack([normal(0.12), normal(0.06)], dim=1)
-    return Appearance(**{**values, "affine": affine, "turn": turn})
+    return replace(look, affine=affine, turn=turn)
 
 
 def follow(look: Appearance, frames: int, generator: torch.Generator) -> Appearance:
@@ -121,15 +128,11 @@ def follow(look: Appearance, frames: int, generator: torch.Generator) -> Appeara
     looks = vary_pose(look, generator).take(torch.zeros(frames, dtype=torch.long))
     phase = torch.rand(2, generator=generator) + torch.arange(frames)[:, None] / 75.0  # (T, 2)
     swing = torch.tensor([0.10, 0.05]) * torch.randn(2, generator=generator)
-    values = {field.name: getattr(looks, field.name) for field in fields(looks)}
-    turn = looks.turn + swing * torch.sin(2 * math.pi * phase)
-    return Appearance(**{**values, "turn": turn})
+    return replace(looks, turn=looks.turn + swing * torch.sin(2 * math.pi * phase))
 
 
 def _random_colour(batch: int, generator: torch.Generator) -> Tensor:
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
-
+    uniform = _uniform(batch, generator)
     # Hue: mostly near the truth, now and then anywhere.
     any_hue = uniform(0, 1) < 0.2
     hue = torch.where(any_hue, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
@@ -150,9 +153,7 @@ def _random_background(batch: int, generator: torch.Generator) -> Tensor:
     """Out of focus, with or without stripes and an edge; in a quarter of the rows the footage's
     own."""
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
-
+    uniform = _uniform(batch, generator)
     cells = _BACKGROUND_CELLS
     field = uniform(-1, 1, 3, 6, 6) * uniform(0.0, 0.35, 1, 1, 1)
     field = F.interpolate(field, size=(cells, cells), mode="bicubic", align_corners=True)

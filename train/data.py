@@ -39,6 +39,13 @@ class Footage:
         """Clips of one split, sorted by name."""
         return sorted((c for c in self.clips if c.split == name), key=lambda c: c.name)
 
+    def people(self, split: str) -> dict[str, list[Clip]]:
+        """The clips of one split by person; within a person sorted by name."""
+        people: dict[str, list[Clip]] = {}
+        for clip in self.split(split):
+            people.setdefault(clip.person, []).append(clip)
+        return people
+
     def crops(self, clip: Clip) -> np.ndarray:
         """(T, S, S, 3) uint8 RGB, read lazily from disk; S is STORED_MARGIN times the model's
         crop."""
@@ -49,3 +56,10 @@ class Footage:
         (S,) 16 kHz."""
         with np.load(self.root / "track" / f"{clip.name}.npz") as file:
             return {key: file[key] for key in file.files}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file whole or, if interrupted, not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)

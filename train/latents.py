@@ -32,7 +32,7 @@ from dithead.train.appearance import (
     render,
     training_mask,
 )
-from dithead.train.data import Clip, Footage
+from dithead.train.data import Clip, Footage, write_json
 from dithead.train.loop import load_part, precision, single_thread
 from dithead.vqgan import VQGAN
 
@@ -83,9 +83,7 @@ def _looks(
     """Clip, group, index of the look (0 is the plain one), seed of the look, and whether it is of
     the main person."""
     random = np.random.default_rng(seed)
-    people: dict[str, list[Clip]] = {}
-    for clip in footage.split("train"):
-        people.setdefault(clip.person, []).append(clip)
+    people = footage.people("train")
     main = max(people, key=lambda person: len(people[person]))
     group = 0
     for person, clips in sorted(people.items()):
@@ -182,9 +180,7 @@ def cache_latents(
                 log.info("encoded %d of %d clips", i + 1, len(plan))
     np.save(out / "face.npy", np.concatenate(faces))
     np.save(out / "masked.npy", np.concatenate(maskeds))
-    temporary = out / "runs.tmp"
-    temporary.write_text(json.dumps([asdict(run) for run in runs]))
-    temporary.replace(out / "runs.json")
+    write_json(out / "runs.json", [asdict(run) for run in runs])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import csv
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from dithead.face.locate import FaceLocator
 from dithead.face.mesh import load_face_mesh
 from dithead.face.tracker import FaceTracker
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.train.data import STORED_MARGIN, Clip
+from dithead.train.data import STORED_MARGIN, Clip, write_json
 from dithead.train.loop import single_thread
 
 log = logging.getLogger(__name__)
@@ -112,10 +111,7 @@ def prepare(
 
 
 def _write_index(path: Path, clips: Iterable[Clip]) -> None:
-    temporary = path.with_suffix(".tmp")
-    rows = sorted((asdict(c) for c in clips), key=lambda row: row["name"])
-    temporary.write_text(json.dumps({"clips": rows}, indent=1))
-    os.replace(temporary, path)
+    write_json(path, {"clips": sorted((asdict(c) for c in clips), key=lambda row: row["name"])})
 
 
 def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:

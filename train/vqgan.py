@@ -15,7 +15,7 @@ from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.face.crop import mask_out
 from dithead.train.appearance import plain_appearance, random_appearance, render, training_mask
-from dithead.train.data import Clip, Footage
+from dithead.train.data import Footage
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.picture import save_grid
@@ -61,9 +61,7 @@ class PictureSampler:
         self.softness = config.face.mask_softness
         self.generator = torch.Generator().manual_seed(seed)
         self.random = np.random.default_rng(seed)
-        people: dict[str, list[Clip]] = {}
-        for clip in footage.split("train"):
-            people.setdefault(clip.person, []).append(clip)
+        people = footage.people("train")
         self.main = max(people.values(), key=len)
         self.others = [clips for clips in people.values() if clips is not self.main]
         self.footage = footage
