@@ -41,17 +41,17 @@ class FaceEncoder(nn.Module):
         self.masked_vqgan = masked_vqgan
         self.density = density
 
-    def forward(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
         """rectangle (H, W, 3) uint8, transform (2, 3).
 
         Returns:
-            Face crop (1, 3, S, S) in [-1, 1]; soft mask (1, 1, S, S); masked latent (1, C, s, s).
+            Face crop (1, 3, S, S) in [-1, 1]; masked latent (1, C, s, s).
         """
         size = self.config.crop_px
         image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
         crop = crop_face(image, transform[None], size, self.density)
         mask = crop_mask(size, self.config.mask_softness, mask_polygon(1, transform.device))
-        return crop, mask, self.masked_vqgan.encode(mask_out(crop, mask))
+        return crop, self.masked_vqgan.encode(mask_out(crop, mask))
 
 
 class ReferenceEncoder(nn.Module):
@@ -121,9 +121,9 @@ class DiTStep(nn.Module):
 class FaceDecoder(nn.Module):
     """``face_decoder``: decodes a latent and blends the new lower face into the rectangle.
 
-    Before blending, the slow part of the difference between the generated and the true face, seen
-    outside the mask, is carried on into it: colour and light meet at the seam. Nothing under the
-    mask is read.
+    Only the blend's polygon is replaced. Before, the slow part of the difference between the
+    generated and the true face, seen outside of it, is carried on into it: colour and light meet at
+    the seam. Nothing of the source inside it is read.
     """
 
     kernel: Tensor
@@ -138,28 +138,29 @@ class FaceDecoder(nn.Module):
         self.register_buffer("kernel", (bell[:, None] * bell)[None, None], persistent=False)
 
     def forward(
-        self, latent: Tensor, rectangle: Tensor, crop: Tensor, mask: Tensor, transform: Tensor
+        self, latent: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """latent (1, C, s, s); rectangle (H, W, 3) uint8; crop, mask from :class:`FaceEncoder`;
-        transform (2, 3).
+        """latent (1, C, s, s); rectangle (H, W, 3) uint8; crop from :class:`FaceEncoder`; transform
+        (2, 3); polygon (P, 2) from :class:`dithead.face.tracker.FaceTracker`.
 
         Returns:
-            Composited rectangle (H, W, 3) uint8, equal to the source where the mask is 0; its soft
+            Composited rectangle (H, W, 3) uint8, equal to the source where the soft mask is 0; that
             mask (H, W) in [0, 1].
         """
-        return self.blend(self.face_vqgan.decode(latent), rectangle, crop, mask, transform)
+        return self.blend(self.face_vqgan.decode(latent), rectangle, crop, transform, polygon)
 
     def blend(
-        self, face: Tensor, rectangle: Tensor, crop: Tensor, mask: Tensor, transform: Tensor
+        self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, from a face crop (1, 3, S, S) in [-1, 1]."""
         height, width = rectangle.shape[0], rectangle.shape[1]
+        softness = self.config.mask_softness
+        mask = crop_mask(crop.shape[2], softness, polygon[None])  # (1, 1, S, S)
         matched = self.match_seam(face, crop, mask)  # (1, 3, S, S)
         pasted = paste_face(matched, transform[None], height, width, self.density)
         source = rectangle.float()
         new = (pasted[0].permute(1, 2, 0) + 1.0) * 127.5  # (H, W, 3)
-        polygon = mask_polygon(1, transform.device)
-        soft = rectangle_mask(transform[None], height, width, self.config.mask_softness, polygon)
+        soft = rectangle_mask(transform[None], height, width, softness, polygon[None])
         weight = soft[0, 0]  # (H, W)
         blended = source + weight[..., None] * (new - source)
         return blended.round().clamp(0, 255).to(torch.uint8), weight

@@ -145,9 +145,9 @@ class FrameGenerator:
         self.locator.reset()
         self.state = self._fresh_state()
 
-    def track(self, frame: Tensor, time_s: float) -> Tensor | None:
-        """Frame (H, W, 3) uint8 -> smoothed crop transform (2, 3) in frame pixels, or None where no
-        face is found."""
+    def track(self, frame: Tensor, time_s: float) -> tuple[Tensor, Tensor] | None:
+        """Frame (H, W, 3) uint8 -> smoothed crop transform (2, 3) in frame pixels and the blend's
+        polygon (P, 2) in crop units, or None where no face is found."""
         mesh = self.locator(frame)
         if self.locator.changed:
             self.state = self._fresh_state()  # this may be somebody else
@@ -156,11 +156,11 @@ class FrameGenerator:
         last = self.state.last_time_s
         elapsed = torch.tensor(0.0 if last is None else time_s - last, device=frame.device)
         self.state.last_time_s = time_s
-        transform, self.state.tracker = self.tracker(mesh, self.state.tracker, elapsed)
-        return transform
+        transform, polygon, self.state.tracker = self.tracker(mesh, self.state.tracker, elapsed)
+        return transform, polygon
 
-    def encode(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rectangle (S, S, 3) uint8, transform into it -> crop, soft mask, masked latent."""
+    def encode(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
+        """Rectangle (S, S, 3) uint8, transform into it -> crop, masked latent."""
         side = rectangle.shape[0]
         if side not in self._encoders:
             model = self.models.dithead
@@ -183,10 +183,11 @@ class FrameGenerator:
         return latent
 
     def decode(
-        self, latent: Tensor, rectangle: Tensor, crop: Tensor, mask: Tensor, transform: Tensor
+        self, latent: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Latent and what :meth:`encode` took and gave -> composited rectangle, its soft mask."""
-        return self.decoder(rectangle.shape[0])(latent, rectangle, crop, mask, transform)
+        """Latent, what :meth:`encode` took and gave, the blend's polygon -> composited rectangle,
+        its soft mask."""
+        return self.decoder(rectangle.shape[0])(latent, rectangle, crop, transform, polygon)
 
     def decoder(self, side: int) -> FaceDecoder:
         """The decoder graph for rectangles of a size."""
@@ -222,14 +223,15 @@ class FrameGenerator:
         Raises:
             StreamError: no face is found and ``on_no_face`` is ``"error"``.
         """
-        transform = self.track(frame, time_s)
-        if transform is None:
+        found = self.track(frame, time_s)
+        if found is None:
             self.refuse_faceless(index, time_s)
             return None
+        transform, polygon = found
         left, top, rectangle, local = cut_face(frame, transform)
-        crop, mask, masked = self.encode(rectangle, local)
+        crop, masked = self.encode(rectangle, local)
         latent = self.denoise(crop, masked, window(time_s), index)
-        image, weight = self.decode(latent, rectangle, crop, mask, local)
+        image, weight = self.decode(latent, rectangle, crop, local, polygon)
         return Patch(left, top, image, weight)
 
 

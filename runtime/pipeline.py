@@ -198,16 +198,17 @@ class _Run:
         try:
             with self.summary.timed("track"):
                 picture = torch.from_numpy(frame.rgb()).to(self.device)
-                transform = self.generate.track(picture, float(frame.time_s))
-            if transform is None:
+                found = self.generate.track(picture, float(frame.time_s))
+            if found is None:
                 self.generate.refuse_faceless(frame.index, float(frame.time_s))
                 with self.summary.timed("audio"):
                     self.window(float(frame.time_s))  # keep up, or the sound would pile up
                 return frame
+            transform, polygon = found
             stage = "encode face"
             with self.summary.timed(stage):
                 left, top, rectangle, local = cut_face(picture, transform)
-                crop, mask, masked = self.generate.encode(rectangle, local)
+                crop, masked = self.generate.encode(rectangle, local)
             stage = "audio"
             with self.summary.timed(stage):
                 window = self.window(float(frame.time_s))
@@ -216,7 +217,7 @@ class _Run:
                 latent = self.generate.denoise(crop, masked, window, frame.index)
             stage = "decode face"
             with self.summary.timed(stage):
-                image, weight = self.generate.decode(latent, rectangle, crop, mask, local)
+                image, weight = self.generate.decode(latent, rectangle, crop, local, polygon)
                 made = lay_on(frame, Patch(left, top, image, weight))
         except DitheadError:
             raise

@@ -9,10 +9,13 @@ from dithead.config import FaceConfig
 from dithead.face.crop import (
     _TEMPLATE,
     MASK_POLYGON,
+    NOSE_BASE,
     STABLE_POINTS,
+    blend_polygon,
     crop_face,
     crop_mask,
     mask_polygon,
+    nose_base,
     paste_face,
     pixels_to_units,
     placement_from_mesh,
@@ -76,11 +79,48 @@ def test_mask_is_exactly_zero_outside_and_one_inside() -> None:
     assert (mask[-1, :20] == 0).all()
 
 
-def test_mask_polygon_is_convex_and_clockwise() -> None:
-    points = torch.tensor(MASK_POLYGON)
+def is_convex_and_clockwise(points: torch.Tensor) -> bool:
     edges = points.roll(-1, 0) - points
     following = edges.roll(-1, 0)
-    assert (edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0] > 0).all()
+    return bool((edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0] > 0).all())
+
+
+def test_mask_polygon_is_convex_and_clockwise() -> None:
+    assert is_convex_and_clockwise(torch.tensor(MASK_POLYGON))
+
+
+NOSES = [(0.0, 0.0), (0.01, -0.08), (-0.12, 0.1), (0.12, -0.15), (5.0, 5.0), (-5.0, -5.0)]
+
+
+@pytest.mark.parametrize("nose", NOSES)
+def test_blend_is_convex_and_lies_in_the_mask(nose: tuple[float, float]) -> None:
+    polygon = blend_polygon(torch.tensor([nose]))
+    assert is_convex_and_clockwise(polygon[0])
+    hidden = crop_mask(256, 0.02, mask_polygon(1)) > 0
+    blend = crop_mask(256, 0.02, polygon) > 0
+    assert not (blend & ~hidden).any()
+    assert blend.sum() < 0.8 * hidden.sum()
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.4, -2.0])
+def test_blend_starts_under_the_nose_and_holds_the_chin(roll: float) -> None:
+    mesh = mesh_at(81.5, 60.25, 97.0, roll)
+    placement = torch.tensor([[81.5, 60.25, math.log(97.0), roll]])
+    matrix = transform_from_placement(placement)[0]
+    nose = torch.tensor([0.02, -0.03])
+    mesh[0, NOSE_BASE] = matrix[:, :2] @ nose + matrix[:, 2]
+    torch.testing.assert_close(nose_base(mesh, placement)[0], nose, atol=1e-4, rtol=0)
+    tracker = FaceTracker(FaceConfig())
+    _, polygon, _ = tracker(mesh[0], tracker.initial_state(), torch.tensor(0.0))
+    mask = crop_mask(100, 0.02, polygon[None])[0, 0]
+
+    def at(x: float, y: float) -> float:
+        return float(mask[round((y + 0.5) * 100), round((x + 0.5) * 100)])
+
+    assert at(0.02, -0.08) == 0  # the nose's tip
+    assert at(0.02, 0.05) == 1  # the upper lip
+    assert at(0.0, 0.42) > 0.8  # the chin of an open jaw
+    assert at(0.4, 0.0) == at(-0.4, 0.0) == 0  # the ears
 
 
 def test_the_two_masks_agree() -> None:
@@ -99,7 +139,7 @@ def test_tracker_starts_at_the_first_face_and_calms_jitter() -> None:
     centres = []
     for i in range(100):
         mesh = mesh_at(80 + float(jitter[i, 0]), 60 + float(jitter[i, 1]), 90, 0.0)[0]
-        transform, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
+        transform, _, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
         if i == 0:
             expected = torch.tensor([80.0, 60.0]) + jitter[0]
             torch.testing.assert_close(transform[:, 2], expected, atol=1e-3, rtol=0)
@@ -112,15 +152,28 @@ def test_tracker_follows_a_moving_head() -> None:
     state = tracker.initial_state()
     for i in range(50):
         mesh = mesh_at(80 + 2.0 * i, 60, 90, 0.0)[0]
-        transform, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
+        transform, _, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
     assert abs(float(transform[0, 2]) - (80 + 98)) < 5.0
+
+
+def test_tracker_calms_the_blend() -> None:
+    tracker = FaceTracker(FaceConfig())
+    state = tracker.initial_state()
+    jitter = 0.01 * torch.randn(100)
+    tops = []
+    for i in range(100):
+        mesh = mesh_at(80, 60, 90, 0.0)[0]
+        mesh[NOSE_BASE] = torch.tensor([80.0, 60.0 + 90 * float(jitter[i])])
+        _, polygon, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
+        tops.append(polygon[0, 1])
+    assert torch.stack(tops)[20:].std() < 0.6 * jitter.std()
 
 
 def test_tracker_turns_the_short_way_round() -> None:
     tracker = FaceTracker(FaceConfig())
     state = tracker.initial_state()
     for roll in (3.1, -3.1):
-        transform, state = tracker(mesh_at(80, 60, 90, roll)[0], state, torch.tensor(0.04))
+        transform, _, state = tracker(mesh_at(80, 60, 90, roll)[0], state, torch.tensor(0.04))
     angle = math.atan2(float(transform[1, 0]), float(transform[0, 0]))
     assert abs(abs(angle) - math.pi) < 0.1
 

@@ -334,9 +334,9 @@ def test_a_face_elsewhere_starts_afresh(random_models: Models, astronaut: np.nda
     first.reference = torch.zeros(1)
     assert generate.track(shifted, 0.04) is not None
     assert generate.state is first
-    transform = generate.track(right, 0.08)
-    assert transform is not None
-    assert 500 < float(transform[0, 2]) < 660
+    found = generate.track(right, 0.08)
+    assert found is not None
+    assert 500 < float(found[0][0, 2]) < 660
     assert generate.state.reference is None
 
 

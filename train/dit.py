@@ -36,7 +36,7 @@ class DiTTraining:
     warmup_steps: int = 300
     seed: int = 0
     average_decay: float = 0.999
-    main_share: float = 0.8
+    main_share: float = 0.7
     """Share of samples from the person with the most clips."""
     main_plain_share: float = 0.45
     """Share of that person's samples that show the person's true look."""

@@ -181,19 +181,20 @@ def _replaced(
     generate = FrameGenerator(models, Options())
     first: Tensor | None = None
     for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
-        transform = generate.track(frame, time_s)
-        if transform is None:
+        found = generate.track(frame, time_s)
+        if found is None:
             yield frame
             continue
+        transform, polygon = found
         left, top, rectangle, local = cut_face(frame, transform)
-        crop, mask, _ = generate.encode(rectangle, local)
+        crop, _ = generate.encode(rectangle, local)
         first = crop if first is None else first
         new = latent_or_crop(generate, crop, first)
         decoder = generate.decoder(rectangle.shape[0])
         if new.shape == crop.shape:
-            image, weight = decoder.blend(new, rectangle, crop, mask, local)
+            image, weight = decoder.blend(new, rectangle, crop, local, polygon)
         else:
-            image, weight = decoder(new, rectangle, crop, mask, local)
+            image, weight = decoder(new, rectangle, crop, local, polygon)
         yield put_patch(frame, Patch(left, top, image, weight))
 
 

@@ -141,7 +141,7 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
             if mesh is None:
                 raise MediaError(f"no face in frame {frame.index}")
             elapsed = float(frame.time_s) - times[-1] if times else 0.0
-            transform, state = tracker(mesh, state, torch.tensor(elapsed))
+            transform, _, state = tracker(mesh, state, torch.tensor(elapsed))
             wide = transform.clone()
             wide[:, :2] *= STORED_MARGIN
             density = max(1, round(float(wide[:, 0].norm()) / size))

@@ -1,10 +1,13 @@
-"""The face crop and the lower-face mask: where they are, cutting the one out of a frame, drawing
-and blending the other.
+"""The face crop and its two masks: where they are, cutting the one out of a frame, drawing and
+blending the others.
 
 Crop and mask hang on points that speech does not move: eye corners, nose bridge, forehead and
 temples. A fixed chin margin leaves room for an open mouth. So neither their position nor their
-outline tells how far the mouth
-is open.
+outline tells how far the mouth is open.
+
+The *mask* is what a model must not see: the face from under the eyes down. The *blend* is what is
+replaced in the picture, a part of it: from under the nose down. What lies between stays the
+source's own.
 
 Coordinates: *crop units* have their origin in the middle of the crop, x to the person's left in the
 picture's right, y down, and the crop's side as length 1. A *placement* (cx, cy, log side, roll)
@@ -56,6 +59,23 @@ MASK_POLYGON: tuple[tuple[float, float], ...] = (
 )
 """Convex outline of the masked lower face in crop units, clockwise as seen: from under the eyes to
 below an open jaw."""
+
+NOSE_BASE = 2
+"""Mesh point between the nostrils, where the upper lip begins: the blend hangs on it."""
+
+_NOSE_BASE_REACH = ((-0.12, 0.12), (-0.15, 0.10))
+# Where it may lie in crop units, across and down: within it the blend is convex and in the mask.
+
+_BLEND_TOP: tuple[tuple[float, float], ...] = ((-0.17, 0.015), (0.17, 0.015))  # from the nose base
+_BLEND_SIDE = (0.33, 0.13)  # across from the middle of the crop, down from the nose base
+_BLEND_BOTTOM: tuple[tuple[float, float], ...] = (
+    (0.33, 0.28),
+    (0.24, 0.43),
+    (0.12, 0.485),
+    (-0.12, 0.485),
+    (-0.24, 0.43),
+    (-0.33, 0.28),
+)
 
 
 def placement_from_mesh(mesh: Tensor) -> Tensor:
@@ -139,6 +159,35 @@ def paste_face(
     """
     units = pixels_to_units(_grid(height, width, density, crop.device), transform)
     return _sample(crop, (units + 0.5) * crop.shape[2], density)
+
+
+def nose_base(mesh: Tensor, placement: Tensor) -> Tensor:
+    """Where the nose meets the upper lip.
+
+    Args:
+        mesh: (B, 468, 2 or 3) in frame pixels. placement: (B, 4).
+
+    Returns:
+        (B, 2) in crop units.
+    """
+    delta = mesh[:, NOSE_BASE, :2].float() - placement[:, :2]  # (B, 2)
+    c, s = torch.cos(placement[:, 3]), torch.sin(placement[:, 3])
+    x = c * delta[:, 0] + s * delta[:, 1]
+    y = c * delta[:, 1] - s * delta[:, 0]
+    return torch.stack([x, y], dim=1) / torch.exp(placement[:, 2:3])
+
+
+def blend_polygon(nose: Tensor) -> Tensor:
+    """Outline of what is replaced: nose base (B, 2) in crop units -> convex polygon (B, P, 2) in
+    crop units, clockwise as seen."""
+    (left, right), (high, low) = _NOSE_BASE_REACH
+    x, y = nose[:, :1].clamp(left, right), nose[:, 1:].clamp(high, low)  # (B, 1)
+    top = torch.cat([x, y], dim=1)[:, None] + torch.tensor(_BLEND_TOP, device=nose.device)
+    across, down = _BLEND_SIDE
+    side = torch.cat([torch.full_like(y, across), y + down], dim=1)[:, None]  # (B, 1, 2)
+    bottom = torch.tensor(_BLEND_BOTTOM, device=nose.device).expand(nose.shape[0], -1, -1)
+    mirrored = side * torch.tensor([-1.0, 1.0], device=nose.device)
+    return torch.cat([top, side, bottom, mirrored], dim=1)
 
 
 def pixels_to_units(points: Tensor, transform: Tensor) -> Tensor:

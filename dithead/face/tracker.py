@@ -1,5 +1,5 @@
-"""The ``face_tracker`` graph: smooths the crop's placement over time with a one-euro filter (Casiez
-et al., CHI 2012)."""
+"""The ``face_tracker`` graph: smooths the crop's placement and the blend's outline over time with a
+one-euro filter (Casiez et al., CHI 2012)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from dithead.config import FaceConfig
-from dithead.face.crop import placement_from_mesh, transform_from_placement
+from dithead.face.crop import (
+    blend_polygon,
+    nose_base,
+    placement_from_mesh,
+    transform_from_placement,
+)
 
-STATE_SIZE = 9
-"""Length of the state vector: smoothed placement (4), its smoothed speed (4), 1 once started."""
+STATE_SIZE = 13
+"""Length of the state vector: smoothed placement (4) and nose base (2), their smoothed speeds
+(6), 1 once started."""
 
 
 class FaceTracker(nn.Module):
-    """Mesh and previous state -> smoothed crop transform and new state. Causal, no weights."""
+    """Mesh and previous state -> smoothed crop transform, smoothed outline of the blend, new state.
+    Causal, no weights."""
 
     def __init__(self, config: FaceConfig) -> None:
         super().__init__()
@@ -28,7 +35,9 @@ class FaceTracker(nn.Module):
         """State before the first face: (STATE_SIZE,) zeros."""
         return torch.zeros(STATE_SIZE, device=device)
 
-    def forward(self, mesh: Tensor, state: Tensor, elapsed_s: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, mesh: Tensor, state: Tensor, elapsed_s: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Advance by one frame.
 
         Args:
@@ -36,15 +45,17 @@ class FaceTracker(nn.Module):
                 since the last frame.
 
         Returns:
-            Transform (2, 3) from crop units to frame pixels; new state (STATE_SIZE,).
+            Transform (2, 3) from crop units to frame pixels; polygon (P, 2) in crop units, of what
+            is to be replaced; new state (STATE_SIZE,).
         """
-        raw = placement_from_mesh(mesh[None])[0]  # (4,)
-        previous, speed, started = state[:4], state[4:8], state[8]
+        placement = placement_from_mesh(mesh[None])  # (1, 4)
+        raw = torch.cat([placement, nose_base(mesh[None], placement)], dim=1)[0]  # (6,)
+        previous, speed, started = state[:6], state[6:12], state[12]
         elapsed = elapsed_s.clamp(min=1e-3)
         turn = torch.remainder(raw[3] - previous[3] + math.pi, 2 * math.pi) - math.pi
-        raw = torch.cat([raw[:3], (previous[3] + turn)[None]])
+        raw = torch.cat([raw[:3], (previous[3] + turn)[None], raw[4:]])
         side = torch.exp(raw[2])
-        scale = torch.stack([side, side, torch.ones_like(side), torch.ones_like(side)])  # (4,)
+        scale = torch.cat([side.expand(2), torch.ones_like(raw[2:])])  # (6,)
         new_speed = (raw - previous) / elapsed
         new_speed = speed + _alpha(elapsed, torch.ones_like(elapsed)) * (new_speed - speed)
         cutoff = self.cutoff_hz + self.speed_gain * (new_speed / scale).abs()
@@ -52,7 +63,8 @@ class FaceTracker(nn.Module):
         fresh = torch.cat([raw, torch.zeros_like(speed), torch.ones_like(started)[None]])
         going = torch.cat([smoothed, new_speed, torch.ones_like(started)[None]])
         new_state = torch.where(started > 0, going, fresh)
-        return transform_from_placement(new_state[None, :4])[0], new_state
+        transform = transform_from_placement(new_state[None, :4])[0]
+        return transform, blend_polygon(new_state[None, 4:6])[0], new_state
 
 
 def _alpha(elapsed_s: Tensor, cutoff_hz: Tensor) -> Tensor:
