@@ -8,13 +8,14 @@ RGB, cast to float before anything else; transforms map crop units to rectangle 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dithead.config import FaceConfig
-from dithead.diffusion import Diffusion, ddim_timesteps
+from dithead.config import DiffusionConfig, DitHeadConfig, FaceConfig
+from dithead.diffusion import Diffusion, InitialNoise
 from dithead.dit import DiT
 from dithead.face.crop import (
     crop_face,
@@ -27,31 +28,53 @@ from dithead.face.crop import (
 )
 from dithead.vqgan import VQGAN
 
+
+class Graphs(Protocol):
+    """All graphs of a model by name, whatever runs them."""
+
+    @property
+    def config(self) -> DitHeadConfig:
+        """The model's configuration."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be and outputs are."""
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph: its inputs in the table's order -> its outputs in the table's order."""
+
+
 SEAM_CELLS = 16
 """The seam correction works on a grid of so many cells along each side of the crop."""
 
 
-class FaceEncoder(nn.Module):
-    """``face_encoder``: cuts the crop out of a rectangle, masks its lower face, encodes what is
-    left."""
+class FaceCrop(nn.Module):
+    """``face_crop``: cuts the crop out of a rectangle of one size."""
 
-    def __init__(self, config: FaceConfig, masked_vqgan: VQGAN, density: int) -> None:
+    def __init__(self, config: FaceConfig, side: int) -> None:
+        super().__init__()
+        self.crop_px = config.crop_px
+        self.density = crop_density(side, config.crop_px)
+
+    def forward(self, rectangle: Tensor, transform: Tensor) -> Tensor:
+        """Rectangle (H, W, 3) uint8, transform (2, 3) -> face crop (1, 3, S, S) in [-1, 1]."""
+        image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
+        return crop_face(image, transform[None], self.crop_px, self.density)
+
+
+class MaskedEncoder(nn.Module):
+    """``masked_encoder``: masks the lower face of a crop and encodes what is left."""
+
+    def __init__(self, config: FaceConfig, masked_vqgan: VQGAN) -> None:
         super().__init__()
         self.config = config
         self.masked_vqgan = masked_vqgan
-        self.density = density
 
-    def forward(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
-        """rectangle (H, W, 3) uint8, transform (2, 3).
-
-        Returns:
-            Face crop (1, 3, S, S) in [-1, 1]; masked latent (1, C, s, s).
-        """
-        size = self.config.crop_px
-        image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
-        crop = crop_face(image, transform[None], size, self.density)
-        mask = crop_mask(size, self.config.mask_softness, mask_polygon(1, transform.device))
-        return crop, self.masked_vqgan.encode(mask_out(crop, mask))
+    def forward(self, crop: Tensor) -> Tensor:
+        """Face crop (1, 3, S, S) in [-1, 1] -> masked latent (1, C, s, s)."""
+        polygon = mask_polygon(1, crop.device)
+        mask = crop_mask(self.config.crop_px, self.config.mask_softness, polygon)
+        return self.masked_vqgan.encode(mask_out(crop, mask))
 
 
 class ReferenceEncoder(nn.Module):
@@ -91,35 +114,68 @@ class DiTContext(nn.Module):
 
 
 class DiTStep(nn.Module):
-    """``dit_step``: one step of a DDIM sampler with a fixed number of steps; the timestep tables
-    and the update are inside."""
+    """``dit_step``: one DDIM step; the timestep tables and the update are inside."""
 
-    visits: Tensor
-
-    def __init__(self, dit: DiT, diffusion: Diffusion, steps: int) -> None:
+    def __init__(self, dit: DiT, diffusion: Diffusion) -> None:
         super().__init__()
         self.dit = dit
         self.diffusion = diffusion
-        self.steps = steps
-        visits = [*ddim_timesteps(diffusion.config, steps), -1]
-        self.register_buffer("visits", torch.tensor(visits), persistent=False)
 
     def forward(
-        self, noisy: Tensor, masked: Tensor, reference: Tensor, context: Tensor, step: Tensor
+        self,
+        noisy: Tensor,
+        masked: Tensor,
+        reference: Tensor,
+        context: Tensor,
+        timestep: Tensor,
+        following: Tensor,
     ) -> Tensor:
-        """Latents (B, C, s, s), context from :class:`DiTContext`, step (B,) int64 from 0 -> next
-        latent (B, C, s, s)."""
-        now, following = self.visits[step], self.visits[step + 1]
+        """One step.
+
+        Args:
+            noisy, masked, reference: latents (B, C, s, s). context: from :class:`DiTContext`.
+            timestep, following: (B,) int64, where the step starts and where it leads; -1 is the
+                clean latent. :func:`dithead.diffusion.ddim_timesteps` lists them.
+
+        Returns:
+            The next latent (B, C, s, s) float32.
+        """
         if self.dit.config.conditioning == "paper":
-            keys = self.dit.context(context, self.dit.embed_timestep(now))
+            keys = self.dit.context(context, self.dit.embed_timestep(timestep))
         else:
             keys = [(pair[0], pair[1]) for pair in context]
-        prediction = self.dit(noisy, masked, reference, now, context=keys)
-        return self.diffusion.ddim_update(noisy, prediction, now, following)
+        prediction = self.dit(noisy, masked, reference, timestep, context=keys)
+        return self.diffusion.ddim_update(noisy, prediction, timestep, following)
+
+
+class Noise(nn.Module):
+    """``noise``: what the denoising of a frame starts from, by the configuration's noise mode."""
+
+    def __init__(self, config: DiffusionConfig, initial: InitialNoise) -> None:
+        super().__init__()
+        self.initial = initial
+        self.scale = config.noise_scale
+        self.per_frame = int(config.noise == "frame")
+
+    def forward(self, seed: Tensor, frame: Tensor) -> Tensor:
+        """seed, frame: (B,) int64, at least 0 -> noise (B, C, s, s) float32."""
+        return self.scale * self.initial(seed, frame * self.per_frame)
 
 
 class FaceDecoder(nn.Module):
-    """``face_decoder``: decodes a latent and blends the new lower face into the rectangle.
+    """``face_decoder``: decodes a latent."""
+
+    def __init__(self, face_vqgan: VQGAN) -> None:
+        super().__init__()
+        self.face_vqgan = face_vqgan
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Latent (1, C, s, s) -> face crop (1, 3, S, S) in [-1, 1]."""
+        return self.face_vqgan.decode(latent)
+
+
+class FaceBlend(nn.Module):
+    """``face_blend``: blends a generated lower face into a rectangle of one size.
 
     Only the blend's polygon is replaced. Before, the slow part of the difference between the
     generated and the true face, seen outside of it, is carried on into it: colour and light meet at
@@ -128,39 +184,35 @@ class FaceDecoder(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, config: FaceConfig, face_vqgan: VQGAN, density: int) -> None:
+    def __init__(self, config: FaceConfig, side: int) -> None:
         super().__init__()
-        self.config = config
-        self.face_vqgan = face_vqgan
-        self.density = density
+        self.softness = config.mask_softness
+        self.density = paste_density(side, config.crop_px)
         line = torch.arange(-5, 6, dtype=torch.float32)
         bell = torch.exp(-line.square() / (2 * 1.6**2))
         self.register_buffer("kernel", (bell[:, None] * bell)[None, None], persistent=False)
 
     def forward(
-        self, latent: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
+        self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """latent (1, C, s, s); rectangle (H, W, 3) uint8; crop from :class:`FaceEncoder`; transform
-        (2, 3); polygon (P, 2) from :class:`dithead.face.tracker.FaceTracker`.
+        """Blend.
+
+        Args:
+            face: generated crop (1, 3, S, S) in [-1, 1]. rectangle: (H, W, 3) uint8. crop: the true
+                one, from :class:`FaceCrop`. transform: (2, 3). polygon: (P, 2) in crop units, from
+                :class:`dithead.face.tracker.FaceTracker`.
 
         Returns:
             Composited rectangle (H, W, 3) uint8, equal to the source where the soft mask is 0; that
             mask (H, W) in [0, 1].
         """
-        return self.blend(self.face_vqgan.decode(latent), rectangle, crop, transform, polygon)
-
-    def blend(
-        self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`, from a face crop (1, 3, S, S) in [-1, 1]."""
         height, width = rectangle.shape[0], rectangle.shape[1]
-        softness = self.config.mask_softness
-        mask = crop_mask(crop.shape[2], softness, polygon[None])  # (1, 1, S, S)
+        mask = crop_mask(crop.shape[2], self.softness, polygon[None])  # (1, 1, S, S)
         matched = self.match_seam(face, crop, mask)  # (1, 3, S, S)
         pasted = paste_face(matched, transform[None], height, width, self.density)
         source = rectangle.float()
         new = (pasted[0].permute(1, 2, 0) + 1.0) * 127.5  # (H, W, 3)
-        soft = rectangle_mask(transform[None], height, width, softness, polygon[None])
+        soft = rectangle_mask(transform[None], height, width, self.softness, polygon[None])
         weight = soft[0, 0]  # (H, W)
         blended = source + weight[..., None] * (new - source)
         return blended.round().clamp(0, 255).to(torch.uint8), weight

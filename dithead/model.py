@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dithead import checkpoint
 from dithead.attention import AttentionBackend
@@ -60,12 +60,3 @@ class DitHead(nn.Module):
         if bad:
             raise CheckpointError(f"{path} holds NaN or infinite weights: {', '.join(bad[:3])}")
         return model.eval().requires_grad_(False)
-
-    def initial_noise(self, seed: int, frame: int) -> Tensor:
-        """Noise (1, C, s, s) that a frame starts from, by the configuration's noise mode."""
-        device = self.dit.positions.device
-        index = frame if self.config.diffusion.noise == "frame" else 0
-        noise = self.noise(
-            torch.tensor([seed], device=device), torch.tensor([index], device=device)
-        )
-        return self.config.diffusion.noise_scale * noise

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dithead.audio import AudioEncoder, encode_audio, load_audio_encoder
+from dithead.audio import AudioEncoder, AudioWindow, encode_audio, load_audio_encoder
+from dithead.config import DitHeadConfig
+from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.locate import FaceChoice, FaceLocator
@@ -23,13 +27,16 @@ from dithead.face.tracker import FaceTracker
 from dithead.graphs import (
     DiTContext,
     DiTStep,
+    FaceBlend,
+    FaceCrop,
     FaceDecoder,
-    FaceEncoder,
+    Graphs,
+    MaskedEncoder,
+    Noise,
     ReferenceEncoder,
-    crop_density,
     face_rectangle,
-    paste_density,
 )
+from dithead.interpolation import load_interpolator
 from dithead.model import DitHead
 
 ReferenceMode = Literal["previous", "fixed"]
@@ -61,14 +68,17 @@ class Options:
             raise ConfigError(f"seed must not be negative, found {self.seed}")
 
 
-@dataclass(frozen=True, slots=True)
 class Models:
-    """Weights of every graph; shared by streams."""
+    """Weights of every graph, shared by streams, and the graphs as PyTorch modules."""
 
-    dithead: DitHead
-    audio: AudioEncoder
-    detector: FaceDetector
-    mesh: FaceMesh
+    def __init__(
+        self, dithead: DitHead, audio: AudioEncoder, detector: FaceDetector, mesh: FaceMesh
+    ) -> None:
+        self.dithead = dithead
+        self.audio = audio
+        self.detector = detector
+        self.mesh = mesh
+        self._modules: dict[str, nn.Module] = {}
 
     @classmethod
     def load(
@@ -88,9 +98,56 @@ class Models:
         return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]
 
     @property
+    def config(self) -> DitHeadConfig:
+        """The checkpoint's configuration."""
+        return self.dithead.config
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.dithead.dit.positions.device
+
+    def module(self, name: str) -> nn.Module:
+        """The graph that goes by a name, such as ``dit_step``; those that depend on the rectangle's
+        size are named with it, such as ``face_crop.256``.
+
+        Raises:
+            ConfigError: no such graph.
+        """
+        if name not in self._modules:
+            self._modules[name] = self._build(name).to(self.device).eval()
+        return self._modules[name]
+
+    def _build(self, name: str) -> nn.Module:
+        model, config = self.dithead, self.dithead.config
+        kind, _, side = name.partition(".")
+        if side.isdigit() and kind in ("face_crop", "face_blend"):
+            return (FaceCrop if kind == "face_crop" else FaceBlend)(config.face, int(side))
+        builders: dict[str, Callable[[], nn.Module]] = {
+            "face_detector": lambda: self.detector,
+            "face_landmarks": lambda: self.mesh,
+            "face_tracker": lambda: FaceTracker(config.face),
+            "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
+            "reference_encoder": lambda: ReferenceEncoder(model.face_vqgan),
+            "audio_encoder": lambda: self.audio,
+            "audio_window": lambda: AudioWindow(config.audio),
+            "noise": lambda: Noise(config.diffusion, model.noise),
+            "dit_context": lambda: DiTContext(model.dit),
+            "dit_step": lambda: DiTStep(model.dit, model.diffusion),
+            "face_decoder": lambda: FaceDecoder(model.face_vqgan),
+            "interpolator": load_interpolator,
+        }
+        if name not in builders:
+            raise ConfigError(
+                f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_crop.SIDE, "
+                "face_blend.SIDE"
+            )
+        return builders[name]()
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph eagerly: its inputs -> its outputs, in the table's order."""
+        outputs = self.module(name)(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +173,40 @@ class FaceState:
     last_time_s: float | None = None
 
 
+class SpeechGraph:
+    """The ``audio_encoder`` graph on the grid of chunks."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.config = graphs.config.audio
+        self.device = graphs.device
+        self._graphs = graphs
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Chunk (B, chunk_samples) -> features of its hop (B, hop_features, F)."""
+        return self._graphs.run("audio_encoder", chunk)[0]
+
+
 class FrameGenerator:
     """Generates the patch of one frame after the other. Each method is one stage; :meth:`__call__`
     runs them in order."""
 
-    def __init__(self, models: Models, options: Options) -> None:
-        self.models = models
+    def __init__(self, graphs: Graphs, options: Options) -> None:
+        self.graphs = graphs
         self.options = options
-        config = models.dithead.config
-        steps = options.steps or config.diffusion.steps
-        self.locator = FaceLocator(models.detector, models.mesh, options.face)
-        self.tracker = FaceTracker(config.face).to(models.device)
-        self.reference_encoder = ReferenceEncoder(models.dithead.face_vqgan)
-        self.dit_context = DiTContext(models.dithead.dit)
-        self.dit_step = DiTStep(models.dithead.dit, models.dithead.diffusion, steps).to(
-            models.device
+        config = graphs.config.diffusion
+        self.steps = options.steps or config.steps
+        visits = torch.tensor([*ddim_timesteps(config, self.steps), -1], device=graphs.device)
+        self.visits = visits[:, None]  # (steps + 1, 1)
+        self.seed = torch.tensor([options.seed], device=graphs.device)
+        self.locator = FaceLocator(
+            partial(graphs.run, "face_detector"),
+            partial(graphs.run, "face_landmarks"),
+            options.face,
         )
-        self.steps = steps
-        self._encoders: dict[int, FaceEncoder] = {}
-        self._decoders: dict[int, FaceDecoder] = {}
         self.state = self._fresh_state()
 
     def _fresh_state(self) -> FaceState:
-        return FaceState(self.tracker.initial_state(self.models.device))
+        return FaceState(FaceTracker.initial_state(self.graphs.device))
 
     def reset(self) -> None:
         """Back to the state of a fresh stream."""
@@ -156,28 +224,27 @@ class FrameGenerator:
         last = self.state.last_time_s
         elapsed = torch.tensor(0.0 if last is None else time_s - last, device=frame.device)
         self.state.last_time_s = time_s
-        transform, polygon, self.state.tracker = self.tracker(mesh, self.state.tracker, elapsed)
+        transform, polygon, self.state.tracker = self.graphs.run(
+            "face_tracker", mesh, self.state.tracker, elapsed
+        )
         return transform, polygon
 
     def encode(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
         """Rectangle (S, S, 3) uint8, transform into it -> crop, masked latent."""
-        side = rectangle.shape[0]
-        if side not in self._encoders:
-            model = self.models.dithead
-            density = crop_density(side, model.config.face.crop_px)
-            self._encoders[side] = FaceEncoder(model.config.face, model.masked_vqgan, density)
-        return self._encoders[side](rectangle, transform)
+        (crop,) = self.graphs.run(f"face_crop.{rectangle.shape[0]}", rectangle, transform)
+        return crop, self.graphs.run("masked_encoder", crop)[0]
 
     def denoise(self, crop: Tensor, masked: Tensor, window: Tensor, index: int) -> Tensor:
         """Crop, masked latent, audio window (window_frames, features) -> the frame's latent (1, C,
         s, s)."""
+        run = self.graphs.run
         if self.state.reference is None:
-            self.state.reference = self.reference_encoder(crop)
-        latent = self.models.dithead.initial_noise(self.options.seed, index)
-        context = self.dit_context(window[None])
-        for step in range(self.steps):
-            number = torch.tensor([step], device=latent.device)
-            latent = self.dit_step(latent, masked, self.state.reference, context, number)
+            (self.state.reference,) = run("reference_encoder", crop)
+        (latent,) = run("noise", self.seed, torch.full_like(self.seed, index))
+        (context,) = run("dit_context", window[None])
+        reference = self.state.reference
+        for now, following in pairwise(self.visits):
+            (latent,) = run("dit_step", latent, masked, reference, context, now, following)
         if self.options.reference == "previous":
             self.state.reference = latent
         return latent
@@ -187,16 +254,16 @@ class FrameGenerator:
     ) -> tuple[Tensor, Tensor]:
         """Latent, what :meth:`encode` took and gave, the blend's polygon -> composited rectangle,
         its soft mask."""
-        return self.decoder(rectangle.shape[0])(latent, rectangle, crop, transform, polygon)
+        (face,) = self.graphs.run("face_decoder", latent)
+        return self.blend(face, rectangle, crop, transform, polygon)
 
-    def decoder(self, side: int) -> FaceDecoder:
-        """The decoder graph for rectangles of a size."""
-        if side not in self._decoders:
-            model = self.models.dithead
-            density = paste_density(side, model.config.face.crop_px)
-            decoder = FaceDecoder(model.config.face, model.face_vqgan, density)
-            self._decoders[side] = decoder.to(self.models.device)
-        return self._decoders[side]
+    def blend(
+        self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`decode`, from a face crop (1, 3, S, S) in [-1, 1]."""
+        name = f"face_blend.{rectangle.shape[0]}"
+        image, weight = self.graphs.run(name, face, rectangle, crop, transform, polygon)
+        return image, weight
 
     def refuse_faceless(self, index: int, time_s: float) -> None:
         """Raise StreamError if the options do not allow a frame without a face."""
@@ -213,7 +280,7 @@ class FrameGenerator:
         """Generate one frame's patch.
 
         Args:
-            frame: (H, W, 3) uint8 RGB on the models' device. time_s: presentation time, seconds.
+            frame: (H, W, 3) uint8 RGB on the graphs' device. time_s: presentation time, seconds.
                 index: number of the frame.
             window: gives the audio window (window_frames, features) at a time.
 
@@ -276,7 +343,7 @@ def inside(patch: Patch, width: int, height: int) -> tuple[int, int, Tensor, Ten
 
 
 def revoice(
-    frames: Iterable[tuple[Tensor, float]], samples: Tensor, models: Models, options: Options
+    frames: Iterable[tuple[Tensor, float]], samples: Tensor, graphs: Graphs, options: Options
 ) -> Iterator[Tensor]:
     """Re-voice a video that is held as pictures.
 
@@ -288,8 +355,8 @@ def revoice(
         One picture (H, W, 3) uint8 for each frame; a frame without a face comes back unchanged.
     """
     with torch.inference_mode():
-        features = encode_audio(models.audio, samples)
-    generate = FrameGenerator(models, options)
+        features = encode_audio(SpeechGraph(graphs), samples)
+    generate = FrameGenerator(graphs, options)
     for index, (frame, time_s) in enumerate(frames):
         patch = generate(frame, time_s, index, features.window)
         yield frame if patch is None else put_patch(frame, patch)

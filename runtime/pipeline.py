@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError, DitheadError, MediaError, StreamError
-from dithead.interpolation import Interpolator, load_interpolator
-from dithead.pipeline import FrameGenerator, Models, Options, Patch, cut_face, inside
+from dithead.graphs import Graphs
+from dithead.pipeline import FrameGenerator, Options, Patch, SpeechGraph, cut_face, inside
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
 from dithead.runtime.media import AudioSource, VideoSource
@@ -72,7 +72,7 @@ def stream_file(
     video: Path,
     audio: Path,
     output: Path,
-    models: Models,
+    graphs: Graphs,
     options: Options,
     *,
     interpolate: int = 1,
@@ -96,14 +96,14 @@ def stream_file(
         raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
     if output.exists() and any(output.samefile(p) for p in (video, audio) if p.exists()):
         raise MediaError(f"{output} is one of the inputs: choose another name for the output")
-    summary = Summary(output, device=str(models.device))
+    summary = Summary(output, device=str(graphs.device))
     start = time.perf_counter()
     with VideoSource(video) as source:
         sound = AudioSource(audio)
-        doubler = Doubler(load_interpolator().to(models.device)) if interpolate == 2 else None
+        doubler = Doubler(graphs) if interpolate == 2 else None
         with VideoSink(output, source.info, audio=sound, interpolate=interpolate) as sink:
             frames = extend_frames(source, extend, sound.duration_s)
-            run = _Run(models, options, sound, summary)
+            run = _Run(graphs, options, sound, summary)
             summary.steps = run.generate.steps
             last: VideoFrame | None = None
             for frame in summary_timed(frames, summary, "decode video"):
@@ -173,11 +173,11 @@ class _Run:
     """One stream: the generator's state and the audio features beside it."""
 
     def __init__(
-        self, models: Models, options: Options, sound: AudioSource, summary: Summary
+        self, graphs: Graphs, options: Options, sound: AudioSource, summary: Summary
     ) -> None:
-        self.generate = FrameGenerator(models, options)
-        self.device = models.device
-        self.features = AudioFeatureStream(models.audio)
+        self.generate = FrameGenerator(graphs, options)
+        self.device = graphs.device
+        self.features = AudioFeatureStream(SpeechGraph(graphs))
         self.blocks = sound.blocks()
         self.summary = summary
 
@@ -249,8 +249,8 @@ def lay_on(frame: VideoFrame, patch: Patch) -> VideoFrame:
 class Doubler:
     """Doubles the frame rate: gives the frame between the last one and the next (RIFE)."""
 
-    def __init__(self, interpolator: Interpolator) -> None:
-        self._interpolator = interpolator
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
         self._last: VideoFrame | None = None
         self._last_picture: Tensor | None = None
 
@@ -262,14 +262,15 @@ class Doubler:
     @torch.inference_mode()
     def __call__(self, frame: VideoFrame) -> VideoFrame | None:
         """The frame in the middle of the last frame given and this one; None for the first."""
-        device = next(self._interpolator.parameters()).device
+        device = self._graphs.device
         rgb = torch.from_numpy(frame.rgb()).to(device)
         picture = rgb.permute(2, 0, 1)[None].float() / 255.0
         last, last_picture = self._last, self._last_picture
         self._last, self._last_picture = frame, picture
         if last is None or last_picture is None:
             return None
-        middle = self._interpolator(last_picture, picture, torch.tensor(0.5, device=device))
+        half = torch.tensor(0.5, device=device)
+        (middle,) = self._graphs.run("interpolator", last_picture, picture, half)
         image = (middle[0].permute(1, 2, 0) * 255.0).round().byte().cpu()
         ticks = frame.pts - last.pts
         empty = replace(

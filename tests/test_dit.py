@@ -1,10 +1,12 @@
 """The denoiser: shapes, conditioning, and what adaLN-zero and the context split promise."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from dithead.config import DiffusionConfig, DiTConfig
-from dithead.diffusion import Diffusion
+from dithead.diffusion import Diffusion, ddim_timesteps
 from dithead.dit import DiT, position_table
 from dithead.graphs import DiTContext, DiTStep
 
@@ -48,10 +50,11 @@ def test_graphs_equal_the_model(conditioning: str) -> None:
     diffusion = Diffusion(DiffusionConfig(prediction="velocity"))
     noise, masked, reference, _, window = _inputs()
     expected = diffusion.sample(lambda x, t: model(x, masked, reference, t, window), noise, 3)
-    context, step = DiTContext(model)(window), DiTStep(model, diffusion, 3)
+    context, step = DiTContext(model)(window), DiTStep(model, diffusion)
     latent = noise
-    for k in range(3):
-        latent = step(latent, masked, reference, context, torch.full((2,), k))
+    for now, following in pairwise([*ddim_timesteps(diffusion.config, 3), -1]):
+        timesteps = torch.full((2,), now), torch.full((2,), following)
+        latent = step(latent, masked, reference, context, *timesteps)
     torch.testing.assert_close(latent, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from dithead.config import DitHeadConfig
+from dithead.diffusion import InitialNoise
 from dithead.errors import CheckpointError, ConfigError, MediaError, StreamError
+from dithead.graphs import Noise
 from dithead.model import DitHead
 from dithead.pipeline import (
     FrameGenerator,
@@ -319,9 +321,10 @@ def test_checkpoint_round_trip_and_misfits(random_models: Models, tmp_path: Path
 def test_noise_mode_decides_whether_frames_share_their_noise(random_models: Models) -> None:
     config = random_models.dithead.config
     for mode, shared in (("stream", True), ("frame", False)):
-        model = DitHead(replace(config, diffusion=replace(config.diffusion, noise=mode)))
-        assert torch.equal(model.initial_noise(5, 0), model.initial_noise(5, 9)) == shared
-        assert not torch.equal(model.initial_noise(5, 0), model.initial_noise(6, 0))
+        noise = Noise(replace(config.diffusion, noise=mode), InitialNoise(4, 8))
+        five, six, zero, nine = (torch.tensor([i]) for i in (5, 6, 0, 9))
+        assert torch.equal(noise(five, zero), noise(five, nine)) == shared
+        assert not torch.equal(noise(five, zero), noise(six, zero))
 
 
 def test_a_face_elsewhere_starts_afresh(random_models: Models, astronaut: np.ndarray) -> None:
@@ -367,8 +370,9 @@ def test_sound_does_not_pile_up_while_there_is_no_face(
 
 def test_initial_noise_is_scaled_as_configured(random_models: Models) -> None:
     config = random_models.dithead.config
-    whole = DitHead(replace(config, diffusion=replace(config.diffusion, noise_scale=1.0)))
-    half = DitHead(replace(config, diffusion=replace(config.diffusion, noise_scale=0.5)))
-    assert torch.equal(half.initial_noise(5, 0), 0.5 * whole.initial_noise(5, 0))
+    initial, five = InitialNoise(4, 8), torch.tensor([5])
+    whole = Noise(replace(config.diffusion, noise_scale=1.0), initial)
+    half = Noise(replace(config.diffusion, noise_scale=0.5), initial)
+    assert torch.equal(half(five, five), 0.5 * whole(five, five))
     with pytest.raises(ConfigError, match="noise_scale"):
         replace(config.diffusion, noise_scale=1.5)

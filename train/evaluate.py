@@ -165,18 +165,16 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def frozen_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
     """The baseline: the first frame's lower face blended into every frame, through the same crop,
     mask and seam correction."""
-    yield from _replaced(clip, models, lambda generate, crop, first: first)
+    yield from _replaced(clip, models, lambda crop, first: first)
 
 
 def ceiling_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
     """The ceiling: every frame's own lower face through the VQGAN and back."""
-    yield from _replaced(
-        clip, models, lambda generate, crop, first: generate.reference_encoder(crop)
-    )
+    yield from _replaced(clip, models, lambda crop, first: models.run("reference_encoder", crop)[0])
 
 
 def _replaced(
-    clip: Clip, models: Models, latent_or_crop: Callable[[FrameGenerator, Tensor, Tensor], Tensor]
+    clip: Clip, models: Models, latent_or_crop: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[Tensor]:
     generate = FrameGenerator(models, Options())
     first: Tensor | None = None
@@ -189,12 +187,9 @@ def _replaced(
         left, top, rectangle, local = cut_face(frame, transform)
         crop, _ = generate.encode(rectangle, local)
         first = crop if first is None else first
-        new = latent_or_crop(generate, crop, first)
-        decoder = generate.decoder(rectangle.shape[0])
-        if new.shape == crop.shape:
-            image, weight = decoder.blend(new, rectangle, crop, local, polygon)
-        else:
-            image, weight = decoder(new, rectangle, crop, local, polygon)
+        new = latent_or_crop(crop, first)
+        lay = generate.blend if new.shape == crop.shape else generate.decode
+        image, weight = lay(new, rectangle, crop, local, polygon)
         yield put_patch(frame, Patch(left, top, image, weight))
 
 

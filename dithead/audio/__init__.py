@@ -25,6 +25,8 @@ from dithead.audio.stream import (
     AudioFeatures,
     AudioFeatureStream,
     AudioStreamState,
+    AudioWindow,
+    ChunkEncoder,
     encode_audio,
     sample_window,
 )
@@ -36,6 +38,8 @@ __all__ = [
     "AudioFeatureStream",
     "AudioFeatures",
     "AudioStreamState",
+    "AudioWindow",
+    "ChunkEncoder",
     "LogMel",
     "Wav2Vec2Encoder",
     "WhisperEncoder",

@@ -125,6 +125,11 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config = config
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: the encoder is frozen, and training's masks are not wanted."""
         return super().train(False)

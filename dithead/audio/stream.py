@@ -5,16 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dithead.audio.config import US_PER_FEATURE, AudioConfig
-from dithead.audio.encoder import AudioEncoder
 from dithead.errors import ConfigError, StreamError
+
+
+class ChunkEncoder(Protocol):
+    """What encodes one chunk: an :class:`~dithead.audio.AudioEncoder`, or its exported graph."""
+
+    config: AudioConfig
+
+    @property
+    def device(self) -> torch.device:
+        """Where chunks must be."""
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Chunk (B, chunk_samples) -> features of its hop (B, hop_features, F)."""
+
 
 Samples = Tensor | np.ndarray[Any, Any]
 
@@ -48,6 +61,19 @@ def sample_window(
     return (low + (high - low) * weight).flatten(-2)
 
 
+class AudioWindow(nn.Module):
+    """``audio_window``: :func:`sample_window` as a module."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, first_index: Tensor, time_us: Tensor) -> Tensor:
+        """features (block_features, F), first_index and time_us () int64 -> window
+        (window_frames, features_per_frame * F)."""
+        return sample_window(features, first_index, time_us, self.config)
+
+
 def _to_microseconds(time_s: float) -> int:
     """A time as whole microseconds, rounded to the nearest.
 
@@ -74,13 +100,11 @@ def _check_samples(samples: Samples) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _encode_chunks(encoder: AudioEncoder, chunks: Tensor) -> Tensor:
+def _encode_chunks(encoder: ChunkEncoder, chunks: Tensor) -> Tensor:
     """Run the encoder without gradients: (B, chunk_samples) -> (B, hop_features, F)."""
     # A copy, so that memory alignment cannot make kernels round differently.
-    device = next(encoder.parameters()).device
     with torch.no_grad():
-        features: Tensor = encoder(chunks.to(device, copy=True))
-    return features
+        return encoder(chunks.to(encoder.device, copy=True))
 
 
 def _sample_from_hops(
@@ -132,7 +156,7 @@ class AudioFeatures:
         return self.silence
 
 
-def encode_audio(encoder: AudioEncoder, samples: Samples, batch: int = 1) -> AudioFeatures:
+def encode_audio(encoder: ChunkEncoder, samples: Samples, batch: int = 1) -> AudioFeatures:
     """Encode a whole clip on the grid that :class:`AudioFeatureStream` uses.
 
     Args:
@@ -205,7 +229,7 @@ class AudioFeatureStream:
         encoder: the weights; may be shared by streams.
     """
 
-    def __init__(self, encoder: AudioEncoder) -> None:
+    def __init__(self, encoder: ChunkEncoder) -> None:
         self.encoder = encoder
         self.config = encoder.config
         self.state = AudioStreamState.fresh(self.config)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError
-from dithead.face.detector import FaceDetector
-from dithead.face.mesh import FaceMesh, roi_from_detection, roi_from_mesh
+from dithead.face.mesh import roi_from_detection, roi_from_mesh
 
 MIN_MESH_SCORE = 0.5
 MIN_OVERLAP = 0.2
@@ -31,6 +31,8 @@ class FaceLocator:
         changed: whether the face of the latest frame is not known to be that of the frame before.
 
     Args:
+        detector, mesh: the graphs :class:`~dithead.face.detector.FaceDetector` and
+            :class:`~dithead.face.mesh.FaceMesh`, or what runs them.
         choice: ``"largest"``, or the index of a face counted from the left of the frame in which it
             is first looked for.
         redetect_every: frames between two looks with the detector.
@@ -38,8 +40,8 @@ class FaceLocator:
 
     def __init__(
         self,
-        detector: FaceDetector,
-        mesh: FaceMesh,
+        detector: Callable[[Tensor], tuple[Tensor, ...]],
+        mesh: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
         choice: FaceChoice = "largest",
         redetect_every: int = 10,
     ) -> None:
