@@ -8,14 +8,14 @@ import torch
 from dithead.config import FaceConfig
 from dithead.face.crop import (
     _TEMPLATE,
+    BLEND_POINTS,
     MASK_POLYGON,
-    NOSE_BASE,
     STABLE_POINTS,
+    blend_anchors,
     blend_polygon,
     crop_face,
     crop_mask,
     mask_polygon,
-    nose_base,
     paste_face,
     pixels_to_units,
     placement_from_mesh,
@@ -89,12 +89,18 @@ def test_mask_polygon_is_convex_and_clockwise() -> None:
     assert is_convex_and_clockwise(torch.tensor(MASK_POLYGON))
 
 
-NOSES = [(0.0, 0.0), (0.01, -0.08), (-0.12, 0.1), (0.12, -0.15), (5.0, 5.0), (-5.0, -5.0)]
+ANCHORS = [
+    (0.0, 0.0, -0.33, 0.33, 0.42),
+    (-0.05, -0.08, -0.22, 0.36, 0.38),  # a turned head
+    (0.12, 0.1, -0.2, 0.2, 0.0),
+    (5.0, 5.0, 5.0, 5.0, 5.0),
+    (-5.0, -5.0, -5.0, -5.0, -5.0),
+]
 
 
-@pytest.mark.parametrize("nose", NOSES)
-def test_blend_is_convex_and_lies_in_the_mask(nose: tuple[float, float]) -> None:
-    polygon = blend_polygon(torch.tensor([nose]))
+@pytest.mark.parametrize("anchors", ANCHORS)
+def test_blend_is_convex_and_lies_in_the_mask(anchors: tuple[float, ...]) -> None:
+    polygon = blend_polygon(torch.tensor([anchors]))
     assert is_convex_and_clockwise(polygon[0])
     hidden = crop_mask(256, 0.02, mask_polygon(1)) > 0
     blend = crop_mask(256, 0.02, polygon) > 0
@@ -103,13 +109,14 @@ def test_blend_is_convex_and_lies_in_the_mask(nose: tuple[float, float]) -> None
 
 
 @pytest.mark.parametrize("roll", [0.0, 0.4, -2.0])
-def test_blend_starts_under_the_nose_and_holds_the_chin(roll: float) -> None:
+def test_blend_lies_between_nose_jaw_and_chin(roll: float) -> None:
     mesh = mesh_at(81.5, 60.25, 97.0, roll)
     placement = torch.tensor([[81.5, 60.25, math.log(97.0), roll]])
     matrix = transform_from_placement(placement)[0]
-    nose = torch.tensor([0.02, -0.03])
-    mesh[0, NOSE_BASE] = matrix[:, :2] @ nose + matrix[:, 2]
-    torch.testing.assert_close(nose_base(mesh, placement)[0], nose, atol=1e-4, rtol=0)
+    points = torch.tensor([[0.02, -0.03], [-0.25, 0.2], [0.34, 0.18], [0.01, 0.38]])
+    mesh[0, list(BLEND_POINTS)] = points @ matrix[:, :2].T + matrix[:, 2]
+    expected = torch.tensor([0.02, -0.03, -0.25, 0.34, 0.38])
+    torch.testing.assert_close(blend_anchors(mesh, placement)[0], expected, atol=1e-4, rtol=0)
     tracker = FaceTracker(FaceConfig())
     _, polygon, _ = tracker(mesh[0], tracker.initial_state(), torch.tensor(0.0))
     mask = crop_mask(100, 0.02, polygon[None])[0, 0]
@@ -119,7 +126,8 @@ def test_blend_starts_under_the_nose_and_holds_the_chin(roll: float) -> None:
 
     assert at(0.02, -0.08) == 0  # the nose's tip
     assert at(0.02, 0.05) == 1  # the upper lip
-    assert at(0.0, 0.42) > 0.8  # the chin of an open jaw
+    assert at(0.01, 0.41) > 0.8  # the chin, should the mouth open
+    assert at(-0.31, 0.2) == 0 < at(0.31, 0.2)  # beyond the jaw, and within
     assert at(0.4, 0.0) == at(-0.4, 0.0) == 0  # the ears
 
 
@@ -163,7 +171,7 @@ def test_tracker_calms_the_blend() -> None:
     tops = []
     for i in range(100):
         mesh = mesh_at(80, 60, 90, 0.0)[0]
-        mesh[NOSE_BASE] = torch.tensor([80.0, 60.0 + 90 * float(jitter[i])])
+        mesh[BLEND_POINTS[0]] = torch.tensor([80.0, 60.0 + 90 * float(jitter[i])])
         _, polygon, state = tracker(mesh, state, torch.tensor(0.04 if i else 0.0))
         tops.append(polygon[0, 1])
     assert torch.stack(tops)[20:].std() < 0.6 * jitter.std()

@@ -60,22 +60,11 @@ MASK_POLYGON: tuple[tuple[float, float], ...] = (
 """Convex outline of the masked lower face in crop units, clockwise as seen: from under the eyes to
 below an open jaw."""
 
-NOSE_BASE = 2
-"""Mesh point between the nostrils, where the upper lip begins: the blend hangs on it."""
-
-_NOSE_BASE_REACH = ((-0.12, 0.12), (-0.15, 0.10))
-# Where it may lie in crop units, across and down: within it the blend is convex and in the mask.
-
-_BLEND_TOP: tuple[tuple[float, float], ...] = ((-0.17, 0.015), (0.17, 0.015))  # from the nose base
-_BLEND_SIDE = (0.33, 0.13)  # across from the middle of the crop, down from the nose base
-_BLEND_BOTTOM: tuple[tuple[float, float], ...] = (
-    (0.33, 0.28),
-    (0.24, 0.43),
-    (0.12, 0.485),
-    (-0.12, 0.485),
-    (-0.24, 0.43),
-    (-0.33, 0.28),
-)
+BLEND_POINTS = (2, 172, 397, 152)
+"""Mesh points that the blend hangs on: nose base, where the upper lip begins; left and right side
+of the jaw; chin."""
+BLEND_ANCHORS = 5
+"""Numbers that they leave: nose base across and down, left side, right side, chin down."""
 
 
 def placement_from_mesh(mesh: Tensor) -> Tensor:
@@ -161,33 +150,52 @@ def paste_face(
     return _sample(crop, (units + 0.5) * crop.shape[2], density)
 
 
-def nose_base(mesh: Tensor, placement: Tensor) -> Tensor:
-    """Where the nose meets the upper lip.
+def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
+    """Where the face's own outline is, for :func:`blend_polygon`.
 
     Args:
         mesh: (B, 468, 2 or 3) in frame pixels. placement: (B, 4).
 
     Returns:
-        (B, 2) in crop units.
+        (B, BLEND_ANCHORS) in crop units: nose base across and down, left side, right side, chin
+        down.
     """
-    delta = mesh[:, NOSE_BASE, :2].float() - placement[:, :2]  # (B, 2)
-    c, s = torch.cos(placement[:, 3]), torch.sin(placement[:, 3])
-    x = c * delta[:, 0] + s * delta[:, 1]
-    y = c * delta[:, 1] - s * delta[:, 0]
-    return torch.stack([x, y], dim=1) / torch.exp(placement[:, 2:3])
+    delta = mesh[:, list(BLEND_POINTS), :2].float() - placement[:, None, :2]  # (B, 4, 2)
+    c, s = torch.cos(placement[:, 3:]), torch.sin(placement[:, 3:])  # (B, 1)
+    side = torch.exp(placement[:, 2:3])
+    x = (c * delta[..., 0] + s * delta[..., 1]) / side  # (B, 4)
+    y = (c * delta[..., 1] - s * delta[..., 0]) / side
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], x[:, 2], y[:, 3]], dim=1)
 
 
-def blend_polygon(nose: Tensor) -> Tensor:
-    """Outline of what is replaced: nose base (B, 2) in crop units -> convex polygon (B, P, 2) in
-    crop units, clockwise as seen."""
-    (left, right), (high, low) = _NOSE_BASE_REACH
-    x, y = nose[:, :1].clamp(left, right), nose[:, 1:].clamp(high, low)  # (B, 1)
-    top = torch.cat([x, y], dim=1)[:, None] + torch.tensor(_BLEND_TOP, device=nose.device)
-    across, down = _BLEND_SIDE
-    side = torch.cat([torch.full_like(y, across), y + down], dim=1)[:, None]  # (B, 1, 2)
-    bottom = torch.tensor(_BLEND_BOTTOM, device=nose.device).expand(nose.shape[0], -1, -1)
-    mirrored = side * torch.tensor([-1.0, 1.0], device=nose.device)
-    return torch.cat([top, side, bottom, mirrored], dim=1)
+def blend_polygon(anchors: Tensor) -> Tensor:
+    """Outline of what is replaced: from under the nose, along the jaw, to where an open mouth would
+    take the chin.
+
+    Args:
+        anchors: (B, BLEND_ANCHORS) from :func:`blend_anchors`. They are kept within limits in which
+            the outline is convex and lies in the mask.
+
+    Returns:
+        (B, P, 2) in crop units, clockwise as seen.
+    """
+    nose_x, nose_y = anchors[:, 0].clamp(-0.12, 0.12), anchors[:, 1].clamp(-0.15, 0.10)  # (B,)
+    left, right = anchors[:, 2].clamp(-0.36, -0.20), anchors[:, 3].clamp(0.20, 0.36)
+    chin = torch.maximum(anchors[:, 4], nose_y + 0.30).clamp(max=0.425)
+    top, shoulder, corner = nose_y + 0.015, nose_y + 0.13, chin - 0.14
+    points = [
+        ((nose_x + left) / 2, top),
+        ((nose_x + right) / 2, top),
+        (right, shoulder),
+        (right, corner),
+        (0.72 * right, chin),
+        (0.36 * right, chin + 0.06),
+        (0.36 * left, chin + 0.06),
+        (0.72 * left, chin),
+        (left, corner),
+        (left, shoulder),
+    ]
+    return torch.stack([torch.stack(point, dim=1) for point in points], dim=1)
 
 
 def pixels_to_units(points: Tensor, transform: Tensor) -> Tensor:

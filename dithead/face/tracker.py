@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from dithead.config import FaceConfig
 from dithead.face.crop import (
+    BLEND_ANCHORS,
+    blend_anchors,
     blend_polygon,
-    nose_base,
     placement_from_mesh,
     transform_from_placement,
 )
 
-STATE_SIZE = 13
-"""Length of the state vector: smoothed placement (4) and nose base (2), their smoothed speeds
-(6), 1 once started."""
+_TRACKED = 4 + BLEND_ANCHORS
+
+STATE_SIZE = 2 * _TRACKED + 1
+"""Length of the state vector: smoothed placement (4) and anchors of the blend, their smoothed
+speeds, 1 once started."""
 
 
 class FaceTracker(nn.Module):
@@ -49,13 +52,13 @@ class FaceTracker(nn.Module):
             is to be replaced; new state (STATE_SIZE,).
         """
         placement = placement_from_mesh(mesh[None])  # (1, 4)
-        raw = torch.cat([placement, nose_base(mesh[None], placement)], dim=1)[0]  # (6,)
-        previous, speed, started = state[:6], state[6:12], state[12]
+        raw = torch.cat([placement, blend_anchors(mesh[None], placement)], dim=1)[0]  # (9,)
+        previous, speed, started = state[:_TRACKED], state[_TRACKED:-1], state[-1]
         elapsed = elapsed_s.clamp(min=1e-3)
         turn = torch.remainder(raw[3] - previous[3] + math.pi, 2 * math.pi) - math.pi
         raw = torch.cat([raw[:3], (previous[3] + turn)[None], raw[4:]])
         side = torch.exp(raw[2])
-        scale = torch.cat([side.expand(2), torch.ones_like(raw[2:])])  # (6,)
+        scale = torch.cat([side.expand(2), torch.ones_like(raw[2:])])  # (9,)
         new_speed = (raw - previous) / elapsed
         new_speed = speed + _alpha(elapsed, torch.ones_like(elapsed)) * (new_speed - speed)
         cutoff = self.cutoff_hz + self.speed_gain * (new_speed / scale).abs()
@@ -64,7 +67,7 @@ class FaceTracker(nn.Module):
         going = torch.cat([smoothed, new_speed, torch.ones_like(started)[None]])
         new_state = torch.where(started > 0, going, fresh)
         transform = transform_from_placement(new_state[None, :4])[0]
-        return transform, blend_polygon(new_state[None, 4:6])[0], new_state
+        return transform, blend_polygon(new_state[None, 4:_TRACKED])[0], new_state
 
 
 def _alpha(elapsed_s: Tensor, cutoff_hz: Tensor) -> Tensor:
