@@ -20,7 +20,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, N, M)
-    return scores.softmax(-1).to(v.dtype) @ v
+    return scores.float().softmax(-1).to(v.dtype) @ v
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -38,6 +38,16 @@ def asset_path(name: str) -> Path:
     return path
 
 
+def resolve(source: str | Path) -> Path:
+    """Path of a checkpoint: the name of a packaged one (``"tiny"``), or a path.
+
+    Raises:
+        CheckpointError: no packaged one goes by the name.
+    """
+    looks_like_path = "/" in str(source) or str(source).endswith(".safetensors")
+    return Path(source) if looks_like_path else asset_path(str(source))
+
+
 def save(
     path: str | Path,
     tensors: Mapping[str, torch.Tensor],

@@ -97,6 +97,8 @@ class Block(nn.Module):
 
     def _attend_audio(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q = _split_heads(self.cross_q(x), self.heads)
+        # Where only products run in a lower precision, the context comes in float32.
+        keys, values = keys.to(q.dtype), values.to(q.dtype)
         return self.cross_out(_merge_heads(attention(q, keys, values, self.attention_backend)))
 
     def _mlp(self, x: Tensor) -> Tensor:

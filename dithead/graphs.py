@@ -46,6 +46,8 @@ class Graphs(Protocol):
 
 SEAM_CELLS = 16
 """The seam correction works on a grid of so many cells along each side of the crop."""
+SEAM_TOLERANCE = 0.15
+"""A pixel that is off by this much, of a range of 2, counts half in the seam correction."""
 
 
 class FaceCrop(nn.Module):
@@ -221,12 +223,15 @@ class FaceBlend(nn.Module):
         """Add the blurred difference to the true crop, known outside the mask, to the generated
         face (1, 3, S, S)."""
         cell = face.shape[2] // SEAM_CELLS
-        known = visible(mask)
-        difference = F.avg_pool2d((crop - face) * known, cell)  # (1, 3, cells, cells)
-        amount = F.avg_pool2d(known, cell)
+        off = crop - face  # (1, 3, S, S)
+        # Where the two differ much they show different things, such as what is behind the jaw.
+        size = off.abs().mean(1, keepdim=True)
+        weight = visible(mask) / (1.0 + (size / SEAM_TOLERANCE).square())  # (1, 1, S, S)
+        difference = F.avg_pool2d(off * weight, cell)  # (1, 3, cells, cells)
+        amount = F.avg_pool2d(weight, cell)
         blur = self.kernel.expand(3, 1, -1, -1)
         carried = F.conv2d(difference, blur, padding=5, groups=3)
-        carried = carried / (F.conv2d(amount, self.kernel, padding=5) + 0.5)
+        carried = carried / (F.conv2d(amount, self.kernel, padding=5) + 0.2)
         return face + F.interpolate(carried, size=face.shape[2:], mode="bilinear")
 
 

@@ -126,9 +126,12 @@ class Interpolator(nn.Module):
 
     def _pad(self, frame: Tensor) -> Tensor:
         """Repeat the last column and row until both sides are multiples of ``config.multiple``."""
+        # By index and not F.pad, whose dynamic amounts torch.export cannot bound.
         height, width = frame.shape[-2:]
-        below, right = -height % self.config.multiple, -width % self.config.multiple
-        return F.pad(frame, (0, right, 0, below), mode="replicate")
+        multiple, device = self.config.multiple, frame.device
+        rows = torch.arange((height + multiple - 1) // multiple * multiple, device=device)
+        columns = torch.arange((width + multiple - 1) // multiple * multiple, device=device)
+        return frame[..., rows.clamp(max=height - 1), :][..., columns.clamp(max=width - 1)]
 
 
 class FlowStage(nn.Module):

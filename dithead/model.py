@@ -51,8 +51,7 @@ class DitHead(nn.Module):
         Raises:
             CheckpointError: no such checkpoint, or it does not fit its own configuration.
         """
-        looks_like_path = "/" in str(source) or str(source).endswith(".safetensors")
-        path = Path(source) if looks_like_path else checkpoint.asset_path(str(source))
+        path = checkpoint.resolve(source)
         tensors, values = checkpoint.load(path)
         model = cls(DitHeadConfig.from_dict(values), attention_backend)
         checkpoint.load_into(model, tensors, path)

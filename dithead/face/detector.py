@@ -271,10 +271,10 @@ class FaceDetector(nn.Module):
         left = scores  # scores of the detections that belong to no face yet
         face_scores, face_points = [], []
         for _ in range(self.config.max_faces):
-            best = left.argmax()
-            taken = torch.maximum(taken_by[best], (index == best).to(left.dtype))  # (N,) 0 or 1
+            best = left[None].argmax(1)  # (1,); TensorRT takes no argmax of one dimension
+            taken = torch.maximum(taken_by[best][0], (index == best).to(left.dtype))  # (N,) 0 or 1
             members = taken * left  # (N,) weights
-            face_scores.append(left[best])
+            face_scores.append(left[best][0])
             face_points.append((members @ points) / members.sum().clamp_min(1e-6))  # (16,)
             left = left * (members == 0).to(left.dtype)
         return torch.stack(face_scores), torch.stack(face_points).unflatten(1, (8, 2))
