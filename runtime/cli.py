@@ -56,6 +56,19 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="speech encoder of a checkpoint that does not use the packaged one (wav2vec2)",
     )
+    parser.add_argument(
+        "--bundle",
+        metavar="FOLDER",
+        type=Path,
+        help="run from a bundle of dithead-export instead of a checkpoint",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+        default=argparse.SUPPRESS,
+        help="what runs the model, and nothing else does (default: torch, or onnxruntime with "
+        "--bundle)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, as asked for")
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(
@@ -132,7 +145,8 @@ def _progress(total: int | None) -> Callable[[int, float], None]:
 def _run(args: argparse.Namespace) -> Summary:
     import torch
 
-    from dithead.pipeline import Models, Options
+    from dithead.pipeline import Options
+    from dithead.runtime.backends import open_graphs
     from dithead.runtime.media import AudioSource, VideoSource
     from dithead.runtime.pipeline import stream_file
 
@@ -150,14 +164,22 @@ def _run(args: argparse.Namespace) -> Summary:
             total = round(sound.duration_s * video.info.average_rate)
             if args.extend == "trim" and video.info.frame_count is not None:
                 total = min(total, video.info.frame_count)
-    models = Models.load(args.checkpoint, device, args.audio_weights)
+    backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
+    graphs = open_graphs(
+        backend,
+        checkpoint=args.checkpoint,
+        bundle=args.bundle,
+        device=device,
+        audio_weights=args.audio_weights,
+    )
     try:
         return stream_file(
             args.video,
             args.audio,
             args.output,
-            models,
+            graphs,
             options,
+            backend=backend,
             interpolate=args.interpolate,
             extend=args.extend,
             progress=_progress(total) if show else None,
@@ -174,8 +196,8 @@ def _as_text(summary: Summary) -> str:
         f"{summary.output}: {summary.frames_written} frames, {summary.video_s:.2f} s",
         f"faces: {summary.faces} of {summary.frames} frames"
         + (f"; {faceless} without a face handed through untouched" if faceless else ""),
-        f"speed: {summary.fps:.1f} fps in all ({summary.device}, {summary.steps} steps); "
-        f"fps by stage: {stages}",
+        f"speed: {summary.fps:.1f} fps in all ({summary.backend}, {summary.device}, "
+        f"{summary.steps} steps); fps by stage: {stages}",
         *(f"note: {note}" for note in summary.notes),
     ]
     return "\n".join(lines)

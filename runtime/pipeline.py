@@ -75,6 +75,7 @@ def stream_file(
     graphs: Graphs,
     options: Options,
     *,
+    backend: str = "torch",
     interpolate: int = 1,
     extend: ExtendMode = "trim",
     progress: Callable[[int, float], None] | None = None,
@@ -84,6 +85,7 @@ def stream_file(
     Args:
         video: anything PyAV opens. audio: any file with an audio track. output: .mp4, .m4v, .mov,
             .mkv or .webm.
+        graphs: the model, as a back end runs it. backend: that back end's name, for the summary.
         interpolate: 1 keeps the frame rate; 2 puts a frame between every two (N frames become 2N -
             1).
         extend: what to do when the audio is longer than the video; see :func:`extend_frames`.
@@ -96,7 +98,7 @@ def stream_file(
         raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
     if output.exists() and any(output.samefile(p) for p in (video, audio) if p.exists()):
         raise MediaError(f"{output} is one of the inputs: choose another name for the output")
-    summary = Summary(output, device=str(graphs.device))
+    summary = Summary(output, backend=backend, device=str(graphs.device))
     start = time.perf_counter()
     with VideoSource(video) as source:
         sound = AudioSource(audio)

@@ -1,0 +1,398 @@
+"""Making a bundle from a checkpoint, doing again only what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import dithead
+from dithead import checkpoint
+from dithead.errors import ConfigError, ExportError
+from dithead.export import manifest as mf
+from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
+from dithead.export.onnx import OPSET, export_onnx, external_files, require_onnx
+from dithead.export.precision import DTYPES, Precision, reduce_precision
+from dithead.export.tensorrt import MODULES, PORTABLE, Flavour, build_engine, load_flavour
+from dithead.export.validate import TOLERANCES, run_torch, validate
+from dithead.pipeline import Models
+
+log = logging.getLogger(__name__)
+
+RANDOM_CASES = 2
+"""Random inputs that every file is run on."""
+SEED = 20231206
+TARGETS = ("cpu", "gpu")
+
+Progress = Callable[[str], None]
+Cases = Mapping[str, Sequence[Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What a bundle is to hold."""
+
+    precision: Precision = "fp16"
+    """Of the graphs for a GPU."""
+    targets: tuple[str, ...] = TARGETS
+    """``cpu``: every graph in float32. ``gpu``: in the precision, and as engines."""
+    largest_rectangle: int = 1024
+    """Side of the largest rectangle round a face that is provided for, in pixels."""
+    graphs: tuple[str, ...] = ()
+    """Names of the graphs to export; none for all. A bundle of some graphs cannot be streamed
+    from."""
+    flavour: Flavour | None = None
+    """Which TensorRT builds the engines; None for no engines."""
+    compute_capability: str = PORTABLE
+    """Such as ``8.9``: narrows engines to one kind of GPU."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ConfigError(
+                f"unknown precision {self.precision!r}; choose one of {', '.join(DTYPES)}"
+            )
+        if not self.targets or set(self.targets) - set(TARGETS):
+            raise ConfigError(
+                f"targets must be one or more of {', '.join(TARGETS)}, not {self.targets!r}"
+            )
+
+
+@dataclass(slots=True)
+class ExportReport:
+    """What an export did."""
+
+    folder: Path
+    built: list[str] = field(default_factory=list)
+    """Names of the files that were made."""
+    kept: int = 0
+    """Files of the bundle that was there and still hold."""
+    seconds: float = 0.0
+    bytes: int = 0
+    engines: int = 0
+    validated_on_real: bool = False
+
+
+@cache
+def source_hash() -> str:
+    """Hash of the source that graphs and files are made by."""
+    root = Path(dithead.__file__).parent
+    here = Path(__file__).parent
+    files = [*root.glob("*.py"), *root.glob("audio/*.py"), *root.glob("face/*.py")]
+    files += here.glob("*.py")
+    return mf.hash_of(*(f"{p.name}\n{p.read_text()}" for p in sorted(set(files))))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a bundle is made with."""
+    found = {"dithead": dithead.__version__}
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Hash of a module's parameters and buffers, names included."""
+    parts = []
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        parts.append(f"{name} {array.dtype} {array.shape} {_hash_bytes(array)}")
+    return mf.hash_of(*parts)
+
+
+def _hash_bytes(array: np.ndarray) -> str:
+    return hashlib.sha256(memoryview(array.reshape(-1)).cast("B")).hexdigest()
+
+
+class _Exporter:
+    """One export into one folder."""
+
+    def __init__(
+        self,
+        models: Models,
+        folder: Path,
+        options: ExportOptions,
+        real: Cases,
+        progress: Progress,
+    ) -> None:
+        self.models = models
+        self.folder = folder
+        self.options = options
+        self.real = real
+        self.progress = progress
+        self.report = ExportReport(folder)
+        self.made: list[Path] = []
+        try:
+            self.old: mf.Manifest | None = mf.read_manifest(folder)
+        except ExportError:
+            self.old = None
+        self.whole = {f.path for f in self.old.files() if self._holds(f)} if self.old else set()
+
+    def _holds(self, file: mf.BundleFile) -> bool:
+        try:
+            mf.check_file(self.folder, file)
+        except ExportError:
+            return False
+        return True
+
+    def _old_entry(self, name: str) -> mf.GraphEntry | None:
+        entries = self.old.graphs if self.old else ()
+        return next((entry for entry in entries if entry.name == name), None)
+
+    def precisions(self, spec: GraphSpec) -> list[Precision]:
+        """In which precisions a graph is needed."""
+        wanted: list[Precision] = []
+        if "cpu" in self.options.targets or not spec.reduced:
+            wanted.append("fp32")
+        if "gpu" in self.options.targets and spec.reduced:
+            wanted.append(self.options.precision)
+        return list(dict.fromkeys(wanted))
+
+    def graph(self, spec: GraphSpec) -> mf.GraphEntry:
+        """Everything of one graph."""
+        module = self.models.module(spec.name)
+        weights = hash_weights(module)
+        files: dict[str, mf.OnnxFile] = {}
+        for precision in self.precisions(spec):
+            files[precision] = self._onnx(spec, module, weights, precision, files.get("fp32"))
+        engines: tuple[mf.EngineFile, ...] = ()
+        if spec.engine and self.options.flavour and "gpu" in self.options.targets:
+            engines = (self._engine(spec, self.options.flavour, list(files.values())[-1]),)
+        old, onnx = self._old_entry(spec.name), tuple(files.values())
+        if old is not None and old.onnx == onnx and old.engines == engines:
+            return old
+        inputs, outputs = self._ports(spec, module)
+        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, engines)
+
+    def _ports(
+        self, spec: GraphSpec, module: nn.Module
+    ) -> tuple[tuple[mf.Port, ...], tuple[mf.Port, ...]]:
+        generator = torch.Generator().manual_seed(SEED)
+        inputs = example_inputs(spec, self.models.config, generator)
+        outputs = run_torch(module, spec, inputs)
+
+        def port(name: str, value: Any) -> mf.Port:
+            axes = spec.dynamic.get(name, {})
+            shape = tuple(axes[d].name if d in axes else n for d, n in enumerate(value.shape))
+            return mf.Port(name, str(value.dtype).removeprefix("torch."), shape)
+
+        ports_in = tuple(port(name, inputs[name]) for name in spec.inputs)
+        ports_out = tuple(port(name, outputs[name]) for name in spec.outputs)
+        if spec.dynamic and spec.name == "interpolator":
+            shape = ports_in[0].shape
+            ports_out = tuple(replace(p, shape=shape) for p in ports_out)
+        return ports_in, ports_out
+
+    def _onnx(
+        self,
+        spec: GraphSpec,
+        module: nn.Module,
+        weights: str,
+        precision: Precision,
+        reference: mf.OnnxFile | None,
+    ) -> mf.OnnxFile:
+        key = mf.hash_of(
+            spec.name,
+            repr(self.models.config.to_dict()),
+            precision,
+            weights,
+            source_hash(),
+            repr(versions()),
+            str(OPSET),
+        )
+        real = list(self.real.get(spec.name, ()))
+        old = self._old_entry(spec.name)
+        for file in old.onnx if old else ():
+            parts = [file.file, *([file.weights] if file.weights else [])]
+            if file.file.key == key and all(part.path in self.whole for part in parts):
+                self.report.kept += len(parts)
+                return file
+        generator = torch.Generator().manual_seed(SEED)
+        config = self.models.config
+        random = [example_inputs(spec, config, generator) for _ in range(RANDOM_CASES)]
+        name = f"{spec.name}.{precision}.{key[:8]}.onnx"
+        self.progress(f"{spec.name} ({precision}): ONNX")
+        path = self.folder / name
+        self.made.append(path)
+        metadata = {"dithead_graph": spec.name, "dithead_precision": precision, "dithead_key": key}
+        export_onnx(reduce_precision(module, precision), spec, random[0], path, metadata)
+        beside = external_files(path)
+        self.made += beside
+        fp32 = None if reference is None else self.folder / reference.file.path
+        tolerance = TOLERANCES[precision]
+        error = validate(path, module, spec, [*random, *real], tolerance, fp32)
+        self.report.built.append(name)
+        return mf.OnnxFile(
+            precision,
+            self._file(path, key),
+            self._file(beside[0], key) if beside else None,
+            error,
+            tolerance,
+            ("random", "real") if real else ("random",),
+        )
+
+    def _file(self, path: Path, key: str) -> mf.BundleFile:
+        return mf.BundleFile(path.name, mf.hash_file(path), path.stat().st_size, key)
+
+    def _engine(self, spec: GraphSpec, flavour: Flavour, source: mf.OnnxFile) -> mf.EngineFile:
+        library = str(load_flavour(flavour).__version__)
+        capability = self.options.compute_capability
+        key = mf.hash_of(
+            source.file.sha256,
+            source.weights.sha256 if source.weights else "",
+            flavour,
+            library,
+            capability,
+            repr(spec.dynamic),
+            source_hash(),
+        )
+        old = self._old_entry(spec.name)
+        for engine in old.engines if old else ():
+            if engine.file.key == key and engine.file.path in self.whole:
+                self.report.kept += 1
+                self.report.engines += 1
+                return engine
+        self.progress(f"{spec.name} ({source.precision}): {flavour} engine")
+        name = f"{spec.name}.{source.precision}.{key[:8]}.engine"
+        path = self.folder / name
+        cache_path = self.folder / f".{MODULES[flavour]}.timing"
+        built = build_engine(self.folder / source.file.path, spec, flavour, capability, cache_path)
+        self.made += [path, path.with_suffix(".log")]
+        path.write_bytes(built.data)
+        path.with_suffix(".log").write_text("\n".join(built.log.lines) + "\n")
+        self._check_ports(spec, built.inputs, built.outputs)
+        self.report.built.append(name)
+        self.report.engines += 1
+        return mf.EngineFile(
+            flavour,
+            library,
+            source.precision,
+            capability,
+            1,
+            self._file(path, key),
+            built.inputs,
+            built.outputs,
+        )
+
+    def _check_ports(
+        self, spec: GraphSpec, inputs: tuple[mf.Port, ...], outputs: tuple[mf.Port, ...]
+    ) -> None:
+        expected = self._ports(spec, self.models.module(spec.name))
+        for kind, found, wanted in zip(
+            ("inputs", "outputs"), (inputs, outputs), expected, strict=True
+        ):
+            by_name = {port.name: port for port in found}
+            for port in wanted:
+                if not _same(by_name.get(port.name), port):
+                    raise ExportError(
+                        f"graph '{spec.name}': the engine's {kind} are {found}, expected {wanted}"
+                    )
+
+    def discard(self) -> None:
+        """Remove what a failed export has written."""
+        for path in self.made:
+            if path.name not in self.whole:
+                path.unlink(missing_ok=True)
+
+
+def _same(found: mf.Port | None, wanted: mf.Port) -> bool:
+    if found is None or found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
+        return False
+    return all(a in (b, "?") for a, b in zip(found.shape, wanted.shape, strict=True))
+
+
+def export_bundle(
+    source: str,
+    folder: Path,
+    options: ExportOptions,
+    *,
+    models: Models | None = None,
+    real: Cases | None = None,
+    progress: Progress = log.info,
+) -> ExportReport:
+    """Write a bundle, or bring one up to date.
+
+    Args:
+        source: name of a packaged checkpoint, or a path.
+        folder: the bundle's; made if need be.
+        models: the checkpoint, where it is loaded already.
+        real: inputs met in practice, by graph, to validate on beside random ones.
+        progress: told what is being made.
+
+    Raises:
+        DitheadError: the bundle that was there before is as it was.
+    """
+    start = time.perf_counter()
+    require_onnx()
+    if options.flavour is not None:
+        load_flavour(options.flavour)
+    models = models or Models.load(source)
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file: choose a folder for the bundle")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mf.MANIFEST).is_file():
+        raise ExportError(
+            f"{folder} is not empty and holds no bundle: choose another folder or empty it"
+        )
+    fresh = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot make the folder {folder} ({error.strerror})") from error
+    exporter = _Exporter(models, folder, options, real or {}, progress)
+    try:
+        specs = graph_specs(options.largest_rectangle)
+        specs = select(specs, options.graphs) if options.graphs else specs
+        graphs = tuple(exporter.graph(spec) for spec in specs)
+        new = mf.Manifest(
+            config=models.config.to_dict(),
+            checkpoint=str(source),
+            checkpoint_sha256=mf.hash_file(checkpoint.resolve(source)),
+            precision=options.precision,
+            targets=options.targets,
+            largest_rectangle=options.largest_rectangle,
+            made_with=versions(),
+            graphs=graphs,
+        )
+        if exporter.old is None or asdict(new) != asdict(exporter.old):
+            mf.write_manifest(folder, new)
+    except OSError as error:
+        exporter.discard()
+        raise ExportError(
+            f"cannot write the bundle to {folder} ({error.strerror or error}): "
+            f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
+        ) from error
+    except BaseException:
+        exporter.discard()
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _remove_stale(folder, new)
+    report = exporter.report
+    report.seconds = time.perf_counter() - start
+    report.bytes = sum(file.bytes for file in new.files())
+    report.validated_on_real = any("real" in f.validated_on for g in graphs for f in g.onnx)
+    return report
+
+
+def _remove_stale(folder: Path, manifest: mf.Manifest) -> None:
+    """Remove bundle files that no manifest names any more."""
+    named = {file.path for file in manifest.files()}
+    logs = {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
+    for path in folder.iterdir():
+        ours = path.suffix in (".onnx", ".engine", ".data", ".log")
+        if ours and path.name not in named | logs:
+            path.unlink()

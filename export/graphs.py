@@ -1,0 +1,232 @@
+"""What is exported: every graph with the names, shapes and ranges of its inputs and outputs.
+
+The names are the contract of a bundle; docs/architecture.md has the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dithead.config import DitHeadConfig
+from dithead.errors import ConfigError
+from dithead.face.crop import BLEND_ANCHORS, blend_polygon
+from dithead.face.tracker import STATE_SIZE
+from dithead.graphs import RECTANGLE_SIZES
+
+FRAME_RANGE = (64, 1080, 8192)
+"""Least, typical and largest height or width of a frame."""
+INTERPOLATED_RANGE = (64, 512, 2176)
+"""The same for the frames that the interpolator takes in an engine."""
+MESH_POINTS = 468
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A dimension that a graph leaves open."""
+
+    name: str
+    least: int
+    typical: int
+    most: int
+
+
+_HEIGHT, _WIDTH = Axis("H", *FRAME_RANGE), Axis("W", *FRAME_RANGE)
+_HEIGHT_BETWEEN, _WIDTH_BETWEEN = Axis("H", *INTERPOLATED_RANGE), Axis("W", *INTERPOLATED_RANGE)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One graph: what the exporters and the manifest need to know beside its module."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    engine: bool = True
+    """Whether it becomes an engine."""
+    reduced: bool = False
+    """Whether it runs in the precision asked for. The others are float32 in every bundle: their
+    work is geometry, and coordinates in float16 are off by up to half a pixel from 1024 on."""
+    dynamic: Mapping[str, Mapping[int, Axis]] = field(default_factory=dict)
+    """Open dimensions, by input and position."""
+
+
+def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
+    """Every graph of a bundle.
+
+    Args:
+        largest_rectangle: side in pixels of the largest rectangle round a face that is provided
+            for; one of ``RECTANGLE_SIZES``.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    if largest_rectangle not in RECTANGLE_SIZES:
+        raise ConfigError(
+            f"the largest rectangle must be one of {', '.join(map(str, RECTANGLE_SIZES))}, "
+            f"not {largest_rectangle}"
+        )
+    frame = {0: _HEIGHT, 1: _WIDTH}
+    between = {2: _HEIGHT_BETWEEN, 3: _WIDTH_BETWEEN}
+    specs = [
+        GraphSpec(
+            "face_detector",
+            ("frame",),
+            ("boxes", "scores", "keypoints"),
+            dynamic={"frame": frame},
+        ),
+        GraphSpec(
+            "face_landmarks",
+            ("frame", "region"),
+            ("mesh", "score"),
+            dynamic={"frame": frame},
+        ),
+        GraphSpec(
+            "face_tracker",
+            ("mesh", "state", "elapsed_s"),
+            ("transform", "polygon", "next_state"),
+            engine=False,
+        ),
+        GraphSpec("masked_encoder", ("crop",), ("masked",), reduced=True),
+        GraphSpec("reference_encoder", ("crop",), ("reference",), reduced=True),
+        GraphSpec("audio_encoder", ("chunk",), ("features",), reduced=True),
+        GraphSpec(
+            "audio_window", ("features", "first_index", "time_us"), ("window",), engine=False
+        ),
+        GraphSpec("noise", ("seed", "frame_index"), ("noise",), engine=False),
+        GraphSpec("dit_context", ("window",), ("context",), reduced=True),
+        GraphSpec(
+            "dit_step",
+            ("noisy", "masked", "reference", "context", "timestep", "following"),
+            ("latent",),
+            reduced=True,
+        ),
+        GraphSpec("face_decoder", ("latent",), ("face",), reduced=True),
+        GraphSpec(
+            "interpolator",
+            ("first", "second", "t"),
+            ("middle",),
+            reduced=True,
+            dynamic={"first": between, "second": between},
+        ),
+    ]
+    for side in (size for size in RECTANGLE_SIZES if size <= largest_rectangle):
+        specs.append(GraphSpec(f"face_crop.{side}", ("rectangle", "transform"), ("crop",)))
+        specs.append(
+            GraphSpec(
+                f"face_blend.{side}",
+                ("face", "rectangle", "crop", "transform", "polygon"),
+                ("composited", "soft_mask"),
+            )
+        )
+    return specs
+
+
+def select(specs: Iterable[GraphSpec], names: Iterable[str]) -> list[GraphSpec]:
+    """The specs that go by names; ``face_crop`` and ``face_blend`` stand for all sizes.
+
+    Raises:
+        ConfigError: a name that none goes by.
+    """
+    specs, wanted = list(specs), list(names)
+    known = {spec.name for spec in specs} | {spec.name.partition(".")[0] for spec in specs}
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigError(f"unknown graph {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+    return [s for s in specs if s.name in wanted or s.name.partition(".")[0] in wanted]
+
+
+def example_inputs(
+    spec: GraphSpec, config: DitHeadConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random inputs of a graph, in the range that it meets; open dimensions are drawn, too."""
+    kind, _, side_text = spec.name.partition(".")
+    side = int(side_text or 0)
+    crop_px, latent = config.face.crop_px, config.latent_size
+    channels, audio = config.vqgan.latent_channels, config.audio
+    depth, heads, width = config.dit.depth, config.dit.heads, config.dit.width
+
+    def uniform(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def integer(low: int, high: int) -> Tensor:
+        return torch.randint(low, high, (1,), generator=generator)
+
+    def picture(height: int, width: int) -> Tensor:
+        return torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+
+    def similarity() -> Tensor:
+        """A crop that fills most of the rectangle, turned a little."""
+        roll, scale = float(uniform(low=-0.3, high=0.3)), side * 0.7
+        c, s = scale * math.cos(roll), scale * math.sin(roll)
+        return torch.tensor([[c, -s, side / 2], [s, c, side / 2]])
+
+    def mesh() -> Tensor:
+        return 150.0 + 40.0 * normal(MESH_POINTS, 3)
+
+    def context() -> Tensor:
+        if config.dit.conditioning == "paper":
+            return normal(1, 1, width)
+        return normal(depth, 2, 1, heads, audio.window_frames, width // heads)
+
+    height, breadth = int(integer(120, 360)), int(integer(120, 360))
+    a_latent = (1, channels, latent, latent)
+    a_crop = (1, 3, crop_px, crop_px)
+    if kind == "face_tracker":
+        state = torch.zeros(STATE_SIZE)
+        return {"mesh": mesh(), "state": state, "elapsed_s": torch.tensor(0.04)}
+    if kind == "face_landmarks":
+        middle = torch.tensor([[breadth / 2, height / 2]])
+        region = torch.cat([middle, uniform(1, 1, low=60, high=200).expand(1, 2)], 1)
+        return {
+            "frame": picture(height, breadth),
+            "region": torch.cat([region, uniform(1, 1, low=-0.5, high=0.5)], 1),
+        }
+    if kind == "audio_window":
+        time_us = int(integer(0, 10_000_000))
+        return {
+            "features": normal(audio.block_features, audio.feature_dim),
+            "first_index": torch.tensor(audio.block_start(time_us)),
+            "time_us": torch.tensor(time_us),
+        }
+    if kind == "dit_step":
+        following = integer(-1, config.diffusion.timesteps // 2)
+        return {
+            "noisy": normal(*a_latent),
+            "masked": normal(*a_latent),
+            "reference": normal(*a_latent),
+            "context": context(),
+            "timestep": following + config.diffusion.timesteps // 2,
+            "following": following,
+        }
+    if kind == "face_crop":
+        return {"rectangle": picture(side, side), "transform": similarity()}
+    if kind == "face_blend":
+        return {
+            "face": uniform(*a_crop),
+            "rectangle": picture(side, side),
+            "crop": uniform(*a_crop),
+            "transform": similarity(),
+            "polygon": blend_polygon(uniform(1, BLEND_ANCHORS, low=-0.4, high=0.4))[0],
+        }
+    if kind == "interpolator":  # a smooth picture that moves: flow in noise is arbitrary
+        coarse = uniform(1, 3, 8, 8, low=0.0)
+        smooth = F.interpolate(coarse, size=(height + 4, breadth + 4), mode="bicubic").clamp(0, 1)
+        first, second = smooth[..., :-4, :-4], smooth[..., 4:, 2:-2]
+        return {"first": first, "second": second, "t": torch.tensor(0.5)}
+    return {
+        "face_detector": lambda: {"frame": picture(height, breadth)},
+        "masked_encoder": lambda: {"crop": uniform(*a_crop)},
+        "reference_encoder": lambda: {"crop": uniform(*a_crop)},
+        "audio_encoder": lambda: {"chunk": 0.2 * normal(1, audio.chunk_samples)},
+        "noise": lambda: {"seed": integer(0, 2**31), "frame_index": integer(0, 2**31)},
+        "dit_context": lambda: {"window": normal(1, *audio.window_shape)},
+        "face_decoder": lambda: {"latent": normal(*a_latent)},
+    }[kind]()

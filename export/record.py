@@ -1,0 +1,47 @@
+"""Inputs that graphs meet in practice, taken from a clip."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dithead import checkpoint
+from dithead.errors import MediaError
+from dithead.export.graphs import graph_specs
+from dithead.export.validate import Recorder
+from dithead.pipeline import Models, Options, revoice
+from dithead.runtime.media import AudioSource, VideoSource
+
+FRAMES = 12
+SPEECH_S = 2.0
+
+
+def record_real_inputs(
+    models: Models, clip: Path, largest_rectangle: int
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Re-voice the beginning of a clip with the packaged speech and keep what each graph met.
+
+    Returns:
+        Inputs by name, by graph.
+
+    Raises:
+        MediaError: the clip cannot be read or shows no face.
+    """
+    recorder = Recorder(models, graph_specs(largest_rectangle))
+    with VideoSource(clip) as video:
+        frames = [
+            (torch.from_numpy(frame.rgb()), float(frame.time_s)) for frame in islice(video, FRAMES)
+        ]
+    speech = checkpoint.ASSETS / "demo" / "sense_and_sensibility.flac"
+    samples = np.concatenate(list(AudioSource(speech).blocks()))[: round(SPEECH_S * 16000)]
+    pictures = list(revoice(iter(frames), torch.from_numpy(samples), recorder, Options(steps=4)))
+    if "dit_step" not in recorder.cases:
+        raise MediaError(f"no face in the first {FRAMES} frames of {clip}: give another --clip")
+    with torch.inference_mode():
+        first, second = (p.permute(2, 0, 1)[None].float() / 255.0 for p in pictures[:2])
+        recorder.run("interpolator", first, second, torch.tensor(0.5))
+    return recorder.cases

@@ -1,0 +1,208 @@
+"""One ONNX file to one TensorRT engine: TensorRT-RTX, or TensorRT 10 and 11, by one code path.
+
+TensorRT-RTX builds without a GPU or driver; what is specific to a device is compiled when an engine
+first runs. Opening an engine always takes a driver. Networks are strongly typed: precision is what
+the ONNX file says, casts included.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dithead.errors import BackendUnavailable, ConfigError, ExportError
+from dithead.export.graphs import GraphSpec
+from dithead.export.manifest import Port
+
+Flavour = Literal["tensorrt-rtx", "tensorrt"]
+MODULES: dict[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+PORTABLE = "portable"
+WORKSPACE_BYTES = 4 << 30
+
+
+def load_flavour(flavour: Flavour) -> Any:
+    """The Python module of a TensorRT flavour.
+
+    Raises:
+        ConfigError: unknown flavour. BackendUnavailable: it is not installed.
+    """
+    if flavour not in MODULES:
+        raise ConfigError(
+            f"unknown TensorRT flavour {flavour!r}; choose one of {', '.join(MODULES)}"
+        )
+    advice = {
+        "tensorrt-rtx": "pip install 'dithead[tensorrt-rtx]'",
+        "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com 'dithead[tensorrt]' "
+        "(the package on PyPI alone is a placeholder)",
+    }[flavour]
+    try:
+        module = importlib.import_module(MODULES[flavour])
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(f"{flavour} is not installed: {advice}") from error
+    if not hasattr(module, "Builder"):
+        raise BackendUnavailable(f"the installed {flavour} is a placeholder: {advice}")
+    return module
+
+
+def installed_flavour() -> Flavour | None:
+    """TensorRT-RTX where it is installed, else TensorRT, else None."""
+    for flavour in ("tensorrt-rtx", "tensorrt"):
+        try:
+            load_flavour(flavour)  # type: ignore[arg-type]
+        except BackendUnavailable:
+            continue
+        return flavour  # type: ignore[return-value]
+    return None
+
+
+@dataclass(slots=True)
+class BuildLog:
+    """What TensorRT said while it built."""
+
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A serialised engine and what its network looked like."""
+
+    data: memoryview
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    log: BuildLog
+
+
+def _logger(trt: Any, log: BuildLog) -> Any:
+    severities = trt.ILogger.Severity
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (severities.ERROR, severities.INTERNAL_ERROR):
+                log.errors.append(message)
+            if severity != severities.VERBOSE:
+                log.lines.append(f"{severity.name}: {message}")
+
+    return Logger()
+
+
+def compute_capability_name(trt: Any, capability: str) -> Any:
+    """``8.9`` as the flavour's own constant.
+
+    Raises:
+        ConfigError: it knows none such.
+    """
+    known = {
+        name: value for name, value in vars(trt.ComputeCapability).items() if name.startswith("SM")
+    }
+    wanted = "SM" + capability.replace(".", "")
+    if wanted not in known:
+        names = sorted(f"{n[2:-1]}.{n[-1]}" for n in known)
+        raise ConfigError(
+            f"unknown compute capability {capability!r}; choose one of {', '.join(names)}"
+        )
+    return known[wanted]
+
+
+def build_engine(
+    path: Path,
+    spec: GraphSpec,
+    flavour: Flavour,
+    compute_capability: str = PORTABLE,
+    timing_cache: Path | None = None,
+) -> BuiltEngine:
+    """Build an engine from an ONNX file.
+
+    Args:
+        compute_capability: such as ``8.9`` to narrow a TensorRT-RTX engine to one kind of GPU.
+        timing_cache: read if there, and written; TensorRT only.
+
+    Raises:
+        ConfigError: unknown flavour or compute capability.
+        BackendUnavailable: the flavour is not installed, or needs a GPU to build.
+        ExportError: the file cannot be parsed or built; names the graph and what TensorRT said.
+    """
+    trt = load_flavour(flavour)
+    log = BuildLog()
+    logger = _logger(trt, log)
+    builder = trt.Builder(logger)
+    if builder is None:
+        raise BackendUnavailable(f"{flavour} cannot build here: {_said(log)}")
+    flags = 0
+    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise ExportError(
+            f"graph '{spec.name}': {flavour} cannot parse {path.name}: "
+            + ("; ".join(errors) or _said(log))
+        )
+    inputs = _ports(trt, [network.get_input(i) for i in range(network.num_inputs)], spec)
+    outputs = _ports(trt, [network.get_output(i) for i in range(network.num_outputs)], spec)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    if spec.dynamic:
+        config.add_optimization_profile(_profile(builder, network, spec))
+    if compute_capability != PORTABLE:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(compute_capability_name(trt, compute_capability), 0)
+    cache = None
+    if flavour == "tensorrt" and timing_cache is not None:
+        known = timing_cache.read_bytes() if timing_cache.is_file() else b""
+        cache = config.create_timing_cache(known)
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    data = builder.build_serialized_network(network, config)
+    if data is None:
+        raise ExportError(f"graph '{spec.name}': {flavour} cannot build an engine: {_said(log)}")
+    if cache is not None and timing_cache is not None:
+        timing_cache.write_bytes(memoryview(cache.serialize()))
+    return BuiltEngine(memoryview(data), inputs, outputs, log)
+
+
+def _said(log: BuildLog) -> str:
+    return "; ".join(log.errors[:3]) or "it gives no reason"
+
+
+def _profile(builder: Any, network: Any, spec: GraphSpec) -> Any:
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        axes = spec.dynamic.get(tensor.name)
+        if not axes:
+            continue
+        shape = list(tensor.shape)
+        limits = []
+        for pick in ("least", "typical", "most"):
+            limits.append([getattr(axes[d], pick) if d in axes else n for d, n in enumerate(shape)])
+        profile.set_shape(tensor.name, *limits)
+    return profile
+
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def _ports(trt: Any, tensors: list[Any], spec: GraphSpec) -> tuple[Port, ...]:
+    ports = []
+    for tensor in tensors:
+        axes = spec.dynamic.get(tensor.name, {})
+        shape = tuple(
+            axes[d].name if d in axes else int(n) if n >= 0 else "?"
+            for d, n in enumerate(tensor.shape)
+        )
+        ports.append(Port(tensor.name, _DTYPES[tensor.dtype.name], shape))
+    return tuple(ports)

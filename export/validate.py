@@ -1,0 +1,211 @@
+"""Proving that an exported file computes what PyTorch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dithead.config import DitHeadConfig
+from dithead.errors import BackendUnavailable, ExportError
+from dithead.export.graphs import GraphSpec
+from dithead.graphs import Graphs
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
+"""Largest relative error allowed, by precision."""
+SMALLEST_SCALE = 1e-2
+"""An output's error counts relative to its largest value, or to this where that is smaller."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference relative to the largest value; infinite where one is not finite.
+
+    Pictures in 8 bits may differ by one level where a value lies on the edge of rounding: then it
+    is the mean difference that counts.
+    """
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    if found.dtype == np.uint8:
+        return float(difference.max() if difference.max() > 1 else difference.mean()) / 255
+    if not np.isfinite(difference).all():
+        return float("inf")
+    return float(difference.max() / max(np.abs(expected).max(), SMALLEST_SCALE))
+
+
+def onnx_session(path: Path, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        BackendUnavailable: onnxruntime is not installed.
+        ExportError: it cannot open the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "validating needs ONNX Runtime: pip install 'dithead[cpu]' (or [gpu])"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes, which it does not document
+        raise ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
+
+
+def run_torch(module: nn.Module, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> Arrays:
+    """What PyTorch gives, by output."""
+    with torch.inference_mode():
+        outputs = module(*(inputs[name] for name in spec.inputs))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return {name: o.numpy() for name, o in zip(spec.outputs, outputs, strict=True)}
+
+
+def to_arrays(inputs: Mapping[str, Tensor]) -> Arrays:
+    """Inputs as NumPy has them."""
+    return {name: value.detach().cpu().numpy() for name, value in inputs.items()}
+
+
+def validate(
+    path: Path,
+    module: nn.Module,
+    spec: GraphSpec,
+    cases: Iterable[Mapping[str, Tensor]],
+    tolerance: float,
+    reference: Path | None = None,
+) -> float:
+    """Run a file and compare it with PyTorch.
+
+    Args:
+        module: the graph in float32.
+        cases: inputs by name.
+        reference: the same graph in float32 as ONNX, to find where a file in another precision
+            departs.
+
+    Returns:
+        The largest relative error.
+
+    Raises:
+        ExportError: an output is not finite or too far off; names the graph, the error and the
+            layer where it first appears.
+    """
+    session = onnx_session(path)
+    worst = 0.0
+    for inputs in cases:
+        expected = run_torch(module, spec, inputs)
+        arrays = to_arrays(inputs)
+        found = dict(zip(spec.outputs, session.run(list(spec.outputs), arrays), strict=True))
+        for name in spec.outputs:
+            error = relative_error(found[name], expected[name])
+            if error > tolerance:
+                raise ExportError(
+                    f"graph '{spec.name}' is refused: output '{name}' of {path.name} "
+                    + _how_far(found[name], error, tolerance)
+                    + first_departure(path, arrays, tolerance, reference)
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def _how_far(found: np.ndarray, error: float, tolerance: float) -> str:
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        return "holds NaN or infinite values"
+    return f"is off by {error:.2e} relative, {tolerance:.0e} is allowed"
+
+
+def first_departure(path: Path, inputs: Arrays, tolerance: float, reference: Path | None) -> str:
+    """A phrase that names the layer in which a file first goes wrong; empty where it is not
+    found."""
+    layers = layer_outputs(path, inputs)
+    for layer, value in layers.items():
+        if not np.isfinite(value).all():
+            return f"; first in layer '{layer}'"
+    if reference is None:
+        return ""
+    expected = layer_outputs(reference, inputs)
+    for layer, value in layers.items():
+        if layer not in expected or expected[layer].shape != value.shape:
+            continue
+        true = expected[layer].astype(np.float32)
+        if relative_error(value.astype(np.float32), true) > tolerance:
+            return f"; first in layer '{layer}'"
+    return ""
+
+
+def layer_outputs(path: Path, inputs: Arrays) -> Arrays:
+    """The last floating output of every PyTorch module in a file, by the module's name, in order of
+    computation."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    last: dict[str, str] = {}
+    for node in model.graph.node:
+        name = _module_of(node)
+        output = node.output[0]
+        if name and kinds.get(output) in floats:
+            last.pop(name, None)  # a module's last output decides its place in the order
+            last[name] = output
+    exposed = {output: name for name, output in last.items()}
+    have = {v.name for v in model.graph.output}
+    for output in exposed:
+        if output not in have:
+            model.graph.output.append(helper.make_tensor_value_info(output, kinds[output], None))
+    beside = path.with_name(f".{path.stem}.layers.onnx")
+    try:
+        onnx.save(model, str(beside))
+        values = onnx_session(beside).run(list(exposed), inputs)
+    finally:
+        beside.unlink(missing_ok=True)
+    return dict(zip(exposed.values(), values, strict=True))
+
+
+def _module_of(node: Any) -> str:
+    """The PyTorch module that a node comes from, such as ``dit.blocks.3.mlp_in``."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = [s.strip(" '\"") for s in entry.value.strip("[]").split(",")]
+            path = scopes[-2] if len(scopes) > 1 else scopes[-1]
+            parts = [p for p in path.split(".") if p not in ("inner", "")]
+            return ".".join(parts)
+    return ""
+
+
+class Recorder:
+    """Runs graphs through another :class:`~dithead.graphs.Graphs` and keeps the first inputs that
+    each one meets: real ones, when a clip is re-voiced with it."""
+
+    def __init__(self, graphs: Graphs, specs: Iterable[GraphSpec], keep: int = 2) -> None:
+        self._graphs = graphs
+        self._specs = {spec.name: spec for spec in specs}
+        self._keep = keep
+        self._calls: dict[str, int] = {}
+        self.cases: dict[str, list[dict[str, Tensor]]] = {}
+
+    @property
+    def config(self) -> DitHeadConfig:
+        return self._graphs.config
+
+    @property
+    def device(self) -> torch.device:
+        return self._graphs.device
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """As the graphs it records, and the 1st, 8th, 15th, ... inputs are kept, up to ``keep``."""
+        calls = self._calls.get(name, 0)
+        self._calls[name] = calls + 1
+        cases = self.cases.setdefault(name, [])
+        if name in self._specs and calls % 7 == 0 and len(cases) < self._keep:
+            copies = (value.clone() for value in inputs)
+            cases.append(dict(zip(self._specs[name].inputs, copies, strict=True)))
+        return self._graphs.run(name, *inputs)

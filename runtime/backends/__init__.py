@@ -1,0 +1,59 @@
+"""What runs the graphs: PyTorch from a checkpoint, ONNX Runtime or TensorRT from a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from dithead.errors import ConfigError
+from dithead.graphs import Graphs
+
+Backend = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+
+
+def open_graphs(
+    backend: Backend,
+    *,
+    checkpoint: str = "tiny",
+    bundle: Path | None = None,
+    device: torch.device | str = "cpu",
+    audio_weights: Path | None = None,
+) -> Graphs:
+    """Open a model for a back end; nothing else stands in for it.
+
+    Args:
+        checkpoint, audio_weights: read by ``torch`` only.
+        bundle: folder written by dithead-export; read by the others.
+
+    Raises:
+        ConfigError: unknown back end, no bundle where one is needed, or one where none is read.
+        BackendUnavailable: a package or device is missing.
+        CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(
+            f"unknown back end {backend!r}; choose one of {', '.join(get_args(Backend))}"
+        )
+    where = torch.device(device)
+    if backend == "torch":
+        if bundle is not None:
+            raise ConfigError(
+                "the back end 'torch' reads a checkpoint, not a bundle: leave one out"
+            )
+        from dithead.pipeline import Models
+
+        return Models.load(checkpoint, where, audio_weights)
+    if bundle is None:
+        raise ConfigError(
+            f"the back end {backend!r} reads a bundle: make one with dithead-export -o FOLDER and "
+            "give it with --bundle FOLDER"
+        )
+    if backend == "onnxruntime":
+        from dithead.runtime.backends.onnxruntime import OnnxGraphs
+
+        return OnnxGraphs(bundle, where)
+    from dithead.runtime.backends.tensorrt import EngineGraphs
+
+    return EngineGraphs(bundle, where, backend)

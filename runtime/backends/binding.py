@@ -1,0 +1,48 @@
+"""Checking inputs against a bundle's manifest, and making room for outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dithead.errors import StreamError
+from dithead.export.manifest import GraphEntry
+
+
+def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> None:
+    """Raise StreamError where an input is not of the shape and type that the graph takes."""
+    if len(inputs) != len(entry.inputs):
+        raise StreamError(
+            f"graph '{entry.name}' takes {len(entry.inputs)} inputs, found {len(inputs)}"
+        )
+    for port, value in zip(entry.inputs, inputs, strict=True):
+        dtype = str(value.dtype).removeprefix("torch.")
+        fits = len(port.shape) == value.dim() and all(
+            isinstance(n, str) or n == m for n, m in zip(port.shape, value.shape, strict=True)
+        )
+        if dtype != port.dtype or not fits or value.device.type != device.type:
+            raise StreamError(
+                f"graph '{entry.name}', input '{port.name}': expected {port.dtype} "
+                f"{list(port.shape)} on {device}, found {dtype} {list(value.shape)} on "
+                f"{value.device}"
+            )
+
+
+def allocate(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Empty outputs, open dimensions taken from the inputs."""
+    sizes = {
+        n: m
+        for port, value in zip(entry.inputs, inputs, strict=True)
+        for n, m in zip(port.shape, value.shape, strict=True)
+        if isinstance(n, str)
+    }
+    return [
+        torch.empty(
+            [sizes[n] if isinstance(n, str) else n for n in port.shape],
+            dtype=getattr(torch, port.dtype),
+            device=device,
+        )
+        for port in entry.outputs
+    ]

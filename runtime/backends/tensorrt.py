@@ -1,0 +1,134 @@
+"""Graphs of a bundle through its TensorRT engines, on one GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dithead.audio import AudioWindow
+from dithead.config import DitHeadConfig
+from dithead.diffusion import InitialNoise
+from dithead.errors import BackendUnavailable, ConfigError, ExportError
+from dithead.export.manifest import EngineFile, GraphEntry, check_file, read_manifest
+from dithead.export.tensorrt import Flavour, load_flavour
+from dithead.face.tracker import FaceTracker
+from dithead.graphs import Noise
+from dithead.runtime.backends.binding import allocate, check_inputs
+
+
+class EngineGraphs:
+    """:class:`~dithead.graphs.Graphs` from a bundle's engines.
+
+    The three graphs that are no engines (face_tracker, audio_window, noise) carry no weights and
+    run in PyTorch on the same GPU. Everything is queued on PyTorch's current stream.
+
+    Args:
+        bundle: folder written by dithead-export.
+        device: ``cuda`` or ``cuda:N``.
+        flavour: ``tensorrt-rtx`` or ``tensorrt``, as the bundle was made with.
+
+    Raises:
+        BackendUnavailable: the flavour or a GPU is not there.
+        ConfigError: another kind of device.
+        ExportError: the bundle cannot be used here; says why and what to do.
+    """
+
+    def __init__(self, bundle: Path, device: torch.device | str, flavour: Flavour) -> None:
+        self._device = torch.device(device)
+        if self._device.type != "cuda":
+            raise ConfigError(
+                f"the back end {flavour!r} runs on a GPU alone: --device cuda, not {device}"
+            )
+        self._bundle = bundle
+        self._manifest = read_manifest(bundle)
+        self._config = self._manifest.model_config()
+        self._trt = load_flavour(flavour)
+        self.flavour = flavour
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(
+                f"the back end {flavour!r} needs a GPU, its driver and a CUDA build of torch: "
+                "torch.cuda.is_available() is False"
+            )
+        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._logger)
+        self._engines: dict[str, Any] = {}
+        self._contexts: dict[str, Any] = {}
+        noise = InitialNoise(self._config.vqgan.latent_channels, self._config.latent_size)
+        self._modules: dict[str, nn.Module] = {
+            "face_tracker": FaceTracker(self._config.face),
+            "audio_window": AudioWindow(self._config.audio),
+            "noise": Noise(self._config.diffusion, noise),
+        }
+        for module in self._modules.values():
+            module.to(self._device).eval()
+
+    @property
+    def config(self) -> DitHeadConfig:
+        """The model's configuration."""
+        return self._config
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be and outputs are."""
+        return self._device
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Queue a graph on the current stream: its inputs -> its outputs, in the table's order.
+
+        Raises:
+            ExportError: the bundle has no such engine, or it cannot be opened here.
+        """
+        if name in self._modules:
+            outputs = self._modules[name](*inputs)
+            return outputs if isinstance(outputs, tuple) else (outputs,)
+        entry = self._manifest.graph(name)
+        context = self._context(entry)
+        check_inputs(entry, inputs, self._device)
+        kept = [value.detach().contiguous() for value in inputs]
+        results = allocate(entry, kept, self._device)
+        for port, tensor in zip(entry.inputs, kept, strict=True):
+            context.set_input_shape(port.name, tuple(tensor.shape))
+            context.set_tensor_address(port.name, tensor.data_ptr())
+        for port, tensor in zip(entry.outputs, results, strict=True):
+            context.set_tensor_address(port.name, tensor.data_ptr())
+        stream = torch.cuda.current_stream(self._device)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise ExportError(f"graph '{name}': its engine did not run on {self._device}")
+        for tensor in kept:
+            tensor.record_stream(stream)
+        return tuple(results)
+
+    def _context(self, entry: GraphEntry) -> Any:
+        if entry.name not in self._contexts:
+            file = find_engine(entry, self.flavour, str(self._trt.__version__), self._bundle)
+            path = check_file(self._bundle, file.file)
+            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            if engine is None:
+                capability = ".".join(map(str, torch.cuda.get_device_capability(self._device)))
+                raise ExportError(
+                    f"{path} does not open on this GPU (compute capability {capability}; built "
+                    f"for {file.compute_capability}): export again on this machine, or with "
+                    f"--compute-capability {capability}"
+                )
+            self._engines[entry.name] = engine  # a context does not keep it alive
+            self._contexts[entry.name] = engine.create_execution_context()
+        return self._contexts[entry.name]
+
+
+def find_engine(entry: GraphEntry, flavour: str, version: str, bundle: Path) -> EngineFile:
+    """The engine of a graph that a flavour in a version can open.
+
+    Raises:
+        ExportError: there is none; says what there is.
+    """
+    for engine in entry.engines:
+        if engine.flavour == flavour and engine.version == version:
+            return engine
+    found = ", ".join(f"{e.flavour} {e.version}" for e in entry.engines) or "no engine"
+    raise ExportError(
+        f"{bundle} has {found} for graph '{entry.name}', here {flavour} {version} is installed: "
+        f"export again with --engines {flavour}"
+    )
