@@ -34,8 +34,8 @@ def load_flavour(flavour: Flavour) -> Any:
         )
     advice = {
         "tensorrt-rtx": "pip install 'dithead[tensorrt-rtx]'",
-        "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com 'dithead[tensorrt]' "
-        "(the package on PyPI alone is a placeholder)",
+        "tensorrt": "pip install 'dithead[tensorrt]' with NVIDIA's own package index added "
+        "(what PyPI has is a placeholder)",
     }[flavour]
     try:
         module = importlib.import_module(MODULES[flavour])

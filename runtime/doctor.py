@@ -1,0 +1,257 @@
+"""``dithead-doctor``: what this machine can run, what is missing, and the command that gets it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from dithead.errors import DitheadError
+
+State = Literal["ok", "missing", "unusable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    group: str
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+    """The one command, or the one thing to do, where it is not ok."""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def _extra(group: str, module: str, package: str, extra: str, purpose: str) -> Finding:
+    """A package that is only imported where it is used."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        state: State = "missing" if isinstance(error, ModuleNotFoundError) else "unusable"
+        detail = f"{purpose}; not installed" if state == "missing" else f"{purpose}; {error}"
+        return Finding(group, package, state, detail, f"pip install 'dithead[{extra}]'")
+    return Finding(group, package, "ok", f"{purpose}; {_version(package)}")
+
+
+def look_at_torch() -> list[Finding]:
+    """PyTorch and the GPUs that it sees."""
+    import torch
+
+    threads = f"{torch.get_num_threads()} threads"
+    found = [Finding("PyTorch", "torch", "ok", f"{torch.__version__}, {threads} on the CPU")]
+    if not torch.cuda.is_available():
+        has_cuda = torch.version.cuda is not None
+        remedy = (
+            "install NVIDIA's driver (nvidia-smi must list the GPU)"
+            if has_cuda
+            else "pip install --force-reinstall torch (a build for CUDA, not for the CPU)"
+        )
+        detail = "this build has CUDA, but sees no GPU" if has_cuda else "this build has no CUDA"
+        found.append(Finding("PyTorch", "CUDA", "missing", detail, remedy))
+    else:
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+            detail = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
+            found.append(Finding("PyTorch", f"cuda:{index}", "ok", detail))
+    for module, package, extra in (
+        ("flash_attn", "flash-attn", "flash"),
+        ("xformers.ops", "xformers", "xformers"),
+        ("triton", "triton", "triton"),
+    ):
+        purpose = "kernels" if extra == "triton" else "an attention back end"
+        found.append(_extra("PyTorch", module, package, extra, purpose))
+    return found
+
+
+def look_at_engines() -> list[Finding]:
+    """ONNX, ONNX Runtime with its providers, and the flavours of TensorRT."""
+    from dithead.errors import BackendUnavailable
+    from dithead.export.tensorrt import MODULES, load_flavour
+
+    group = "Export and engines"
+    found = [
+        _extra(group, "onnx", "onnx", "export", "writes ONNX files"),
+        _extra(group, "onnxscript", "onnxscript", "export", "writes ONNX files"),
+    ]
+    try:
+        import onnxruntime
+    except ImportError:
+        remedy = "pip install 'dithead[cpu]' (or 'dithead[gpu]', never both)"
+        found.append(Finding(group, "onnxruntime", "missing", "runs bundles", remedy))
+    else:
+        providers = ", ".join(
+            name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+        )
+        detail = f"runs bundles; {onnxruntime.__version__}; providers: {providers}"
+        found.append(Finding(group, "onnxruntime", "ok", detail))
+    for flavour in MODULES:
+        try:
+            module = load_flavour(flavour)  # type: ignore[arg-type]
+        except BackendUnavailable as error:
+            what, _, remedy = str(error).partition(": ")
+            found.append(Finding(group, flavour, "missing", what, remedy))
+        else:
+            detail = f"builds engines; {module.__version__}"
+            found.append(Finding(group, flavour, "ok", detail))
+    return found
+
+
+def look_at_media() -> list[Finding]:
+    """Codecs that PyAV's FFmpeg has."""
+    import av
+
+    group = "FFmpeg"
+    found = [Finding(group, "av", "ok", f"PyAV {av.__version__}")]
+    for name, mode, purpose in (
+        ("h264", "r", "reads H.264"),
+        ("libx264", "w", "writes H.264"),
+        ("aac", "w", "writes AAC"),
+        ("h264_cuvid", "r", "reads H.264 on the GPU (NVDEC)"),
+        ("h264_nvenc", "w", "writes H.264 on the GPU (NVENC)"),
+    ):
+        try:
+            av.Codec(name, mode)
+        except ValueError:
+            remedy = (
+                "build PyAV against an FFmpeg that has it: pip install --no-binary av av"
+                if "GPU" in purpose
+                else "pip install --force-reinstall av"
+            )
+            found.append(Finding(group, name, "missing", purpose, remedy))
+        else:
+            found.append(Finding(group, name, "ok", purpose))
+    return found
+
+
+def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
+    """Packaged checkpoints and those that are asked about."""
+    from dithead import checkpoint
+    from dithead.config import DitHeadConfig
+
+    found = []
+    names = [path for path in sorted(checkpoint.ASSETS.glob("*.safetensors"))]
+    for path in [*names, *extra]:
+        try:
+            tensors, values = checkpoint.load(path)
+            if "dit" not in values and path in names:
+                continue  # a face, speech or interpolation model
+            preset = DitHeadConfig.from_dict(values).preset
+        except DitheadError as error:
+            remedy = "give a checkpoint of this version, or train or fetch it again"
+            found.append(Finding("Checkpoints", str(path), "unusable", str(error), remedy))
+            continue
+        size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+        name = path.stem if path in names else str(path)
+        detail = f"preset {preset}, {size:.1f} M parameters"
+        found.append(Finding("Checkpoints", name, "ok", detail))
+    return found
+
+
+def look_at_bundle(folder: Path) -> list[Finding]:
+    """Whether a bundle is whole and fits what is installed."""
+    from dithead.errors import BackendUnavailable
+    from dithead.export import manifest as mf
+    from dithead.export.tensorrt import load_flavour
+
+    group, remedy = "Bundles", f"dithead-export -o {folder}"
+    try:
+        manifest = mf.read_manifest(folder)
+        manifest.model_config()
+        for file in manifest.files():
+            mf.check_file(folder, file)
+    except DitheadError as error:
+        return [Finding(group, str(folder), "unusable", str(error), remedy)]
+    targets = " and ".join(manifest.targets)
+    detail = f"{manifest.checkpoint} for {targets}, {manifest.precision}; every file is whole"
+    found = [Finding(group, str(folder), "ok", detail)]
+    engines = [engine for entry in manifest.graphs for engine in entry.engines]
+    for flavour, built in sorted({(e.flavour, e.version) for e in engines}):
+        name = f"{folder}: engines"
+        executed = sum(e.executed for e in engines if e.flavour == flavour)
+        about = f"{flavour} {built}, {executed} of {len(engines)} run on a GPU"
+        try:
+            here = str(load_flavour(flavour).__version__)  # type: ignore[arg-type]
+        except BackendUnavailable as error:
+            found.append(Finding(group, name, "unusable", f"{about}; {error}", remedy))
+            continue
+        if here != built:
+            detail = f"{about}; {here} is installed"
+            found.append(Finding(group, name, "unusable", detail, remedy))
+        else:
+            found.append(Finding(group, name, "ok", about))
+    return found
+
+
+def examine(bundles: Sequence[Path] = (), checkpoints: Sequence[Path] = ()) -> list[Finding]:
+    """Look at everything."""
+    looks: list[Callable[[], list[Finding]]] = [
+        look_at_torch,
+        look_at_engines,
+        look_at_media,
+        lambda: look_at_checkpoints(checkpoints),
+    ]
+    found = [finding for look in looks for finding in look()]
+    for folder in bundles:
+        found += look_at_bundle(folder)
+    return found
+
+
+def _as_text(findings: Sequence[Finding]) -> str:
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    lines = [f"{system}, {os.cpu_count()} CPU cores"]
+    group = ""
+    for finding in findings:
+        if finding.group != group:
+            group = finding.group
+            lines += ["", group]
+        mark = {"ok": "ok      ", "missing": "missing ", "unusable": "unusable"}[finding.state]
+        lines.append(f"  {mark}  {finding.name}: {finding.detail}")
+        if finding.remedy:
+            lines.append(f"            -> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``dithead-doctor``.
+
+    Returns:
+        0, or 1 where a bundle or checkpoint that was asked about cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dithead-doctor",
+        description="Say what this machine can run, what is missing, and what gets it.",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="a bundle to examine, too"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, action="append", default=[], help="a checkpoint, too"
+    )
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    args = parser.parse_args(argv)
+    bundles = list(args.bundle)
+    if not bundles and (Path("bundle") / "manifest.json").is_file():
+        bundles.append(Path("bundle"))
+    findings = examine(bundles, args.checkpoint)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(_as_text(findings))
+    asked = [f for f in findings if f.group in ("Bundles", "Checkpoints")]
+    return 1 if any(f.state == "unusable" for f in asked) else 0
