@@ -231,7 +231,7 @@ class FaceBlend(nn.Module):
         amount = F.avg_pool2d(weight, cell)
         blur = self.kernel.expand(3, 1, -1, -1)
         carried = F.conv2d(difference, blur, padding=5, groups=3)
-        carried = carried / (F.conv2d(amount, self.kernel, padding=5) + 0.2)
+        carried = carried / (F.conv2d(amount, self.kernel, padding=5) + 0.1)
         return face + F.interpolate(carried, size=face.shape[2:], mode="bilinear")
 
 

@@ -90,11 +90,11 @@ def test_mask_polygon_is_convex_and_clockwise() -> None:
 
 
 ANCHORS = [
-    (0.0, 0.0, -0.33, 0.33, 0.42),
-    (-0.05, -0.08, -0.22, 0.36, 0.38),  # a turned head
-    (0.12, 0.1, -0.2, 0.2, 0.0),
-    (5.0, 5.0, 5.0, 5.0, 5.0),
-    (-5.0, -5.0, -5.0, -5.0, -5.0),
+    (0.0, -0.33, 0.33, 0.42),
+    (-0.08, -0.22, 0.36, 0.38),  # a turned head
+    (0.1, -0.2, 0.2, 0.0),
+    (5.0, 5.0, 5.0, 5.0),
+    (-5.0, -5.0, -5.0, -5.0),
 ]
 
 
@@ -115,7 +115,7 @@ def test_blend_lies_between_nose_jaw_and_chin(roll: float) -> None:
     matrix = transform_from_placement(placement)[0]
     points = torch.tensor([[0.02, -0.03], [-0.25, 0.2], [0.34, 0.18], [0.01, 0.38]])
     mesh[0, list(BLEND_POINTS)] = points @ matrix[:, :2].T + matrix[:, 2]
-    expected = torch.tensor([0.02, -0.03, -0.25, 0.34, 0.38])
+    expected = torch.tensor([-0.03, -0.25, 0.34, 0.38])
     torch.testing.assert_close(blend_anchors(mesh, placement)[0], expected, atol=1e-4, rtol=0)
     tracker = FaceTracker(FaceConfig())
     _, polygon, _ = tracker(mesh[0], tracker.initial_state(), torch.tensor(0.0))
@@ -124,7 +124,8 @@ def test_blend_lies_between_nose_jaw_and_chin(roll: float) -> None:
     def at(x: float, y: float) -> float:
         return float(mask[round((y + 0.5) * 100), round((x + 0.5) * 100)])
 
-    assert at(0.02, -0.08) == 0  # the nose's tip
+    assert at(0.02, -0.17) == 0  # the bridge of the nose
+    assert at(0.02, -0.05) > 0.8  # its tip
     assert at(0.02, 0.05) == 1  # the upper lip
     assert at(0.01, 0.41) > 0.8  # the chin, should the mouth open
     assert at(-0.31, 0.2) == 0 < at(0.31, 0.2)  # beyond the jaw, and within

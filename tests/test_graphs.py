@@ -15,7 +15,7 @@ from dithead.graphs import FaceBlend, FaceCrop
 SIDE = 128
 CONFIG = FaceConfig(crop_px=128)
 TRANSFORM = transform_from_placement(torch.tensor([[64.0, 64.0, math.log(100.0), 0.1]]))[0]
-POLYGON = blend_polygon(torch.tensor([[0.0, -0.03, -0.32, 0.32, 0.4]]))[0]
+POLYGON = blend_polygon(torch.tensor([[-0.03, -0.32, 0.32, 0.4]]))[0]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ temples. A fixed chin margin leaves room for an open mouth. So neither their pos
 outline tells how far the mouth is open.
 
 The *mask* is what a model must not see: the face from under the eyes down. The *blend* is what is
-replaced in the picture, a part of it: from under the nose down. What lies between stays the
-source's own.
+replaced in the picture, a part of it: from the tip of the nose down, within the jaw. What lies
+between stays the source's own.
 
 Coordinates: *crop units* have their origin in the middle of the crop, x to the person's left in the
 picture's right, y down, and the crop's side as length 1. A *placement* (cx, cy, log side, roll)
@@ -63,8 +63,8 @@ below an open jaw."""
 BLEND_POINTS = (2, 172, 397, 152)
 """Mesh points that the blend hangs on: nose base, where the upper lip begins; left and right side
 of the jaw; chin."""
-BLEND_ANCHORS = 5
-"""Numbers that they leave: nose base across and down, left side, right side, chin down."""
+BLEND_ANCHORS = 4
+"""Numbers that they leave: nose base down, left side, right side, chin down."""
 
 
 def placement_from_mesh(mesh: Tensor) -> Tensor:
@@ -157,20 +157,21 @@ def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
         mesh: (B, 468, 2 or 3) in frame pixels. placement: (B, 4).
 
     Returns:
-        (B, BLEND_ANCHORS) in crop units: nose base across and down, left side, right side, chin
-        down.
+        (B, BLEND_ANCHORS) in crop units: nose base down, left side, right side, chin down.
     """
     delta = mesh[:, list(BLEND_POINTS), :2].float() - placement[:, None, :2]  # (B, 4, 2)
     c, s = torch.cos(placement[:, 3:]), torch.sin(placement[:, 3:])  # (B, 1)
     side = torch.exp(placement[:, 2:3])
     x = (c * delta[..., 0] + s * delta[..., 1]) / side  # (B, 4)
     y = (c * delta[..., 1] - s * delta[..., 0]) / side
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], x[:, 2], y[:, 3]], dim=1)
+    return torch.stack([y[:, 0], x[:, 1], x[:, 2], y[:, 3]], dim=1)
 
 
 def blend_polygon(anchors: Tensor) -> Tensor:
-    """Outline of what is replaced: from under the nose, along the jaw, to where an open mouth would
-    take the chin.
+    """Outline of what is replaced: from the tip of the nose, along the jaw, to where an open mouth
+    would take the chin.
+
+    The tip belongs to it: speech moves it a little, enough for the opening to be read off it.
 
     Args:
         anchors: (B, BLEND_ANCHORS) from :func:`blend_anchors`. They are kept within limits in which
@@ -179,21 +180,19 @@ def blend_polygon(anchors: Tensor) -> Tensor:
     Returns:
         (B, P, 2) in crop units, clockwise as seen.
     """
-    nose_x, nose_y = anchors[:, 0].clamp(-0.12, 0.12), anchors[:, 1].clamp(-0.15, 0.10)  # (B,)
-    left, right = anchors[:, 2].clamp(-0.36, -0.20), anchors[:, 3].clamp(0.20, 0.36)
-    chin = torch.maximum(anchors[:, 4], nose_y + 0.30).clamp(max=0.425)
-    top, shoulder, corner = nose_y + 0.015, nose_y + 0.13, chin - 0.14
+    nose = anchors[:, 0].clamp(-0.11, 0.10)  # (B,)
+    left, right = anchors[:, 1].clamp(-0.36, -0.20), anchors[:, 2].clamp(0.20, 0.36)
+    chin = torch.maximum(anchors[:, 3], nose + 0.30).clamp(max=0.425)
+    top, corner = nose - 0.06, chin - 0.14
     points = [
-        ((nose_x + left) / 2, top),
-        ((nose_x + right) / 2, top),
-        (right, shoulder),
+        (left, top),
+        (right, top),
         (right, corner),
         (0.72 * right, chin),
         (0.36 * right, chin + 0.06),
         (0.36 * left, chin + 0.06),
         (0.72 * left, chin),
         (left, corner),
-        (left, shoulder),
     ]
     return torch.stack([torch.stack(point, dim=1) for point in points], dim=1)
 

@@ -52,13 +52,13 @@ class FaceTracker(nn.Module):
             is to be replaced; new state (STATE_SIZE,).
         """
         placement = placement_from_mesh(mesh[None])  # (1, 4)
-        raw = torch.cat([placement, blend_anchors(mesh[None], placement)], dim=1)[0]  # (9,)
+        raw = torch.cat([placement, blend_anchors(mesh[None], placement)], dim=1)[0]  # (8,)
         previous, speed, started = state[:_TRACKED], state[_TRACKED:-1], state[-1]
         elapsed = elapsed_s.clamp(min=1e-3)
         turn = torch.remainder(raw[3] - previous[3] + math.pi, 2 * math.pi) - math.pi
         raw = torch.cat([raw[:3], (previous[3] + turn)[None], raw[4:]])
         side = torch.exp(raw[2])
-        scale = torch.cat([side.expand(2), torch.ones_like(raw[2:])])  # (9,)
+        scale = torch.cat([side.expand(2), torch.ones_like(raw[2:])])  # (8,)
         new_speed = (raw - previous) / elapsed
         new_speed = speed + _alpha(elapsed, torch.ones_like(elapsed)) * (new_speed - speed)
         cutoff = self.cutoff_hz + self.speed_gain * (new_speed / scale).abs()
