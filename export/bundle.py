@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
 from dithead.export.onnx import OPSET, export_onnx, external_files, require_onnx
 from dithead.export.precision import DTYPES, Precision, reduce_precision
 from dithead.export.tensorrt import MODULES, PORTABLE, Flavour, build_engine, load_flavour
-from dithead.export.validate import TOLERANCES, run_torch, validate
+from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
 from dithead.pipeline import Models
 
 log = logging.getLogger(__name__)
@@ -229,11 +229,13 @@ class _Exporter:
         path = self.folder / name
         self.made.append(path)
         metadata = {"dithead_graph": spec.name, "dithead_precision": precision, "dithead_key": key}
-        export_onnx(reduce_precision(module, precision), spec, random[0], path, metadata)
+        tolerance, reduced = TOLERANCES[precision], reduce_precision(module, precision)
+        if reduced is not module:
+            validate_precision(module, reduced, spec, [*random, *real], tolerance)
+        export_onnx(reduced, spec, random[0], path, metadata)
         beside = external_files(path)
         self.made += beside
         fp32 = None if reference is None else self.folder / reference.file.path
-        tolerance = TOLERANCES[precision]
         error = validate(path, module, spec, [*random, *real], tolerance, fp32)
         self.report.built.append(name)
         return mf.OnnxFile(
@@ -367,7 +369,7 @@ def export_bundle(
             made_with=versions(),
             graphs=graphs,
         )
-        if exporter.old is None or asdict(new) != asdict(exporter.old):
+        if exporter.old is None or mf.as_json(new) != mf.as_json(exporter.old):
             mf.write_manifest(folder, new)
     except OSError as error:
         exporter.discard()

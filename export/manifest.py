@@ -164,11 +164,16 @@ def hash_of(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def as_json(manifest: Manifest) -> str:
+    """A manifest as it is written."""
+    return json.dumps(asdict(manifest), indent=1) + "\n"
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put a manifest in place in one piece."""
     temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
     try:
-        temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+        temporary.write_text(as_json(manifest))
         os.replace(temporary, folder / MANIFEST)
     finally:
         temporary.unlink(missing_ok=True)

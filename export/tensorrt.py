@@ -138,7 +138,8 @@ def build_engine(
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
+    # What is no protobuf at all is parsed without complaint, into nothing.
+    if not parser.parse_from_file(str(path)) or network.num_outputs == 0:
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ExportError(
             f"graph '{spec.name}': {flavour} cannot parse {path.name}: "

@@ -115,6 +115,76 @@ def validate(
     return worst
 
 
+def validate_precision(
+    module: nn.Module,
+    reduced: nn.Module,
+    spec: GraphSpec,
+    cases: Iterable[Mapping[str, Tensor]],
+    tolerance: float,
+) -> None:
+    """Run a module of reduced precision in PyTorch and compare it with the float32 one.
+
+    ONNX Runtime computes float16 in float32 on a CPU and so hides an overflow; PyTorch rounds as a
+    GPU does.
+
+    Raises:
+        ExportError: as :func:`validate`.
+    """
+    for inputs in cases:
+        expected, found = (run_torch(m, spec, inputs) for m in (module, reduced))
+        for name in spec.outputs:
+            error = relative_error(found[name], expected[name])
+            if error > tolerance:
+                layers = _traced(reduced, spec, inputs), _traced(module, spec, inputs)
+                raise ExportError(
+                    f"graph '{spec.name}' is refused: in reduced precision output '{name}' "
+                    + _how_far(found[name], error, tolerance)
+                    + _first_off(*layers, tolerance)
+                )
+
+
+def _traced(module: nn.Module, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> Arrays:
+    """What every innermost module gives, by name, in order of computation."""
+    values: Arrays = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                values.pop(name, None)
+                values[name] = output.detach().float().numpy()
+
+        return hook
+
+    handles = [
+        part.register_forward_hook(keep(_plain_name(name)))
+        for name, part in module.named_modules()
+        if not list(part.children())
+    ]
+    try:
+        run_torch(module, spec, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return values
+
+
+def _plain_name(name: str) -> str:
+    """A module's name without the wrappers that the export puts round it."""
+    return ".".join(part for part in name.split(".") if part not in ("inner", ""))
+
+
+def _first_off(found: Arrays, expected: Arrays, tolerance: float) -> str:
+    for layer, value in found.items():
+        if not np.isfinite(value).all():
+            return f"; first in layer '{layer}'"
+        true = expected.get(layer)
+        if true is not None and true.shape == value.shape:
+            value, true = value.astype(np.float32), true.astype(np.float32)
+            if relative_error(value, true) > tolerance:
+                return f"; first in layer '{layer}'"
+    return ""
+
+
 def _how_far(found: np.ndarray, error: float, tolerance: float) -> str:
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         return "holds NaN or infinite values"
@@ -124,20 +194,8 @@ def _how_far(found: np.ndarray, error: float, tolerance: float) -> str:
 def first_departure(path: Path, inputs: Arrays, tolerance: float, reference: Path | None) -> str:
     """A phrase that names the layer in which a file first goes wrong; empty where it is not
     found."""
-    layers = layer_outputs(path, inputs)
-    for layer, value in layers.items():
-        if not np.isfinite(value).all():
-            return f"; first in layer '{layer}'"
-    if reference is None:
-        return ""
-    expected = layer_outputs(reference, inputs)
-    for layer, value in layers.items():
-        if layer not in expected or expected[layer].shape != value.shape:
-            continue
-        true = expected[layer].astype(np.float32)
-        if relative_error(value.astype(np.float32), true) > tolerance:
-            return f"; first in layer '{layer}'"
-    return ""
+    expected = {} if reference is None else layer_outputs(reference, inputs)
+    return _first_off(layer_outputs(path, inputs), expected, tolerance)
 
 
 def layer_outputs(path: Path, inputs: Arrays) -> Arrays:
@@ -176,8 +234,7 @@ def _module_of(node: Any) -> str:
         if entry.key == "pkg.torch.onnx.name_scopes":
             scopes = [s.strip(" '\"") for s in entry.value.strip("[]").split(",")]
             path = scopes[-2] if len(scopes) > 1 else scopes[-1]
-            parts = [p for p in path.split(".") if p not in ("inner", "")]
-            return ".".join(parts)
+            return _plain_name(path)
     return ""
 
 
