@@ -110,12 +110,10 @@ def hash_weights(module: nn.Module) -> str:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        parts.append(f"{name} {array.dtype} {array.shape} {_hash_bytes(array)}")
+        parts.append(
+            f"{name} {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+        )
     return mf.hash_of(*parts)
-
-
-def _hash_bytes(array: np.ndarray) -> str:
-    return hashlib.sha256(memoryview(array.reshape(-1)).cast("B")).hexdigest()
 
 
 class _Exporter:

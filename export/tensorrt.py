@@ -50,10 +50,10 @@ def installed_flavour() -> Flavour | None:
     """TensorRT-RTX where it is installed, else TensorRT, else None."""
     for flavour in ("tensorrt-rtx", "tensorrt"):
         try:
-            load_flavour(flavour)  # type: ignore[arg-type]
+            load_flavour(flavour)
         except BackendUnavailable:
             continue
-        return flavour  # type: ignore[return-value]
+        return flavour
     return None
 
 
@@ -78,7 +78,7 @@ class BuiltEngine:
 def _logger(trt: Any, log: BuildLog) -> Any:
     severities = trt.ILogger.Severity
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

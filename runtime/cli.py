@@ -146,7 +146,7 @@ def _run(args: argparse.Namespace) -> Summary:
     import torch
 
     from dithead.pipeline import Options
-    from dithead.runtime.backends import open_graphs
+    from dithead.runtime.backends import Backend, open_graphs
     from dithead.runtime.media import AudioSource, VideoSource
     from dithead.runtime.pipeline import stream_file
 
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace) -> Summary:
             total = round(sound.duration_s * video.info.average_rate)
             if args.extend == "trim" and video.info.frame_count is not None:
                 total = min(total, video.info.frame_count)
-    backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
+    backend: Backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
     graphs = open_graphs(
         backend,
         checkpoint=args.checkpoint,

@@ -118,13 +118,14 @@ def look_at_media() -> list[Finding]:
 
     group = "FFmpeg"
     found = [Finding(group, "av", "ok", f"PyAV {av.__version__}")]
-    for name, mode, purpose in (
+    codecs: tuple[tuple[str, Literal["r", "w"], str], ...] = (
         ("h264", "r", "reads H.264"),
         ("libx264", "w", "writes H.264"),
         ("aac", "w", "writes AAC"),
         ("h264_cuvid", "r", "reads H.264 on the GPU (NVDEC)"),
         ("h264_nvenc", "w", "writes H.264 on the GPU (NVENC)"),
-    ):
+    )
+    for name, mode, purpose in codecs:
         try:
             av.Codec(name, mode)
         except ValueError:
