@@ -64,8 +64,8 @@ class Options:
             raise ConfigError(f"on_no_face must be 'pass' or 'error', not {self.on_no_face!r}")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be at least 1, not {self.steps}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, found {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must lie in 0..{2**32 - 1}, not {self.seed}")
 
 
 class Models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,14 @@ from dithead.export import manifest as mf
 from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
 from dithead.export.onnx import OPSET, export_onnx, external_files, require_onnx
 from dithead.export.precision import DTYPES, Precision, reduce_precision
-from dithead.export.tensorrt import MODULES, PORTABLE, Flavour, build_engine, load_flavour
+from dithead.export.tensorrt import (
+    MODULES,
+    PORTABLE,
+    Flavour,
+    build_engine,
+    compute_capability_name,
+    load_flavour,
+)
 from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
 from dithead.pipeline import Models
 
@@ -62,9 +70,15 @@ class ExportOptions:
             raise ConfigError(
                 f"unknown precision {self.precision!r}; choose one of {', '.join(DTYPES)}"
             )
+        if self.precision == "bf16":
+            raise ConfigError(
+                "bf16 cannot be proven yet: ONNX Runtime has no bfloat16 convolutions on a CPU; "
+                "choose fp16 or fp32"
+            )
         if not self.targets or set(self.targets) - set(TARGETS):
             raise ConfigError(
-                f"targets must be one or more of {', '.join(TARGETS)}, not {self.targets!r}"
+                f"targets must be one or more of {', '.join(TARGETS)}, "
+                f"not {','.join(self.targets)!r}"
             )
 
 
@@ -80,7 +94,8 @@ class ExportReport:
     seconds: float = 0.0
     bytes: int = 0
     engines: int = 0
-    validated_on_real: bool = False
+    real_inputs: bool = False
+    """Whether what was made was compared on real inputs, too, where the clip gave any."""
 
 
 @cache
@@ -90,7 +105,8 @@ def source_hash() -> str:
     here = Path(__file__).parent
     files = [*root.glob("*.py"), *root.glob("audio/*.py"), *root.glob("face/*.py")]
     files += here.glob("*.py")
-    return mf.hash_of(*(f"{p.name}\n{p.read_text()}" for p in sorted(set(files))))
+    named = sorted((f"{p.parent.name}/{p.name}", p.read_text()) for p in set(files))
+    return mf.hash_of(*(f"{name}\n{text}" for name, text in named))
 
 
 def versions() -> dict[str, str]:
@@ -339,11 +355,15 @@ def export_bundle(
     start = time.perf_counter()
     require_onnx()
     if options.flavour is not None:
-        load_flavour(options.flavour)
+        library = load_flavour(options.flavour)
+        if options.compute_capability != PORTABLE:
+            compute_capability_name(library, options.compute_capability)
+    elif options.compute_capability != PORTABLE:
+        raise ConfigError("a compute capability narrows engines, and none are to be built")
     models = models or Models.load(source)
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder} is a file: choose a folder for the bundle")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mf.MANIFEST).is_file():
+    if folder.is_dir() and _foreign(folder) and not (folder / mf.MANIFEST).is_file():
         raise ExportError(
             f"{folder} is not empty and holds no bundle: choose another folder or empty it"
         )
@@ -356,6 +376,13 @@ def export_bundle(
     try:
         specs = graph_specs(options.largest_rectangle)
         specs = select(specs, options.graphs) if options.graphs else specs
+        dropped = {e.name for e in exporter.old.graphs} if exporter.old else set()
+        dropped -= {spec.name for spec in specs}
+        if options.graphs and dropped:
+            raise ExportError(
+                f"{folder} holds {len(dropped)} graphs that were not asked for, such as "
+                f"'{min(dropped)}': choose another folder for a bundle of some graphs"
+            )
         graphs = tuple(exporter.graph(spec) for spec in specs)
         new = mf.Manifest(
             config=models.config.to_dict(),
@@ -384,8 +411,16 @@ def export_bundle(
     report = exporter.report
     report.seconds = time.perf_counter() - start
     report.bytes = sum(file.bytes for file in new.files())
-    report.validated_on_real = any("real" in f.validated_on for g in graphs for f in g.onnx)
+    report.real_inputs = bool(real)
     return report
+
+
+def _foreign(folder: Path) -> list[Path]:
+    """Files that no export made; one that was killed may have left some of ours."""
+    ours = re.compile(
+        r"[\w.]+\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)|\..+\.(timing|tmp|layers\.onnx)"
+    )
+    return [path for path in folder.iterdir() if not ours.fullmatch(path.name)]
 
 
 def _remove_stale(folder: Path, manifest: mf.Manifest) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +18,10 @@ from dithead.errors import ConfigError, DitheadError
 if TYPE_CHECKING:
     from dithead.export.bundle import ExportReport
     from dithead.export.tensorrt import Flavour
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # so that nothing half-written is left
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
-        "--precision", default="fp16", help="of the graphs for a GPU: fp32, fp16 or bf16"
+        "--precision", default="fp16", help="of the graphs for a GPU: fp32 or fp16"
     )
     precision.add_argument(
         "--fp16", dest="precision", action="store_const", const="fp16", help="--precision fp16"
@@ -147,13 +153,20 @@ def _run(args: argparse.Namespace) -> ExportReport:
 
 def _as_text(report: ExportReport) -> str:
     built = f"{len(report.built)} files made, {report.kept} kept"
-    inputs = "random and real inputs" if report.validated_on_real else "random inputs"
-    return (
+    lines = [
         f"{report.folder}: {built}, {report.bytes / 1e6:.0f} MB, {report.engines} engines, "
-        f"{report.seconds:.0f} s\n"
-        f"every ONNX file was run and compared with PyTorch on {inputs}; engines were built and "
-        "not run: dithead-export --verify does that on a machine with a GPU"
-    )
+        f"{report.seconds:.0f} s"
+    ]
+    if report.built:
+        real = ", and on real ones where the clip gave them" if report.real_inputs else ""
+        lines.append(
+            f"every ONNX file made was run and compared with PyTorch on random inputs{real}"
+        )
+    if report.engines:
+        lines.append(
+            "engines are not run by this: dithead-export --verify does, on a machine with a GPU"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
         0 done, 1 failed, 2 misused, 130 interrupted.
     """
     args = _parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(level=logging.WARNING)
     try:
         if args.verify is not None:

@@ -1,10 +1,10 @@
 """A module in reduced precision: weights and matrix products in float16 or bfloat16, the rest in
 float32.
 
-What must not lose digits stays float32: statistics of norms, softmax, the timestep's embedding, the
-residual stream of the denoiser (its fixed positions are float32), the DDIM update, the codebook's
-distances, and every input and output. The casts are part of the graph, so an engine that is
-strongly typed runs exactly this.
+What must not lose digits stays float32: statistics of norms, the denoiser's softmax, the timestep's
+embedding, the residual stream of the denoiser (its fixed positions are float32), the DDIM update,
+the codebook's distances, and every input and output. The casts are part of the graph, so an engine
+that is strongly typed runs exactly this.
 """
 
 from __future__ import annotations

@@ -130,9 +130,10 @@ def build_engine(
     trt = load_flavour(flavour)
     log = BuildLog()
     logger = _logger(trt, log)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise BackendUnavailable(f"{flavour} cannot build here: {_said(log)}")
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what classic TensorRT raises where it finds no GPU
+        raise BackendUnavailable(f"{flavour} cannot build here: {_said(log)}") from error
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -148,6 +149,8 @@ def build_engine(
     inputs = _ports(trt, [network.get_input(i) for i in range(network.num_inputs)], spec)
     outputs = _ports(trt, [network.get_output(i) for i in range(network.num_outputs)], spec)
     config = builder.create_builder_config()
+    # TF32 has float16's digits: float32 graphs mean what they say.
+    config.clear_flag(trt.BuilderFlag.TF32)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if spec.dynamic:
         config.add_optimization_profile(_profile(builder, network, spec))

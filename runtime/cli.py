@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", metavar="OUT", type=Path, default=Path("out.mp4"), help="file to write"
     )
     parser.add_argument(
-        "--checkpoint", default="tiny", help="name of a packaged checkpoint, or a .safetensors file"
+        "--checkpoint",
+        default=argparse.SUPPRESS,
+        help="name of a packaged checkpoint, or a .safetensors file (default: tiny)",
     )
     parser.add_argument(
         "--audio-weights",
@@ -165,9 +167,13 @@ def _run(args: argparse.Namespace) -> Summary:
             if args.extend == "trim" and video.info.frame_count is not None:
                 total = min(total, video.info.frame_count)
     backend: Backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
+    if args.bundle is not None and (hasattr(args, "checkpoint") or args.audio_weights):
+        raise ConfigError(
+            "--bundle holds its own weights: leave --checkpoint and --audio-weights out"
+        )
     graphs = open_graphs(
         backend,
-        checkpoint=args.checkpoint,
+        checkpoint=getattr(args, "checkpoint", "tiny"),
         bundle=args.bundle,
         device=device,
         audio_weights=args.audio_weights,

@@ -122,8 +122,8 @@ def look_at_media() -> list[Finding]:
         ("h264", "r", "reads H.264"),
         ("libx264", "w", "writes H.264"),
         ("aac", "w", "writes AAC"),
-        ("h264_cuvid", "r", "reads H.264 on the GPU (NVDEC)"),
-        ("h264_nvenc", "w", "writes H.264 on the GPU (NVENC)"),
+        ("h264_cuvid", "r", "FFmpeg can read H.264 on an NVIDIA GPU (NVDEC)"),
+        ("h264_nvenc", "w", "FFmpeg can write H.264 on an NVIDIA GPU (NVENC)"),
     )
     for name, mode, purpose in codecs:
         try:
@@ -168,6 +168,7 @@ def look_at_bundle(folder: Path) -> list[Finding]:
     """Whether a bundle is whole and fits what is installed."""
     from dithead.errors import BackendUnavailable
     from dithead.export import manifest as mf
+    from dithead.export.graphs import graph_specs
     from dithead.export.tensorrt import load_flavour
 
     group, remedy = "Bundles", f"dithead-export -o {folder}"
@@ -178,6 +179,11 @@ def look_at_bundle(folder: Path) -> list[Finding]:
             mf.check_file(folder, file)
     except DitheadError as error:
         return [Finding(group, str(folder), "unusable", str(error), remedy)]
+    have = {entry.name for entry in manifest.graphs}
+    lacking = [s.name for s in graph_specs(manifest.largest_rectangle) if s.name not in have]
+    if lacking:
+        detail = f"a part of a bundle: {len(lacking)} graphs are not in it, such as '{lacking[0]}'"
+        return [Finding(group, str(folder), "unusable", detail, remedy)]
     targets = " and ".join(manifest.targets)
     detail = f"{manifest.checkpoint} for {targets}, {manifest.precision}; every file is whole"
     found = [Finding(group, str(folder), "ok", detail)]

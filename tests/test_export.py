@@ -186,14 +186,20 @@ def test_a_second_export_builds_nothing(checkpoint_file: Path, bundle_copy: Path
     assert {p.name: p.stat().st_mtime_ns for p in bundle_copy.iterdir()} == before
 
 
-def test_one_changed_weight_rebuilds_the_graphs_that_hold_it(
-    random_models: Models, bundle_copy: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def changed_file(random_models: Models, tmp_path: Path) -> Path:
+    """The small random model with one weight of the denoiser changed."""
     tensors = {k: v.clone() for k, v in random_models.dithead.state_dict().items()}
     tensors["dit.patch_out.bias"][0] += 0.5
-    changed = tmp_path / "changed.safetensors"
-    checkpoint.save(changed, tensors, random_models.config.to_dict())
-    report = export_bundle(str(changed), bundle_copy, ExportOptions(graphs=SMALL))
+    path = tmp_path / "changed.safetensors"
+    checkpoint.save(path, tensors, random_models.config.to_dict())
+    return path
+
+
+def test_one_changed_weight_rebuilds_the_graphs_that_hold_it(
+    changed_file: Path, bundle_copy: Path
+) -> None:
+    report = export_bundle(str(changed_file), bundle_copy, ExportOptions(graphs=SMALL))
     # patch_out is read by the step, not by the context; but both hash the whole denoiser.
     assert {name.partition(".")[0] for name in report.built} == {"dit_step", "dit_context"}
     manifest = mf.read_manifest(bundle_copy)
@@ -210,7 +216,7 @@ def test_weights_are_hashed_by_value_and_name() -> None:
 
 
 def test_an_interrupted_export_leaves_the_old_bundle(
-    checkpoint_file: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    changed_file: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p.name: p.read_bytes() for p in bundle_copy.iterdir()}
 
@@ -219,7 +225,7 @@ def test_an_interrupted_export_leaves_the_old_bundle(
 
     monkeypatch.setattr("dithead.export.bundle.validate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(str(checkpoint_file), bundle_copy, ExportOptions("bf16", graphs=SMALL))
+        export_bundle(str(changed_file), bundle_copy, ExportOptions(graphs=SMALL))
     assert {p.name: p.read_bytes() for p in bundle_copy.iterdir()} == before
 
 
@@ -537,6 +543,8 @@ def test_a_bundle_for_the_gpu_alone_does_not_run_on_the_cpu(
     ("arguments", "code", "message"),
     [
         (["--precision", "fp8"], 2, "unknown precision 'fp8'"),
+        (["--precision", "bf16"], 2, "bf16 cannot be proven"),
+        (["--compute-capability", "8.9", "--engines", "none"], 2, "none are to be built"),
         (["--targets", "tpu"], 2, "targets must be"),
         (["--checkpoint", "huge"], 1, "no packaged weights named 'huge'"),
         (["--largest-rectangle", "100"], 2, "largest rectangle must be"),
@@ -557,6 +565,22 @@ def test_misuse_is_one_clear_line(
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_part_does_not_replace_a_bundle(checkpoint_file: Path, bundle_copy: Path) -> None:
+    before = {p.name for p in bundle_copy.iterdir()}
+    with pytest.raises(ExportError, match=r"holds 2 graphs that were not asked for.*'dit_context'"):
+        export_bundle(str(checkpoint_file), bundle_copy, ExportOptions(graphs=("noise",)))
+    assert {p.name for p in bundle_copy.iterdir()} == before
+
+
+def test_what_a_killed_export_left_does_not_stop_the_next(
+    checkpoint_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "noise.fp32.01234567.onnx").write_bytes(b"half")
+    report = export_bundle(str(checkpoint_file), tmp_path, ExportOptions(graphs=("noise",)))
+    assert len(report.built) == 1
+    assert not (tmp_path / "noise.fp32.01234567.onnx").exists()
 
 
 def test_a_folder_with_other_things_is_left_alone(checkpoint_file: Path, tmp_path: Path) -> None:

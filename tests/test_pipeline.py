@@ -282,7 +282,14 @@ def test_rectangle_beyond_the_frame_repeats_its_edge() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"reference": "last"}, {"on_no_face": "skip"}, {"seed": -1}, {"face": -2}, {"steps": 0}],
+    [
+        {"reference": "last"},
+        {"on_no_face": "skip"},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"face": -2},
+        {"steps": 0},
+    ],
 )
 def test_bad_options(options: dict[str, Any], random_models: Models) -> None:
     with pytest.raises(ConfigError):

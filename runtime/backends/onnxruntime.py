@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.errors import BackendUnavailable, ConfigError, ExportError
+from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
 from dithead.export.manifest import GraphEntry, check_file, read_manifest
 from dithead.runtime.backends.binding import allocate, check_inputs
 
@@ -97,7 +97,11 @@ class OnnxGraphs:
                 port.name: value.detach().contiguous().numpy()
                 for port, value in zip(entry.inputs, inputs, strict=True)
             }
-            return tuple(torch.from_numpy(value) for value in session.run(names, feeds))
+            try:
+                values = session.run(names, feeds)
+            except Exception as error:  # ONNX Runtime's own classes, which it does not document
+                raise StreamError(f"graph '{name}' failed in ONNX Runtime: {error}") from error
+            return tuple(torch.from_numpy(value) for value in values)
         return self._run_bound(session, entry, inputs)
 
     def _run_bound(
@@ -113,7 +117,10 @@ class OnnxGraphs:
             bind = binding.bind_input if number < len(kept) else binding.bind_output
             bind(port.name, "cuda", index, port.dtype, tuple(tensor.shape), tensor.data_ptr())
         torch.cuda.current_stream(self._device).synchronize()  # its own stream starts from here
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # as above; memory that runs out included
+            raise StreamError(f"graph '{entry.name}' failed in ONNX Runtime: {error}") from error
         return tuple(outputs)
 
     def _session(self, name: str) -> Any:
@@ -140,7 +147,8 @@ class OnnxGraphs:
         if self._device.type == "cuda":
             # A node that the provider cannot take is an error, never a slip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            provider = (self.provider, {"device_id": self._device.index or 0})
+            # TF32 has float16's digits, too few for coordinates.
+            provider = (self.provider, {"device_id": self._device.index or 0, "use_tf32": 0})
         try:
             session = self._ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's own classes, which it does not document

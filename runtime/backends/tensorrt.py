@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dithead.audio import AudioWindow
 from dithead.config import DitHeadConfig
 from dithead.diffusion import InitialNoise
-from dithead.errors import BackendUnavailable, ConfigError, ExportError
+from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
 from dithead.export.manifest import EngineFile, GraphEntry, check_file, read_manifest
 from dithead.export.tensorrt import Flavour, load_flavour
 from dithead.face.tracker import FaceTracker
@@ -53,7 +53,8 @@ class EngineGraphs:
                 "torch.cuda.is_available() is False"
             )
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
-        self._runtime = self._trt.Runtime(self._logger)
+        with torch.cuda.device(self._device):
+            self._runtime = self._trt.Runtime(self._logger)
         self._engines: dict[str, Any] = {}
         self._contexts: dict[str, Any] = {}
         noise = InitialNoise(self._config.vqgan.latent_channels, self._config.latent_size)
@@ -85,18 +86,27 @@ class EngineGraphs:
             outputs = self._modules[name](*inputs)
             return outputs if isinstance(outputs, tuple) else (outputs,)
         entry = self._manifest.graph(name)
-        context = self._context(entry)
         check_inputs(entry, inputs, self._device)
+        with torch.cuda.device(self._device):
+            return self._execute(self._context(entry), entry, inputs)
+
+    def _execute(
+        self, context: Any, entry: GraphEntry, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         kept = [value.detach().contiguous() for value in inputs]
         results = allocate(entry, kept, self._device)
         for port, tensor in zip(entry.inputs, kept, strict=True):
-            context.set_input_shape(port.name, tuple(tensor.shape))
+            if not context.set_input_shape(port.name, tuple(tensor.shape)):
+                raise StreamError(
+                    f"graph '{entry.name}': its engine was not built for '{port.name}' of shape "
+                    f"{tuple(tensor.shape)} (docs/export.md has the ranges)"
+                )
             context.set_tensor_address(port.name, tensor.data_ptr())
         for port, tensor in zip(entry.outputs, results, strict=True):
             context.set_tensor_address(port.name, tensor.data_ptr())
         stream = torch.cuda.current_stream(self._device)
         if not context.execute_async_v3(stream.cuda_stream):
-            raise ExportError(f"graph '{name}': its engine did not run on {self._device}")
+            raise StreamError(f"graph '{entry.name}': its engine did not run on {self._device}")
         for tensor in kept:
             tensor.record_stream(stream)
         return tuple(results)
@@ -114,7 +124,12 @@ class EngineGraphs:
                     f"--compute-capability {capability}"
                 )
             self._engines[entry.name] = engine  # a context does not keep it alive
-            self._contexts[entry.name] = engine.create_execution_context()
+            context = engine.create_execution_context()
+            if context is None:
+                raise StreamError(
+                    f"graph '{entry.name}': no memory on {self._device} to run its engine in"
+                )
+            self._contexts[entry.name] = context
         return self._contexts[entry.name]
 
 
