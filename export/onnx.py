@@ -60,6 +60,18 @@ def require_onnx() -> None:
         ) from error
 
 
+def load_onnxruntime() -> Any:
+    """The module onnxruntime. Raises BackendUnavailable: it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "ONNX Runtime is not installed: pip install 'dithead[cpu]', or 'dithead[gpu]' for CUDA "
+            "(never both)"
+        ) from error
+    return onnxruntime
+
+
 def export_onnx(
     module: nn.Module,
     spec: GraphSpec,

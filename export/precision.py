@@ -71,6 +71,12 @@ class _Outputs32(nn.Module):
         return outputs.float()
 
 
+def check_precision(precision: str) -> None:
+    """Raise ConfigError where a precision is unknown."""
+    if precision not in DTYPES:
+        raise ConfigError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
+
+
 def reduce_precision(module: nn.Module, precision: Precision) -> nn.Module:
     """A copy of a module in a precision, with the same inputs and outputs; float32 is the module
     itself.
@@ -78,8 +84,7 @@ def reduce_precision(module: nn.Module, precision: Precision) -> nn.Module:
     Raises:
         ConfigError: unknown precision.
     """
-    if precision not in DTYPES:
-        raise ConfigError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
+    check_precision(precision)
     if precision == "fp32":
         return module
     reduced = copy.deepcopy(module)

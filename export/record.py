@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dithead import checkpoint
+from dithead.bench import footage
 from dithead.errors import MediaError
 from dithead.export.graphs import graph_specs
 from dithead.export.validate import Recorder
@@ -36,8 +36,9 @@ def record_real_inputs(
         frames = [
             (torch.from_numpy(frame.rgb()), float(frame.time_s)) for frame in islice(video, FRAMES)
         ]
-    speech = checkpoint.ASSETS / "demo" / "sense_and_sensibility.flac"
-    samples = np.concatenate(list(AudioSource(speech).blocks()))[: round(SPEECH_S * 16000)]
+    samples = np.concatenate(list(AudioSource(footage.speech()).blocks()))[
+        : round(SPEECH_S * 16000)
+    ]
     pictures = list(revoice(iter(frames), torch.from_numpy(samples), recorder, Options(steps=4)))
     if "dit_step" not in recorder.cases:
         raise MediaError(f"no face in the first {FRAMES} frames of {clip}: give another --clip")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dithead.config import DitHeadConfig
-from dithead.errors import BackendUnavailable, ExportError
+from dithead.errors import ExportError
 from dithead.export.graphs import GraphSpec
+from dithead.export.onnx import load_onnxruntime
 from dithead.graphs import Graphs
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
@@ -46,12 +47,7 @@ def onnx_session(path: Path, threads: int = 0) -> Any:
         BackendUnavailable: onnxruntime is not installed.
         ExportError: it cannot open the file.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            "validating needs ONNX Runtime: pip install 'dithead[cpu]' (or [gpu])"
-        ) from error
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

@@ -63,9 +63,6 @@ def checkpoint_file(random_models: Models, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-Export = Callable[..., Path]
-
-
 @pytest.fixture(scope="module")
 def small_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of three graphs of the small random model."""

@@ -1,14 +1,41 @@
-"""Checking inputs against a bundle's manifest, and making room for outputs."""
+"""What back ends that run a bundle share: opening it, checking inputs against its manifest, making
+room for outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dithead.config import DitHeadConfig
 from dithead.errors import StreamError
-from dithead.export.manifest import GraphEntry
+from dithead.export.manifest import GraphEntry, read_manifest
+
+
+class BundleGraphs:
+    """A bundle that is open on a device; a back end adds ``run``.
+
+    Raises:
+        ExportError: the bundle cannot be used.
+    """
+
+    def __init__(self, bundle: Path, device: torch.device) -> None:
+        self._bundle = bundle
+        self._device = device
+        self._manifest = read_manifest(bundle)
+        self._config = self._manifest.model_config()
+
+    @property
+    def config(self) -> DitHeadConfig:
+        """The model's configuration."""
+        return self._config
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be and outputs are."""
+        return self._device
 
 
 def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> None:

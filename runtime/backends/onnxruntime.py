@@ -8,26 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dithead.config import DitHeadConfig
 from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
-from dithead.export.manifest import GraphEntry, check_file, read_manifest
-from dithead.runtime.backends.binding import allocate, check_inputs
+from dithead.export.manifest import GraphEntry, check_file
+from dithead.export.onnx import load_onnxruntime
+from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            "the back end 'onnxruntime' needs ONNX Runtime: pip install 'dithead[cpu]', or "
-            "'dithead[gpu]' for CUDA (never both)"
-        ) from error
-    return onnxruntime
-
-
-class OnnxGraphs:
+class OnnxGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's ONNX files.
 
     On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened at
@@ -47,21 +36,19 @@ class OnnxGraphs:
     def __init__(
         self, bundle: Path, device: torch.device | str = "cpu", threads: int | None = None
     ) -> None:
-        self._ort = _import()
-        self._device = torch.device(device)
-        if self._device.type not in PROVIDERS:
+        self._ort = load_onnxruntime()
+        where = torch.device(device)
+        if where.type not in PROVIDERS:
             raise ConfigError(f"the back end 'onnxruntime' runs on cpu or cuda, not {device}")
-        self.provider = PROVIDERS[self._device.type]
+        self.provider = PROVIDERS[where.type]
         if self.provider not in self._ort.get_available_providers():
             raise BackendUnavailable(
                 f"this ONNX Runtime has no {self.provider}, only "
                 f"{', '.join(self._ort.get_available_providers())}: pip install 'dithead[gpu]' "
                 "in place of 'dithead[cpu]', or choose --device cpu"
             )
-        self._bundle = bundle
-        self._manifest = read_manifest(bundle)
-        self._config = self._manifest.model_config()
-        target = "cpu" if self._device.type == "cpu" else "gpu"
+        super().__init__(bundle, where)
+        target = "cpu" if where.type == "cpu" else "gpu"
         if target not in self._manifest.targets:
             raise ExportError(
                 f"{bundle} was made for {', '.join(self._manifest.targets)} alone: export again "
@@ -71,16 +58,6 @@ class OnnxGraphs:
         self._threads = threads or torch.get_num_threads()
         self._sessions: dict[str, Any] = {}
         self._entries: dict[str, GraphEntry] = {}
-
-    @property
-    def config(self) -> DitHeadConfig:
-        """The model's configuration."""
-        return self._config
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must be and outputs are."""
-        return self._device
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from dithead.audio import AudioWindow
-from dithead.config import DitHeadConfig
 from dithead.diffusion import InitialNoise
 from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
-from dithead.export.manifest import EngineFile, GraphEntry, check_file, read_manifest
+from dithead.export.manifest import EngineFile, GraphEntry, check_file
 from dithead.export.tensorrt import Flavour, load_flavour
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import Noise
-from dithead.runtime.backends.binding import allocate, check_inputs
+from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs
 
 
-class EngineGraphs:
+class EngineGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's engines.
 
     The three graphs that are no engines (face_tracker, audio_window, noise) carry no weights and
@@ -37,14 +36,12 @@ class EngineGraphs:
     """
 
     def __init__(self, bundle: Path, device: torch.device | str, flavour: Flavour) -> None:
-        self._device = torch.device(device)
-        if self._device.type != "cuda":
+        where = torch.device(device)
+        if where.type != "cuda":
             raise ConfigError(
                 f"the back end {flavour!r} runs on a GPU alone: --device cuda, not {device}"
             )
-        self._bundle = bundle
-        self._manifest = read_manifest(bundle)
-        self._config = self._manifest.model_config()
+        super().__init__(bundle, where)
         self._trt = load_flavour(flavour)
         self.flavour = flavour
         if not torch.cuda.is_available():
@@ -65,16 +62,6 @@ class EngineGraphs:
         }
         for module in self._modules.values():
             module.to(self._device).eval()
-
-    @property
-    def config(self) -> DitHeadConfig:
-        """The model's configuration."""
-        return self._config
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must be and outputs are."""
-        return self._device
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Queue a graph on the current stream: its inputs -> its outputs, in the table's order.
