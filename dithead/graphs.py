@@ -212,12 +212,12 @@ class FaceBlend(nn.Module):
         mask = crop_mask(crop.shape[2], self.softness, polygon[None])  # (1, 1, S, S)
         matched = self.match_seam(face, crop, mask)  # (1, 3, S, S)
         pasted = paste_face(matched, transform[None], height, width, self.density)
-        source = rectangle.float()
-        new = (pasted[0].permute(1, 2, 0) + 1.0) * 127.5  # (H, W, 3)
+        source = rectangle.float().permute(2, 0, 1)  # (3, H, W); TensorRT permutes no uint8
+        new = (pasted[0] + 1.0) * 127.5
         soft = rectangle_mask(transform[None], height, width, self.softness, polygon[None])
         weight = soft[0, 0]  # (H, W)
-        blended = source + weight[..., None] * (new - source)
-        return blended.round().clamp(0, 255).to(torch.uint8), weight
+        blended = (source + weight * (new - source)).round().clamp(0, 255)
+        return blended.permute(1, 2, 0).to(torch.uint8), weight
 
     def match_seam(self, face: Tensor, crop: Tensor, mask: Tensor) -> Tensor:
         """Add the blurred difference to the true crop, known outside the mask, to the generated

@@ -17,11 +17,11 @@ from dithead.face.crop import (
     crop_mask,
     mask_polygon,
     paste_face,
-    pixels_to_units,
     placement_from_mesh,
     rectangle_mask,
     transform_from_placement,
 )
+from dithead.face.sampling import invert_similarity
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import RECTANGLE_SIZES, face_rectangle
 
@@ -57,7 +57,8 @@ def test_crop_then_paste_gives_the_picture_back() -> None:
     crop = crop_face(image[None], transform, 128)
     back = paste_face(crop, transform, 160, 160)
     ys, xs = torch.meshgrid(torch.arange(160) + 0.5, torch.arange(160) + 0.5, indexing="ij")
-    units = pixels_to_units(torch.stack([xs, ys], -1), transform)[0]
+    inverse = invert_similarity(transform)[0]
+    units = torch.stack([xs, ys, torch.ones_like(xs)], -1) @ inverse.T
     inside = (units.abs() < 0.48).all(-1)
     assert inside.sum() > 5000
     assert (back[0] - image).abs().amax(0)[inside].max() < 1e-3

@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from dithead.face.sampling import compose, invert_similarity, pixel_centres, resample
 
 STABLE_POINTS: tuple[int, ...] = (33, 133, 362, 263, 168, 6, 197, 127, 356, 54, 284, 10, 151, 9)
 """Mesh points that the crop hangs on: eye corners, nose bridge, temples, forehead."""
@@ -99,23 +100,6 @@ def transform_from_placement(placement: Tensor) -> Tensor:
     return rows.view(-1, 2, 3)
 
 
-def _grid(height: int, width: int, density: int, device: torch.device) -> Tensor:
-    """Centres of density x density sub-pixels: (height * density, width * density, 2), in
-    pixels."""
-    ys = (torch.arange(height * density, device=device) + 0.5) / density
-    xs = (torch.arange(width * density, device=device) + 0.5) / density
-    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).float()
-
-
-def _sample(image: Tensor, points: Tensor, density: int) -> Tensor:
-    """Bilinear samples of image (B, C, H, W) at points (B, h, w, 2) in its pixels, then averaged
-    density x density."""
-    size = torch.tensor([image.shape[3], image.shape[2]], device=image.device, dtype=torch.float32)
-    grid = points * (2.0 / size) - 1.0
-    out = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return F.avg_pool2d(out, density) if density > 1 else out
-
-
 def crop_face(image: Tensor, transform: Tensor, size: int, density: int = 1) -> Tensor:
     """Cut the crop out of a picture.
 
@@ -128,9 +112,9 @@ def crop_face(image: Tensor, transform: Tensor, size: int, density: int = 1) -> 
     Returns:
         (B, 3, size, size) float, in the picture's range.
     """
-    units = _grid(size, size, density, image.device) / size - 0.5  # (n, n, 2)
-    points = units @ transform[:, None, :, :2].transpose(2, 3) + transform[:, None, None, :, 2]
-    return _sample(image, points, density)
+    matrix = compose(transform, _units_of_crop_pixels(size, image.device))
+    samples = pixel_centres(size, size, density, image.device)
+    return resample(image, matrix, samples, size, density)
 
 
 def paste_face(
@@ -146,8 +130,17 @@ def paste_face(
     Returns:
         (B, C, height, width); outside the crop its edge pixels are repeated.
     """
-    units = pixels_to_units(_grid(height, width, density, crop.device), transform)
-    return _sample(crop, (units + 0.5) * crop.shape[2], density)
+    side = crop.shape[2]
+    pixels_of_units = torch.tensor([[side, 0.0, side / 2], [0.0, side, side / 2]])
+    matrix = compose(pixels_of_units.to(crop.device)[None], invert_similarity(transform))
+    samples = pixel_centres(height, width, density, crop.device)
+    return resample(crop, matrix, samples, width, density)
+
+
+def _units_of_crop_pixels(size: int, device: torch.device) -> Tensor:
+    """The map (1, 2, 3) from a crop's pixels to crop units."""
+    scale = 1.0 / size
+    return torch.tensor([[[scale, 0.0, -0.5], [0.0, scale, -0.5]]], device=device)
 
 
 def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
@@ -197,43 +190,37 @@ def blend_polygon(anchors: Tensor) -> Tensor:
     return torch.stack([torch.stack(point, dim=1) for point in points], dim=1)
 
 
-def pixels_to_units(points: Tensor, transform: Tensor) -> Tensor:
-    """Pixels (h, w, 2) -> crop units (B, h, w, 2): the inverse of a similarity transform (B, 2,
-    3)."""
-    a, b = transform[:, 0, 0], transform[:, 1, 0]
-    norm = a.square() + b.square()
-    inverse = torch.stack([a, b, -b, a], dim=1).view(-1, 1, 2, 2) / norm.view(-1, 1, 1, 1)
-    return (points - transform[:, None, None, :, 2]) @ inverse.transpose(2, 3)
-
-
-def soft_polygon(points: Tensor, polygon: Tensor, softness: float) -> Tensor:
-    """A filled convex polygon whose edge is softened by a Gaussian.
+def soft_polygon(
+    polygon: Tensor, softness: float, units_of_pixels: Tensor, height: int, width: int
+) -> Tensor:
+    """A picture of a filled convex polygon whose edge is softened by a Gaussian.
 
     Args:
-        points: (B, h, w, 2). polygon: (B, P, 2), clockwise as seen (y down). softness: the
-            Gaussian's sigma; all three in the same unit.
+        polygon: (B, P, 2) in crop units, clockwise as seen (y down). softness: the Gaussian's
+            sigma, in crop units. units_of_pixels: (B or 1, 2, 3), the picture's pixels to crop
+            units. height, width: of the picture.
 
     Returns:
-        (B, h, w) in [0, 1]; exactly 0 further than 2.5 sigma outside and exactly 1 as far inside.
+        (B, 1, height, width) in [0, 1]; exactly 0 further than 2.5 sigma outside and exactly 1 as
+        far inside.
     """
     ends = torch.roll(polygon, -1, dims=1)
     edge = ends - polygon  # (B, P, 2)
     length = edge.norm(dim=2).clamp(min=1e-9)
     normal = torch.stack([edge[..., 1], -edge[..., 0]], dim=-1) / length[..., None]  # outward
-    offset = (normal * polygon).sum(-1)  # (B, P)
-    outside = torch.einsum("bhwc,bpc->bhwp", points, normal) - offset[:, None, None, :]
-    distance = outside.amax(-1)  # (B, h, w), signed, positive outside
+    offset = (normal * polygon).sum(-1, keepdim=True)  # (B, P, 1)
+    outside = compose(torch.cat([normal, -offset], dim=-1), units_of_pixels)  # (B, P, 3)
+    distances = outside @ pixel_centres(height, width, 1, polygon.device)  # (B, P, h * w)
+    distance = distances.amax(1)  # signed, positive outside
     reach = math.erf(2.5 / math.sqrt(2.0))
     smooth = -torch.erf(distance / (softness * math.sqrt(2.0))) / reach
-    return (0.5 + 0.5 * smooth).clamp(0.0, 1.0)
+    return (0.5 + 0.5 * smooth).clamp(0.0, 1.0).reshape(-1, 1, height, width)
 
 
 def crop_mask(size: int, softness: float, polygon: Tensor) -> Tensor:
     """Soft mask of a crop: polygon (B, P, 2) in crop units -> (B, 1, size, size) in [0, 1]."""
-    units = _grid(size, size, 1, polygon.device) / size - 0.5
-    return soft_polygon(units[None].expand(polygon.shape[0], -1, -1, -1), polygon, softness)[
-        :, None
-    ]
+    units = _units_of_crop_pixels(size, polygon.device)
+    return soft_polygon(polygon, softness, units, size, size)
 
 
 def visible(mask: Tensor) -> Tensor:
@@ -258,8 +245,7 @@ def rectangle_mask(
 ) -> Tensor:
     """Soft mask of a rectangle: transform (B, 2, 3), polygon (B, P, 2) in crop units -> (B, 1,
     height, width)."""
-    units = pixels_to_units(_grid(height, width, 1, transform.device), transform)
-    return soft_polygon(units, polygon, softness)[:, None]
+    return soft_polygon(polygon, softness, invert_similarity(transform), height, width)
 
 
 def mask_polygon(batch: int, device: torch.device | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.errors import ConfigError
+from dithead.face.sampling import frame_size, resample
 
 INPUT_SIZE = 128  # pixels, the side of the square picture the network sees
 KEYPOINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
@@ -175,28 +176,24 @@ def crop_rotated(
     # How far the samples reach over their pixel, (B, R, 2): 0 = all in its middle, 1 = all over it.
     spread = (1 - size / extent.clamp_min(1e-6)).clamp_min(0)
 
-    pixel = torch.arange(size, device=roi.device, dtype=roi.dtype) + 0.5
-    sample = (torch.arange(samples, device=roi.device, dtype=roi.dtype) + 0.5) / samples - 0.5
-    position = pixel[:, None] + spread[..., None, None] * sample  # (B, R, 2, size, samples)
-    n = size * samples
-    local = (position.flatten(3) / size - 0.5) * extent[..., None]  # (B, R, 2, n)
-    x, y = local[:, :, 0, None, :], local[:, :, 1, :, None]  # (B, R, 1, n), (B, R, n, 1)
-    cos, sin = angle.cos()[..., None, None], angle.sin()[..., None, None]
-    frame_xy = torch.stack([x * cos - y * sin, x * sin + y * cos], -1)  # (B, R, n, n, 2)
-    frame_xy = frame_xy + center[:, :, None, None]
+    scale = extent / size  # (B, R, 2), frame pixels per output pixel
+    cos, sin = angle.cos()[..., None], angle.sin()[..., None]  # (B, R, 1)
+    across = torch.cat([cos, sin], -1) * scale[..., :1]  # (B, R, 2), one output pixel to the right
+    down = torch.cat([-sin, cos], -1) * scale[..., 1:]  # one output pixel down
+    corner = center - (across + down) * (size / 2)
+    columns = [across, across * spread[..., :1], down, down * spread[..., 1:], corner]
+    matrix = torch.stack(columns, -1)  # (B, R, 2, 5)
 
-    grid = frame_xy * (2 / frame_size(frames)) - 1
-    grid = grid.reshape(batch, per_frame * n, n, 2)  # the rectangles of a frame one below the other
-    cut = F.grid_sample(frames, grid, "bilinear", padding_mode, align_corners=False)
-    cut = F.avg_pool2d(cut, samples) if samples > 1 else cut  # (B, 3, R * size, size)
+    n = size * samples
+    pixel = torch.arange(size, device=roi.device, dtype=roi.dtype) + 0.5
+    within = (torch.arange(samples, device=roi.device, dtype=roi.dtype) + 0.5) / samples - 0.5
+    # A sample's pixel, and where in that pixel it is: (2, n).
+    line = torch.stack([pixel.repeat_interleave(samples), within.repeat(size)])
+    x, y = line[:, None, :].expand(-1, n, -1), line[:, :, None].expand(-1, -1, n)
+    coordinates = torch.cat([x, y, torch.ones_like(x[:1])]).flatten(1)  # (5, n * n)
+    cut = resample(frames, matrix, coordinates, size, samples, padding_mode)
     cut = cut.reshape(batch, 3, per_frame, size, size).transpose(1, 2)
     return cut.reshape(batch * per_frame, 3, size, size)
-
-
-def frame_size(frames: Tensor) -> Tensor:
-    """Width and height of (..., H, W) frames as a tensor (2,): dynamic in a traced graph."""
-    height, width = frames.shape[-2:]
-    return torch.stack([frames.new_full((), width), frames.new_full((), height)])
 
 
 class FaceDetector(nn.Module):
