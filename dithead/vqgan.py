@@ -113,14 +113,16 @@ class Codebook(nn.Module):
         self.entries = nn.Parameter(torch.empty(size, width))
         nn.init.uniform_(self.entries, -1.0, 1.0)
 
-    def indices(self, latent: Tensor) -> Tensor:
-        """latent (B, C, H, W) -> index of the nearest entry (B, H, W); distances in float32."""
+    def distances(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, H, W) -> squared distances to the entries, less the latent's own square:
+        (B, H, W, size) float32."""
         flat = latent.movedim(1, -1).float()  # (B, H, W, C)
         entries = self.entries.float()
-        distance = (
-            entries.square().sum(1) - 2.0 * flat @ entries.T
-        )  # (B, H, W, size), less |flat|^2
-        return distance.argmin(-1)
+        return entries.square().sum(1) - 2.0 * flat @ entries.T
+
+    def indices(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, H, W) -> index of the nearest entry (B, H, W)."""
+        return self.distances(latent).argmin(-1)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (B, H, W) -> entries (B, C, H, W)."""
@@ -128,6 +130,21 @@ class Codebook(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.lookup(self.indices(latent))
+
+    def mix(self, latent: Tensor, softness: float) -> Tensor:
+        """The nearest entry, or a mixture with those almost as near.
+
+        Args:
+            latent: (B, C, H, W). softness: an entry whose squared distance is so much larger than
+                another's has 1/e of its weight; 0 takes the nearest alone.
+
+        Returns:
+            (B, C, H, W).
+        """
+        if softness == 0:
+            return self(latent)
+        weights = (self.distances(latent) / -softness).softmax(-1)  # (B, H, W, size)
+        return (weights @ self.entries.float()).movedim(-1, 1)
 
 
 class VQGANOutput(NamedTuple):
@@ -149,8 +166,8 @@ class VQGAN(nn.Module):
     """Autoencoder with a codebook.
 
     The latent that the diffusion model works on is the encoder's output before quantisation, scaled
-    to unit variance; the decoder quantises first (as LDM does). ``latent_mean`` and ``latent_std``
-    hold that scale.
+    to unit variance; ``latent_mean`` and ``latent_std`` hold that scale. Decoding undoes it, and
+    quantises, more or less softly.
     """
 
     latent_mean: Tensor
@@ -171,10 +188,10 @@ class VQGAN(nn.Module):
         return (self.encoder(image) - mean) / std
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent (B, C, S/f, S/f) -> picture (B, 3, S, S) in [-1, 1]; the latent is quantised
-        first."""
+        """Latent (B, C, S/f, S/f) -> picture (B, 3, S, S) in [-1, 1]."""
         mean, std = self.latent_mean[:, None, None], self.latent_std[:, None, None]
-        return self.decoder(self.codebook(latent * std + mean)).clamp(-1.0, 1.0)
+        entries = self.codebook.mix(latent * std + mean, self.config.softness)
+        return self.decoder(entries).clamp(-1.0, 1.0)
 
     def forward(self, image: Tensor, quantise: bool = True) -> VQGANOutput:
         """One training pass: picture (B, 3, S, S) in [-1, 1]. ``quantise=False`` skips the codebook

@@ -1,5 +1,8 @@
 """The VQGAN: shapes, quantisation, gradients."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from dithead.config import VQGANConfig
@@ -24,13 +27,37 @@ def test_codebook_takes_the_nearest_entry() -> None:
     assert torch.equal(codebook(entries), entries)
 
 
-def test_latent_scale_is_undone_before_quantising() -> None:
-    model = VQGAN(CONFIG).eval()
+@pytest.mark.parametrize("softness", [0.0, 0.01])
+def test_latent_scale_is_undone_before_decoding(softness: float) -> None:
+    model = VQGAN(replace(CONFIG, softness=softness)).eval()
     image = torch.rand(1, 3, 32, 32)
     before = model.decode(model.encode(image))
     model.latent_mean.fill_(0.3)
     model.latent_std.fill_(2.5)
     torch.testing.assert_close(model.decode(model.encode(image)), before, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_softly_quantised_latent_does_not_jump_between_entries() -> None:
+    torch.manual_seed(3)
+    soft, hard = (VQGAN(replace(CONFIG, softness=s)).eval() for s in (0.01, 0.0))
+    hard.load_state_dict(soft.state_dict())
+    entries = soft.codebook.entries.detach()
+    closest = int((torch.cdist(entries, entries) + 9.0 * torch.eye(len(entries))).argmin())
+    a, b = entries[closest // len(entries)], entries[closest % len(entries)]
+    corner = torch.zeros(1, 4, 8, 8)
+    corner[..., 0, 0] = 1  # elsewhere it is flat, which the norms would take away
+
+    def change(model: VQGAN) -> float:
+        low, high = (
+            model.decode(corner * (a + part * (b - a))[:, None, None]) for part in (0.499, 0.501)
+        )
+        return float((high - low).abs().max())
+
+    assert change(soft) < 0.1 * change(hard)
+    torch.testing.assert_close(
+        soft.codebook.mix(corner + a[:, None, None], 1e-7), hard.codebook(corner + a[:, None, None])
+    )
 
 
 def test_gradient_passes_the_codebook_and_reaches_its_entries() -> None:
