@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-import dithead
 from dithead import checkpoint
 from dithead.errors import ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
+from dithead.export.keys import hash_tensors, source_hash, versions, weights_read
 from dithead.export.onnx import OPSET, export_onnx, external_files, require_onnx
 from dithead.export.precision import Precision, check_precision, reduce_precision
 from dithead.export.tensorrt import (
@@ -95,40 +91,6 @@ class ExportReport:
     """Whether what was made was compared on real inputs, too, where the clip gave any."""
 
 
-@cache
-def source_hash() -> str:
-    """Hash of the source that graphs and files are made by."""
-    root = Path(dithead.__file__).parent
-    here = Path(__file__).parent
-    files = [*root.glob("*.py"), *root.glob("audio/*.py"), *root.glob("face/*.py")]
-    files += here.glob("*.py")
-    named = sorted((f"{p.parent.name}/{p.name}", p.read_text()) for p in set(files))
-    return mf.hash_of(*(f"{name}\n{text}" for name, text in named))
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that a bundle is made with."""
-    found = {"dithead": dithead.__version__}
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hash_weights(module: nn.Module) -> str:
-    """Hash of a module's parameters and buffers, names included."""
-    parts = []
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        parts.append(
-            f"{name} {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-        )
-    return mf.hash_of(*parts)
-
-
 class _Exporter:
     """One export into one folder."""
 
@@ -137,13 +99,14 @@ class _Exporter:
         models: Models,
         folder: Path,
         options: ExportOptions,
-        real: Cases,
+        real: Callable[[], Cases] | None,
         progress: Progress,
     ) -> None:
         self.models = models
         self.folder = folder
         self.options = options
-        self.real = real
+        self._record = real
+        self._real: Cases | None = None
         self.progress = progress
         self.report = ExportReport(folder)
         self.made: list[Path] = []
@@ -164,6 +127,13 @@ class _Exporter:
         entries = self.old.graphs if self.old else ()
         return next((entry for entry in entries if entry.name == name), None)
 
+    def real(self, name: str) -> list[Mapping[str, Tensor]]:
+        """Inputs of a graph met in practice; they are recorded when first something is made."""
+        if self._real is None:
+            self._real = self._record() if self._record else {}
+            self.report.real_inputs = bool(self._real)
+        return list(self._real.get(name, ()))
+
     def precisions(self, spec: GraphSpec) -> list[Precision]:
         """In which precisions a graph is needed."""
         wanted: list[Precision] = []
@@ -176,7 +146,8 @@ class _Exporter:
     def graph(self, spec: GraphSpec) -> mf.GraphEntry:
         """Everything of one graph."""
         module = self.models.module(spec.name)
-        weights = hash_weights(module)
+        (inputs, outputs), read = weights_read(module, lambda: self._ports(spec, module))
+        weights = hash_tensors(read)
         files: dict[str, mf.OnnxFile] = {}
         for precision in self.precisions(spec):
             files[precision] = self._onnx(spec, module, weights, precision, files.get("fp32"))
@@ -186,7 +157,6 @@ class _Exporter:
         old, onnx = self._old_entry(spec.name), tuple(files.values())
         if old is not None and old.onnx == onnx and old.engines == engines:
             return old
-        inputs, outputs = self._ports(spec, module)
         for engine in engines:
             _check_ports(spec.name, "inputs", engine.inputs, inputs)
             _check_ports(spec.name, "outputs", engine.outputs, outputs)
@@ -225,13 +195,13 @@ class _Exporter:
             repr(versions()),
             str(OPSET),
         )
-        real = list(self.real.get(spec.name, ()))
         old = self._old_entry(spec.name)
         for file in old.onnx if old else ():
             parts = [file.file, *([file.weights] if file.weights else [])]
             if file.file.key == key and all(part.path in self.whole for part in parts):
                 self.report.kept += len(parts)
                 return file
+        real = self.real(spec.name)
         generator = torch.Generator().manual_seed(SEED)
         config = self.models.config
         random = [example_inputs(spec, config, generator) for _ in range(RANDOM_CASES)]
@@ -329,7 +299,7 @@ def export_bundle(
     options: ExportOptions,
     *,
     models: Models | None = None,
-    real: Cases | None = None,
+    real: Callable[[], Cases] | None = None,
     progress: Progress = log.info,
 ) -> ExportReport:
     """Write a bundle, or bring one up to date.
@@ -338,7 +308,8 @@ def export_bundle(
         source: name of a packaged checkpoint, or a path.
         folder: the bundle's; made if need be.
         models: the checkpoint, where it is loaded already.
-        real: inputs met in practice, by graph, to validate on beside random ones.
+        real: gives inputs met in practice, by graph, to validate on beside random ones; called
+            only if a file is made.
         progress: told what is being made.
 
     Raises:
@@ -364,7 +335,7 @@ def export_bundle(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"cannot make the folder {folder} ({error.strerror})") from error
-    exporter = _Exporter(models, folder, options, real or {}, progress)
+    exporter = _Exporter(models, folder, options, real, progress)
     try:
         specs = graph_specs(options.largest_rectangle)
         specs = select(specs, options.graphs) if options.graphs else specs
@@ -403,7 +374,6 @@ def export_bundle(
     report = exporter.report
     report.seconds = time.perf_counter() - start
     report.bytes = sum(file.bytes for file in new.files())
-    report.real_inputs = bool(real)
     return report
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,13 +139,15 @@ def _run(args: argparse.Namespace) -> ExportReport:
         flavour=_flavour(args.engines, say),
         compute_capability=args.compute_capability,
     )
+    if args.clip is not None and not args.clip.is_file():
+        raise ConfigError(f"--clip {args.clip}: no such file")
     clip = args.clip or _demo_clip()
     models = Models.load(args.checkpoint, "cpu", args.audio_weights)
-    real = None
     if clip is None:
         say("comparing on random inputs alone: give --clip VIDEO to compare on real ones, too")
+        real = None
     else:
-        real = record_real_inputs(models, clip, options.largest_rectangle)
+        real = partial(record_real_inputs, models, clip, options.largest_rectangle)
     return export_bundle(
         args.checkpoint, args.output, options, models=models, real=real, progress=say
     )

@@ -94,9 +94,11 @@ class GraphEntry:
     onnx: tuple[OnnxFile, ...]
     engines: tuple[EngineFile, ...] = ()
 
-    def onnx_in(self, precision: str) -> OnnxFile | None:
-        """The file in a precision; graphs that are always float32 have just that."""
+    def onnx_for(self, precision: str) -> OnnxFile | None:
+        """The file to run in a precision; a graph that is always float32 has just that one."""
         by_precision = {file.precision: file for file in self.onnx}
+        if list(by_precision) == ["fp32"]:
+            return by_precision["fp32"]
         return by_precision.get(precision)
 
 

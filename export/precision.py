@@ -15,8 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dithead.config import DitHeadConfig
 from dithead.dit import Block
 from dithead.errors import ConfigError
+from dithead.export.graphs import graph_specs
+from dithead.pipeline import Models
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -106,3 +109,38 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> None:
             child.to(dtype)
         else:
             _convert(child, dtype)
+
+
+class ReducedGraphs:
+    """Graphs in reduced precision in PyTorch, which rounds as a GPU does: what a precision costs
+    can be measured with them on any machine.
+
+    Args:
+        models: the graphs in float32; those that stay float32 in a bundle are run as they are.
+    """
+
+    def __init__(self, models: Models, precision: Precision) -> None:
+        check_precision(precision)
+        self._models = models
+        self._precision: Precision = precision
+        self._reduced = {spec.name for spec in graph_specs() if spec.reduced}
+        self._modules: dict[str, nn.Module] = {}
+
+    @property
+    def config(self) -> DitHeadConfig:
+        """The model's configuration."""
+        return self._models.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be and outputs are."""
+        return self._models.device
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph: its inputs -> its outputs, in the table's order."""
+        if name not in self._reduced:
+            return self._models.run(name, *inputs)
+        if name not in self._modules:
+            self._modules[name] = reduce_precision(self._models.module(name), self._precision)
+        outputs = self._modules[name](*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)

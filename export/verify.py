@@ -1,5 +1,5 @@
-"""Running every engine of a bundle on a machine with a GPU, and comparing it with the ONNX file
-that it was built from."""
+"""Running every engine of a bundle on a machine with a GPU, and comparing it with the graph's ONNX
+file: the float32 one, or where the bundle has none, the one that the engine was built from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
         if not entry.engines:
             entries.append(entry)
             continue
-        source = entry.onnx_in("fp32") or entry.onnx[0]
+        source = entry.onnx_for("fp32") or entry.onnx[0]
         session = onnx_session(mf.check_file(folder, source.file))
         worst = 0.0
         for _ in range(CASES):

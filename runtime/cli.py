@@ -152,10 +152,9 @@ def _run(args: argparse.Namespace) -> Summary:
     from dithead.runtime.media import AudioSource, VideoSource
     from dithead.runtime.pipeline import stream_file
 
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, not {args.threads}")
-        torch.set_num_threads(args.threads)
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f"--threads must be at least 1, not {args.threads}")
+    threads = args.threads or torch.get_num_threads()
     device = _device(args.device)
     options = Options(args.steps, args.seed, args.reference, args.face, args.on_no_face)
     show = sys.stderr.isatty() and not args.quiet
@@ -171,12 +170,15 @@ def _run(args: argparse.Namespace) -> Summary:
         raise ConfigError(
             "--bundle holds its own weights: leave --checkpoint and --audio-weights out"
         )
+    # PyTorch's threads would wait busily beside ONNX Runtime's.
+    torch.set_num_threads(1 if backend == "onnxruntime" else threads)
     graphs = open_graphs(
         backend,
         checkpoint=getattr(args, "checkpoint", "tiny"),
         bundle=args.bundle,
         device=device,
         audio_weights=args.audio_weights,
+        threads=threads,
     )
     try:
         return stream_file(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import wave
 from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
@@ -17,11 +18,15 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from bundles import HAS_RTX, SMALL
 
+from dithead import checkpoint
 from dithead.audio import AudioConfig, load_audio_encoder
 from dithead.bench import footage
 from dithead.config import DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, VQGANConfig
 from dithead.errors import DitheadError
+from dithead.export import cli
+from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.face.detector import load_face_detector
 from dithead.face.mesh import load_face_mesh
 from dithead.model import DitHead
@@ -150,3 +155,38 @@ def tone_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(random_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small random model as a file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    model = random_models.dithead
+    checkpoint.save(path, model.state_dict(), model.config.to_dict())
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three graphs of the small random model."""
+    folder = tmp_path_factory.mktemp("small") / "bundle"
+    flavour = "tensorrt-rtx" if HAS_RTX else None
+    export_bundle(str(checkpoint_file), folder, ExportOptions(graphs=SMALL, flavour=flavour))
+    return folder
+
+
+@pytest.fixture
+def bundle_copy(small_bundle: Path, tmp_path: Path) -> Path:
+    """That bundle, to be damaged."""
+    return Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint as a whole bundle; DITHEAD_BUNDLE names one made before."""
+    if made := os.environ.get("DITHEAD_BUNDLE"):
+        return Path(made)
+    folder = tmp_path_factory.mktemp("shipped") / "bundle"
+    arguments = ["--fp16", "--largest-rectangle", "256", "-o", str(folder), "--quiet"]
+    assert cli.main(arguments) == 0
+    return folder

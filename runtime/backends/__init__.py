@@ -20,12 +20,14 @@ def open_graphs(
     bundle: Path | None = None,
     device: torch.device | str = "cpu",
     audio_weights: Path | None = None,
+    threads: int | None = None,
 ) -> Graphs:
     """Open a model for a back end; nothing else stands in for it.
 
     Args:
         checkpoint, audio_weights: read by ``torch`` only.
         bundle: folder written by dithead-export; read by the others.
+        threads: of a graph on the CPU, for ``onnxruntime``; None takes PyTorch's number.
 
     Raises:
         ConfigError: unknown back end, no bundle where one is needed, or one where none is read.
@@ -53,7 +55,7 @@ def open_graphs(
     if backend == "onnxruntime":
         from dithead.runtime.backends.onnxruntime import OnnxGraphs
 
-        return OnnxGraphs(bundle, where)
+        return OnnxGraphs(bundle, where, threads)
     from dithead.runtime.backends.tensorrt import EngineGraphs
 
     return EngineGraphs(bundle, where, backend)

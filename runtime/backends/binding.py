@@ -57,14 +57,19 @@ def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.devi
             )
 
 
-def allocate(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Empty outputs, open dimensions taken from the inputs."""
-    sizes = {
+def open_sizes(entry: GraphEntry, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """The sizes that a graph's open dimensions have in its inputs, by name."""
+    return {
         n: m
         for port, value in zip(entry.inputs, inputs, strict=True)
         for n, m in zip(port.shape, value.shape, strict=True)
         if isinstance(n, str)
     }
+
+
+def allocate(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Empty outputs, open dimensions taken from the inputs."""
+    sizes = open_sizes(entry, inputs)
     return [
         torch.empty(
             [sizes[n] if isinstance(n, str) else n for n in port.shape],

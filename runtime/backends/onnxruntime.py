@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,25 @@ from torch import Tensor
 from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
 from dithead.export.manifest import GraphEntry, check_file
 from dithead.export.onnx import load_onnxruntime
-from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs
+from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs, open_sizes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+KEPT_SIZES = 4
+"""Sizes, such as a frame's, for which a graph is kept open at a time."""
 
 
 class OnnxGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's ONNX files.
 
     On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened at
-    their first use, and checked against the manifest before.
+    their first use, and checked against the manifest before. Where a graph leaves dimensions open,
+    it is opened for each size that it meets: then no arithmetic on shapes is left to run, which the
+    CUDA provider would hand to the CPU.
 
     Args:
         bundle: folder written by dithead-export.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: of one graph on the CPU; None takes PyTorch's number.
+        threads: of a graph on the CPU; None takes PyTorch's number.
 
     Raises:
         BackendUnavailable: ONNX Runtime or its provider for the device is not there.
@@ -56,8 +61,8 @@ class OnnxGraphs(BundleGraphs):
             )
         self._precision = "fp32" if target == "cpu" else self._manifest.precision
         self._threads = threads or torch.get_num_threads()
-        self._sessions: dict[str, Any] = {}
-        self._entries: dict[str, GraphEntry] = {}
+        self._paths: dict[str, Path] = {}
+        self._sessions: dict[str, OrderedDict[tuple[tuple[str, int], ...], Any]] = {}
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.
@@ -65,9 +70,9 @@ class OnnxGraphs(BundleGraphs):
         Raises:
             ExportError: the bundle has no such graph, or its file is missing or damaged.
         """
-        session = self._session(name)
-        entry = self._entries[name]
+        entry = self._manifest.graph(name)
         check_inputs(entry, inputs, self._device)
+        session = self._session(entry, inputs)
         names = [port.name for port in entry.outputs]
         if self._device.type == "cpu":
             feeds = {
@@ -100,27 +105,41 @@ class OnnxGraphs(BundleGraphs):
             raise StreamError(f"graph '{entry.name}' failed in ONNX Runtime: {error}") from error
         return tuple(outputs)
 
-    def _session(self, name: str) -> Any:
-        if name not in self._sessions:
-            entry = self._manifest.graph(name)
-            file = entry.onnx_in(self._precision) or entry.onnx_in("fp32")
+    def _session(self, entry: GraphEntry, inputs: tuple[Tensor, ...]) -> Any:
+        sizes = tuple(sorted(open_sizes(entry, inputs).items()))
+        sessions = self._sessions.setdefault(entry.name, OrderedDict())
+        if sizes not in sessions:
+            sessions[sizes] = self._open(self._path(entry), entry.name, sizes)
+            if len(sessions) > KEPT_SIZES:
+                sessions.popitem(last=False)
+        sessions.move_to_end(sizes)
+        return sessions[sizes]
+
+    def _path(self, entry: GraphEntry) -> Path:
+        """The file of a graph, checked once."""
+        if entry.name not in self._paths:
+            file = entry.onnx_for(self._precision)
             if file is None:
                 raise ExportError(
-                    f"{self._bundle} has graph '{name}' neither in {self._precision} nor in fp32: "
-                    "export again"
+                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}: export "
+                    "again"
                 )
             path = check_file(self._bundle, file.file)
             if file.weights is not None:
                 check_file(self._bundle, file.weights)
-            self._sessions[name] = self._open(path, name)
-            self._entries[name] = entry
-        return self._sessions[name]
+            self._paths[entry.name] = path
+        return self._paths[entry.name]
 
-    def _open(self, path: Path, name: str) -> Any:
+    def _open(self, path: Path, name: str, sizes: tuple[tuple[str, int], ...]) -> Any:
         options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        for dimension, size in sizes:
+            options.add_free_dimension_override_by_name(dimension, size)
         provider: Any = self.provider
+        options.intra_op_num_threads = self._threads
+        # Every graph has its threads, which would go on waiting busily while the next one runs.
+        # (One pool for the whole process would not let it open sessions of its own any more.)
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._device.type == "cuda":
             # A node that the provider cannot take is an error, never a slip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

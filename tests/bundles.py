@@ -1,0 +1,23 @@
+"""What the tests of bundles share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dithead.export import tensorrt
+from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
+from dithead.pipeline import Models
+
+SMALL = ("dit_step", "dit_context", "noise")
+HAS_RTX = tensorrt.installed_flavour() == "tensorrt-rtx"
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX is not installed")
+
+
+def spec_of(name: str) -> GraphSpec:
+    return select(graph_specs(128), [name])[0]
+
+
+def cases(name: str, models: Models, count: int = 2) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [example_inputs(spec_of(name), models.config, generator) for _ in range(count)]

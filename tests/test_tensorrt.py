@@ -1,0 +1,65 @@
+"""Building TensorRT engines, on a machine without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bundles import cases, needs_rtx, spec_of
+
+from dithead.errors import BackendUnavailable, ConfigError, ExportError
+from dithead.export import manifest as mf
+from dithead.export import tensorrt
+from dithead.export.onnx import export_onnx
+from dithead.pipeline import Models
+
+pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
+pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
+
+
+@needs_rtx
+def test_engines_can_be_narrowed_to_one_gpu(random_models: Models, tmp_path: Path) -> None:
+    spec = spec_of("dit_context")
+    path = tmp_path / "dit_context.onnx"
+    export_onnx(
+        random_models.module("dit_context"), spec, cases("dit_context", random_models)[0], path
+    )
+    built = tensorrt.build_engine(path, spec, "tensorrt-rtx", "8.9")
+    assert len(built.data) > 1000
+    assert [port.name for port in built.inputs] == ["window"]
+    with pytest.raises(ConfigError, match=r"unknown compute capability '1.0'.*8\.9"):
+        tensorrt.build_engine(path, spec, "tensorrt-rtx", "1.0")
+
+
+@needs_rtx
+def test_what_tensorrt_cannot_parse_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "noise.onnx"
+    path.write_bytes(b"this is no protobuf")
+    with pytest.raises(ExportError, match=r"graph 'noise'.*cannot parse noise\.onnx"):
+        tensorrt.build_engine(path, spec_of("noise"), "tensorrt-rtx")
+
+
+def test_a_placeholder_of_tensorrt_is_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    with pytest.raises(BackendUnavailable, match=r"placeholder.*NVIDIA's own package index"):
+        tensorrt.load_flavour("tensorrt")
+    with pytest.raises(ConfigError, match="unknown TensorRT flavour"):
+        tensorrt.load_flavour("tensorrt-11")  # type: ignore[arg-type]
+
+
+def test_an_engine_of_another_version_is_refused(small_bundle: Path) -> None:
+    from dithead.runtime.backends.tensorrt import find_engine
+
+    entry = mf.read_manifest(small_bundle).graph("dit_step")
+    if not entry.engines:
+        pytest.skip("TensorRT-RTX is not installed")
+    version = entry.engines[0].version
+    assert find_engine(entry, "tensorrt-rtx", version, small_bundle) == entry.engines[0]
+    with pytest.raises(ExportError, match=r"tensorrt-rtx 99\.0 is installed: export again"):
+        find_engine(entry, "tensorrt-rtx", "99.0", small_bundle)
+    with pytest.raises(ExportError, match="no engine for graph"):
+        find_engine(replace(entry, engines=()), "tensorrt", version, small_bundle)

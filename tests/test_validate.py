@@ -1,0 +1,145 @@
+"""Every file equal to PyTorch; what is not is refused by name."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bundles import cases, spec_of
+
+from dithead.errors import ConfigError, ExportError
+from dithead.export.graphs import graph_specs
+from dithead.export.onnx import check_names, export_onnx
+from dithead.export.precision import reduce_precision
+from dithead.export.validate import (
+    TOLERANCES,
+    Recorder,
+    layer_outputs,
+    relative_error,
+    run_torch,
+    to_arrays,
+    validate,
+    validate_precision,
+)
+from dithead.pipeline import Models, Options, revoice
+
+pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
+pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
+
+
+def test_an_overflow_in_fp16_is_refused_with_its_layer(random_models: Models) -> None:
+    module = copy.deepcopy(random_models.module("dit_step"))
+    block = module.dit.blocks[1]  # type: ignore[union-attr,index]
+    with torch.no_grad():
+        block.mlp_in.weight.mul_(1e4)
+        block.mlp_out.weight.mul_(1e4)
+    spec, inputs = spec_of("dit_step"), cases("dit_step", random_models)
+    reduced = reduce_precision(module, "fp16")
+    message = r"'dit_step' is refused.*NaN or infinite.*in layer 'dit\.blocks\.1\.mlp_out'"
+    with pytest.raises(ExportError, match=message):
+        validate_precision(module, reduced, spec, inputs, TOLERANCES["fp16"])
+    sound = random_models.module("dit_step")
+    validate_precision(sound, reduce_precision(sound, "fp16"), spec, inputs, TOLERANCES["fp16"])
+
+
+def test_a_wrong_value_is_refused_with_its_layer(random_models: Models, tmp_path: Path) -> None:
+    module = random_models.module("dit_step")
+    wrong = copy.deepcopy(module)
+    with torch.no_grad():
+        wrong.dit.blocks[1].mlp_in.bias.add_(0.3)  # type: ignore[union-attr,index]
+    spec, inputs = spec_of("dit_step"), cases("dit_step", random_models)
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    export_onnx(module, spec, inputs[0], good)
+    export_onnx(wrong, spec, inputs[0], bad)
+    assert validate(good, module, spec, inputs, TOLERANCES["fp32"]) < 1e-4
+    with pytest.raises(ExportError, match=r"off by .* first in layer 'dit\.blocks\.1\.mlp_in'"):
+        validate(bad, module, spec, inputs, TOLERANCES["fp32"], good)
+
+
+def test_a_renamed_output_is_refused(random_models: Models, tmp_path: Path) -> None:
+    import onnx
+
+    spec = spec_of("dit_context")
+    path = tmp_path / "dit_context.onnx"
+    export_onnx(
+        random_models.module("dit_context"), spec, cases("dit_context", random_models)[0], path
+    )
+    model = onnx.load(str(path))
+    old = model.graph.output[0].name
+    model.graph.output[0].name = "renamed"
+    for node in model.graph.node:
+        node.output[:] = ["renamed" if name == old else name for name in node.output]
+    onnx.save(model, str(path))
+    with pytest.raises(ExportError, match=r"'dit_context': its outputs are \['renamed'\]"):
+        check_names(path, spec)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    "name", ["masked_encoder", "audio_encoder", "dit_context", "dit_step", "face_decoder"]
+)
+def test_reduced_graphs_stay_close(random_models: Models, name: str, precision: str) -> None:
+    spec = spec_of(name)
+    module = random_models.module(name)
+    reduced = reduce_precision(module, precision)  # type: ignore[arg-type]
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    assert any(p.dtype == dtype for p in reduced.parameters())
+    assert not any(p.dtype == dtype for p in module.parameters()), "the original must not change"
+    for inputs in cases(name, random_models):
+        expected, found = (run_torch(m, spec, inputs) for m in (module, reduced))
+        for output in spec.outputs:
+            assert relative_error(found[output], expected[output]) < TOLERANCES[precision]
+
+
+def test_float32_is_the_module_itself(random_models: Models) -> None:
+    module = random_models.module("dit_step")
+    assert reduce_precision(module, "fp32") is module
+    with pytest.raises(ConfigError, match="fp32, fp16, bf16"):
+        reduce_precision(module, "fp8")  # type: ignore[arg-type]
+
+
+def test_open_dimensions_take_other_sizes(random_models: Models, tmp_path: Path) -> None:
+    spec = spec_of("face_landmarks")
+    path = tmp_path / "face_landmarks.onnx"
+    first, second, third = cases("face_landmarks", random_models, 3)
+    export_onnx(random_models.module("face_landmarks"), spec, first, path)
+    assert len({tuple(c["frame"].shape) for c in (first, second, third)}) > 1
+    validate(path, random_models.module("face_landmarks"), spec, [second, third], 1e-4)
+
+
+def test_layers_are_named_as_in_pytorch(random_models: Models, tmp_path: Path) -> None:
+    spec, inputs = spec_of("dit_step"), cases("dit_step", random_models)[0]
+    path = tmp_path / "dit_step.onnx"
+    export_onnx(random_models.module("dit_step"), spec, inputs, path)
+    names = list(layer_outputs(path, to_arrays(inputs)))
+    assert names.index("dit.blocks.0.qkv") < names.index("dit.blocks.1.qkv")
+    assert not path.with_name(".dit_step.layers.onnx").exists()
+
+
+def test_relative_error_sees_what_matters() -> None:
+    ones = np.ones((2, 2), np.float32)
+    assert relative_error(ones, ones) == 0
+    assert relative_error(ones * 1.01, ones) == pytest.approx(0.01, rel=1e-3)
+    assert relative_error(ones * np.nan, ones) == float("inf")
+    assert relative_error(ones[:1], ones) == float("inf")
+    assert relative_error(ones.astype(np.float64), ones) == float("inf")
+    grey = np.full((100,), 7, np.uint8)
+    off = grey.copy()
+    off[0] = 8
+    assert relative_error(off, grey) == pytest.approx(0.01 / 255)
+    off[0] = 9
+    assert relative_error(off, grey) == pytest.approx(2 / 255)
+
+
+def test_recorder_keeps_what_graphs_meet(random_models: Models, astronaut: np.ndarray) -> None:
+    picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
+    recorder = Recorder(random_models, graph_specs(512), keep=2)
+    frames = [(picture, i / 25) for i in range(9)]
+    plain = list(revoice(iter(frames), torch.zeros(8000), random_models, Options()))
+    recorded = list(revoice(iter(frames), torch.zeros(8000), recorder, Options()))
+    assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+    assert len(recorder.cases["dit_step"]) == 2
+    assert set(recorder.cases["dit_step"][0]) == set(spec_of("dit_step").inputs)
