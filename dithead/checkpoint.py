@@ -44,8 +44,17 @@ def resolve(source: str | Path) -> Path:
     Raises:
         CheckpointError: no packaged one goes by the name.
     """
-    looks_like_path = "/" in str(source) or str(source).endswith(".safetensors")
-    return Path(source) if looks_like_path else asset_path(str(source))
+    if "/" in str(source) or str(source).endswith(".safetensors"):
+        return Path(source)
+    from dithead.config import PRESETS  # which in turn needs the encoders, and those this file
+
+    packaged = [name for name in PRESETS if (ASSETS / f"{name}.safetensors").is_file()]
+    if source not in packaged:
+        raise CheckpointError(
+            f"no packaged checkpoint named {str(source)!r} (packaged: {', '.join(packaged)}); "
+            "give the path of a .safetensors file instead"
+        )
+    return asset_path(str(source))
 
 
 def save(

@@ -67,16 +67,17 @@ class FaceCrop(nn.Module):
 class MaskedEncoder(nn.Module):
     """``masked_encoder``: masks the lower face of a crop and encodes what is left."""
 
+    mask: Tensor
+
     def __init__(self, config: FaceConfig, masked_vqgan: VQGAN) -> None:
         super().__init__()
-        self.config = config
         self.masked_vqgan = masked_vqgan
+        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1))
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, crop: Tensor) -> Tensor:
         """Face crop (1, 3, S, S) in [-1, 1] -> masked latent (1, C, s, s)."""
-        polygon = mask_polygon(1, crop.device)
-        mask = crop_mask(self.config.crop_px, self.config.mask_softness, polygon)
-        return self.masked_vqgan.encode(mask_out(crop, mask))
+        return self.masked_vqgan.encode(mask_out(crop, self.mask))
 
 
 class ReferenceEncoder(nn.Module):

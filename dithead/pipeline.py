@@ -16,7 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dithead.audio import AudioEncoder, AudioWindow, encode_audio, load_audio_encoder
+from dithead.audio import (
+    AudioEncoder,
+    AudioWindow,
+    Wav2Vec2Encoder,
+    encode_audio,
+    load_audio_encoder,
+    random_wav2vec2,
+)
+from dithead.audio.config import WAV2VEC2
 from dithead.config import DitHeadConfig
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
@@ -96,6 +104,22 @@ class Models:
         audio = load_audio_encoder(dithead.config.audio, audio_weights)
         modules: list[nn.Module] = [dithead, audio, load_face_detector(), load_face_mesh()]
         return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]
+
+    @classmethod
+    def random(cls, config: DitHeadConfig) -> Models:
+        """Random weights behind the packaged face and speech models, for measuring sizes and speed;
+        wav2vec2 is random, too. On the CPU."""
+        dithead = DitHead(config)
+        for parameter in dithead.dit.parameters():
+            if not parameter.any():  # what is zero before training would hide the rest
+                nn.init.normal_(parameter, std=0.02)
+        audio: AudioEncoder
+        if config.audio.encoder == WAV2VEC2:
+            audio = Wav2Vec2Encoder(config.audio, random_wav2vec2())
+        else:
+            audio = load_audio_encoder(config.audio)
+        dithead.eval().requires_grad_(False)
+        return cls(dithead, audio, load_face_detector(), load_face_mesh())
 
     @property
     def config(self) -> DitHeadConfig:

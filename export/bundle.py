@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.errors import ConfigError, ExportError
 from dithead.export import manifest as mf
-from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
+from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select, with_batch
 from dithead.export.keys import hash_tensors, source_hash, versions, weights_read
-from dithead.export.onnx import OPSET, export_onnx, external_files, require_onnx
+from dithead.export.onnx import OPSETS, export_onnx, external_files, require_onnx
 from dithead.export.precision import Precision, check_precision, reduce_precision
 from dithead.export.tensorrt import (
     MODULES,
@@ -60,19 +60,19 @@ class ExportOptions:
     """Which TensorRT builds the engines; None for no engines."""
     compute_capability: str = PORTABLE
     """Such as ``8.9``: narrows engines to one kind of GPU."""
+    batches: tuple[int, ...] = (1,)
+    """How many streams an engine works for at once; one engine for each number, of each graph that
+    streams can share."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        if self.precision == "bf16":
-            raise ConfigError(
-                "bf16 cannot be proven yet: ONNX Runtime has no bfloat16 convolutions on a CPU; "
-                "choose fp16 or fp32"
-            )
         if not self.targets or set(self.targets) - set(TARGETS):
             raise ConfigError(
                 f"targets must be one or more of {', '.join(TARGETS)}, "
                 f"not {','.join(self.targets)!r}"
             )
+        if not self.batches or min(self.batches) < 1:
+            raise ConfigError(f"batches must be one or more numbers from 1, not {self.batches}")
 
 
 @dataclass(slots=True)
@@ -151,16 +151,18 @@ class _Exporter:
         files: dict[str, mf.OnnxFile] = {}
         for precision in self.precisions(spec):
             files[precision] = self._onnx(spec, module, weights, precision, files.get("fp32"))
-        engines: tuple[mf.EngineFile, ...] = ()
+        engines: list[mf.EngineFile] = []
         if spec.engine and self.options.flavour and "gpu" in self.options.targets:
-            engines = (self._engine(spec, self.options.flavour, list(files.values())[-1]),)
+            source, flavour = list(files.values())[-1], self.options.flavour
+            for batch in sorted(set(self.options.batches)) if spec.shared else (1,):
+                engines.append(self._engine(spec, flavour, source, batch))
         old, onnx = self._old_entry(spec.name), tuple(files.values())
-        if old is not None and old.onnx == onnx and old.engines == engines:
+        if old is not None and old.onnx == onnx and old.engines == tuple(engines):
             return old
         for engine in engines:
-            _check_ports(spec.name, "inputs", engine.inputs, inputs)
-            _check_ports(spec.name, "outputs", engine.outputs, outputs)
-        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, engines)
+            _check_ports(spec.name, "inputs", engine.inputs, inputs, engine.batch)
+            _check_ports(spec.name, "outputs", engine.outputs, outputs, engine.batch)
+        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, tuple(engines))
 
     def _ports(
         self, spec: GraphSpec, module: nn.Module
@@ -193,7 +195,7 @@ class _Exporter:
             weights,
             source_hash(),
             repr(versions()),
-            str(OPSET),
+            repr(spec.dynamic),
         )
         old = self._old_entry(spec.name)
         for file in old.onnx if old else ():
@@ -204,7 +206,10 @@ class _Exporter:
         real = self.real(spec.name)
         generator = torch.Generator().manual_seed(SEED)
         config = self.models.config
-        random = [example_inputs(spec, config, generator) for _ in range(RANDOM_CASES)]
+        # The first is what the graph is traced with, which must not take a batch of 1 for a rule.
+        batches = [max(self.options.batches), *self.options.batches][:RANDOM_CASES]
+        batches += [1] * (RANDOM_CASES - len(batches))
+        random = [example_inputs(spec, config, generator, batch) for batch in batches]
         name = f"{spec.name}.{precision}.{key[:8]}.onnx"
         self.progress(f"{spec.name} ({precision}): ONNX")
         path = self.folder / name
@@ -213,7 +218,7 @@ class _Exporter:
         tolerance, reduced = TOLERANCES[precision], reduce_precision(module, precision)
         if reduced is not module:
             validate_precision(module, reduced, spec, [*random, *real], tolerance)
-        export_onnx(reduced, spec, random[0], path, metadata)
+        export_onnx(reduced, spec, random[0], path, metadata, OPSETS[precision])
         beside = external_files(path)
         self.made += beside
         fp32 = None if reference is None else self.folder / reference.file.path
@@ -231,7 +236,9 @@ class _Exporter:
     def _file(self, path: Path, key: str) -> mf.BundleFile:
         return mf.BundleFile(path.name, mf.hash_file(path), path.stat().st_size, key)
 
-    def _engine(self, spec: GraphSpec, flavour: Flavour, source: mf.OnnxFile) -> mf.EngineFile:
+    def _engine(
+        self, spec: GraphSpec, flavour: Flavour, source: mf.OnnxFile, batch: int
+    ) -> mf.EngineFile:
         library = str(load_flavour(flavour).__version__)
         capability = self.options.compute_capability
         key = mf.hash_of(
@@ -241,6 +248,7 @@ class _Exporter:
             library,
             capability,
             repr(spec.dynamic),
+            str(batch),
             source_hash(),
         )
         old = self._old_entry(spec.name)
@@ -249,11 +257,14 @@ class _Exporter:
                 self.report.kept += 1
                 self.report.engines += 1
                 return engine
-        self.progress(f"{spec.name} ({source.precision}): {flavour} engine")
+        of_streams = f" for {batch} streams" if batch > 1 else ""
+        self.progress(f"{spec.name} ({source.precision}): {flavour} engine{of_streams}")
         name = f"{spec.name}.{source.precision}.{key[:8]}.engine"
         path = self.folder / name
         cache_path = self.folder / f".{MODULES[flavour]}.timing"
-        built = build_engine(self.folder / source.file.path, spec, flavour, capability, cache_path)
+        sizes = {"B": batch} if spec.shared else None
+        onnx = self.folder / source.file.path
+        built = build_engine(onnx, spec, flavour, capability, cache_path, sizes)
         self.made += [path, path.with_suffix(".log")]
         path.write_bytes(built.data)
         path.with_suffix(".log").write_text("\n".join(built.log.lines) + "\n")
@@ -264,7 +275,7 @@ class _Exporter:
             library,
             source.precision,
             capability,
-            1,
+            batch,
             self._file(path, key),
             built.inputs,
             built.outputs,
@@ -278,10 +289,13 @@ class _Exporter:
 
 
 def _check_ports(
-    graph: str, kind: str, found: tuple[mf.Port, ...], wanted: tuple[mf.Port, ...]
+    graph: str, kind: str, found: tuple[mf.Port, ...], wanted: tuple[mf.Port, ...], batch: int
 ) -> None:
-    """Raise ExportError where an engine's ports are not those of its graph; by name, in any
-    order."""
+    """Raise ExportError where an engine's ports are not those of its graph for so many streams; by
+    name, in any order."""
+    wanted = tuple(
+        replace(port, shape=tuple(batch if n == "B" else n for n in port.shape)) for port in wanted
+    )
     by_name = {port.name: port for port in found}
     if not all(_same(by_name.get(port.name), port) for port in wanted):
         raise ExportError(f"graph '{graph}': the engine's {kind} are {found}, expected {wanted}")
@@ -294,7 +308,7 @@ def _same(found: mf.Port | None, wanted: mf.Port) -> bool:
 
 
 def export_bundle(
-    source: str,
+    source: str | None,
     folder: Path,
     options: ExportOptions,
     *,
@@ -305,9 +319,9 @@ def export_bundle(
     """Write a bundle, or bring one up to date.
 
     Args:
-        source: name of a packaged checkpoint, or a path.
+        source: name of a packaged checkpoint, or a path; None where ``models`` have random weights.
         folder: the bundle's; made if need be.
-        models: the checkpoint, where it is loaded already.
+        models: the checkpoint, where it is loaded already, or random weights.
         real: gives inputs met in practice, by graph, to validate on beside random ones; called
             only if a file is made.
         progress: told what is being made.
@@ -323,7 +337,10 @@ def export_bundle(
             compute_capability_name(library, options.compute_capability)
     elif options.compute_capability != PORTABLE:
         raise ConfigError("a compute capability narrows engines, and none are to be built")
-    models = models or Models.load(source)
+    if models is None:
+        if source is None:
+            raise ConfigError("give a checkpoint or models to export")
+        models = Models.load(source)
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder} is a file: choose a folder for the bundle")
     if folder.is_dir() and _foreign(folder) and not (folder / mf.MANIFEST).is_file():
@@ -339,6 +356,8 @@ def export_bundle(
     try:
         specs = graph_specs(options.largest_rectangle)
         specs = select(specs, options.graphs) if options.graphs else specs
+        if (most := max(options.batches)) > 1:
+            specs = [with_batch(spec, models.config, most) for spec in specs]
         dropped = {e.name for e in exporter.old.graphs} if exporter.old else set()
         dropped -= {spec.name for spec in specs}
         if options.graphs and dropped:
@@ -349,8 +368,8 @@ def export_bundle(
         graphs = tuple(exporter.graph(spec) for spec in specs)
         new = mf.Manifest(
             config=models.config.to_dict(),
-            checkpoint=str(source),
-            checkpoint_sha256=mf.hash_file(checkpoint.resolve(source)),
+            checkpoint=source or f"random weights, preset {models.config.preset}",
+            checkpoint_sha256=mf.hash_file(checkpoint.resolve(source)) if source else "",
             precision=options.precision,
             targets=options.targets,
             largest_rectangle=options.largest_rectangle,
@@ -380,7 +399,8 @@ def export_bundle(
 def _foreign(folder: Path) -> list[Path]:
     """Files that no export made; one that was killed may have left some of ours."""
     ours = re.compile(
-        r"[\w.]+\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)|\..+\.(timing|tmp|layers\.onnx)"
+        r"[\w.]+\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)"
+        r"|\..+\.(timing|tmp|layers\.onnx|widened\.onnx)"
     )
     return [path for path in folder.iterdir() if not ours.fullmatch(path.name)]
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dithead.errors import BackendUnavailable, ConfigError, DitheadError
+from dithead.command import add_checkpoint_arguments, run_command
+from dithead.errors import BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
-    from dithead.export.bundle import ExportReport
+    from dithead.export.bundle import ExportOptions, ExportReport
     from dithead.export.tensorrt import Flavour
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise KeyboardInterrupt  # so that nothing half-written is left
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,18 +30,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", type=Path, default=Path("bundle"), help="the bundle"
     )
+    add_checkpoint_arguments(parser)
     parser.add_argument(
-        "--checkpoint", default="tiny", help="name of a packaged checkpoint, or a .safetensors file"
-    )
-    parser.add_argument(
-        "--audio-weights",
-        metavar="FOLDER",
-        type=Path,
-        help="speech encoder of a checkpoint that does not use the packaged one (wav2vec2)",
+        "--preset",
+        help="random weights in the shapes of a preset, instead of a checkpoint: to measure sizes, "
+        "times and memory",
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
-        "--precision", default="fp16", help="of the graphs for a GPU: fp32 or fp16"
+        "--precision", default="fp16", help="of the graphs for a GPU: fp32, fp16 or bf16"
     )
     precision.add_argument(
         "--fp16", dest="precision", action="store_const", const="fp16", help="--precision fp16"
@@ -65,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X.Y",
         default="portable",
         help="narrow TensorRT-RTX engines to one kind of GPU, such as 8.9",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="N,...",
+        default="1",
+        help="engines that work for so many streams at once, such as 1,2,4,8",
     )
     parser.add_argument(
         "--largest-rectangle",
@@ -96,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--batch takes numbers separated by commas, such as 1,2,4,8, not {text!r}"
+        ) from None
+
+
 def _flavour(choice: str, say: Callable[[str], None]) -> Flavour | None:
     from dithead.export.tensorrt import installed_flavour, load_flavour
 
@@ -122,8 +129,27 @@ def _demo_clip() -> Path | None:
         return None
 
 
-def _run(args: argparse.Namespace) -> ExportReport:
-    from dithead.export.bundle import ExportOptions, export_bundle
+def _options(args: argparse.Namespace, say: Callable[[str], None]) -> ExportOptions:
+    from dithead.export.bundle import ExportOptions
+
+    if args.preset is not None and (hasattr(args, "checkpoint") or args.audio_weights):
+        raise ConfigError("--preset draws its weights: leave --checkpoint and --audio-weights out")
+    if args.clip is not None and not args.clip.is_file():
+        raise ConfigError(f"--clip {args.clip}: no such file")
+    return ExportOptions(
+        precision=args.precision,
+        targets=tuple(part for part in args.targets.split(",") if part),
+        largest_rectangle=args.largest_rectangle,
+        graphs=tuple(part for part in args.graphs.split(",") if part),
+        flavour=_flavour(args.engines, say),
+        compute_capability=args.compute_capability,
+        batches=_batches(args.batch),
+    )
+
+
+def _export(args: argparse.Namespace) -> ExportReport:
+    from dithead.config import preset
+    from dithead.export.bundle import export_bundle
     from dithead.export.record import record_real_inputs
     from dithead.pipeline import Models
 
@@ -131,26 +157,20 @@ def _run(args: argparse.Namespace) -> ExportReport:
         if not args.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    options = ExportOptions(
-        precision=args.precision,
-        targets=tuple(part for part in args.targets.split(",") if part),
-        largest_rectangle=args.largest_rectangle,
-        graphs=tuple(part for part in args.graphs.split(",") if part),
-        flavour=_flavour(args.engines, say),
-        compute_capability=args.compute_capability,
-    )
-    if args.clip is not None and not args.clip.is_file():
-        raise ConfigError(f"--clip {args.clip}: no such file")
-    clip = args.clip or _demo_clip()
-    models = Models.load(args.checkpoint, "cpu", args.audio_weights)
+    options = _options(args, say)
+    clip = args.clip
+    if args.preset is None:
+        source = getattr(args, "checkpoint", "tiny")
+        models = Models.load(source, "cpu", args.audio_weights)
+        clip = clip or _demo_clip()
+    else:
+        source, models = None, Models.random(preset(args.preset))
     if clip is None:
         say("comparing on random inputs alone: give --clip VIDEO to compare on real ones, too")
         real = None
     else:
         real = partial(record_real_inputs, models, clip, options.largest_rectangle)
-    return export_bundle(
-        args.checkpoint, args.output, options, models=models, real=real, progress=say
-    )
+    return export_bundle(source, args.output, options, models=models, real=real, progress=say)
 
 
 def _as_text(report: ExportReport) -> str:
@@ -171,35 +191,33 @@ def _as_text(report: ExportReport) -> str:
     return "\n".join(lines)
 
 
+def _verify(args: argparse.Namespace) -> None:
+    from dithead.export.verify import verify_bundle
+
+    errors = verify_bundle(args.verify)
+    if args.json:
+        print(json.dumps(errors, indent=2))
+    elif not args.quiet:
+        for name, error in errors.items():
+            print(f"{name}: off by {error:.1e} relative")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``dithead-export``.
 
     Returns:
-        0 done, 1 failed, 2 misused, 130 interrupted.
+        0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
     args = _parser().parse_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(level=logging.WARNING)
-    try:
-        if args.verify is not None:
-            from dithead.export.verify import verify_bundle
 
-            results = verify_bundle(args.verify)
-            print(json.dumps(results, indent=2))
-            return 0
-        report = _run(args)
-    except ConfigError as error:
-        print(f"dithead-export: {error}", file=sys.stderr)
-        return 2
-    except DitheadError as error:
-        print(f"dithead-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("dithead-export: interrupted; the bundle is as it was", file=sys.stderr)
-        return 130
-    if args.json:
-        print(json.dumps({**asdict(report), "folder": str(report.folder)}, indent=2))
-    elif not args.quiet:
-        print(_as_text(report))
-    return 0
+    def run() -> None:
+        if args.verify is not None:
+            return _verify(args)
+        report = _export(args)
+        if args.json:
+            print(json.dumps({**asdict(report), "folder": str(report.folder)}, indent=2))
+        elif not args.quiet:
+            print(_as_text(report))
+
+    return run_command("dithead-export", run, "the bundle is as it was")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,11 @@ class Axis:
     most: int
 
 
+_SHARED = (
+    *("masked_encoder", "reference_encoder", "audio_encoder"),
+    *("dit_context", "dit_step", "face_decoder"),
+)
+"""Graphs that can work for several streams at once."""
 _HEIGHT, _WIDTH = Axis("H", *FRAME_RANGE), Axis("W", *FRAME_RANGE)
 _HEIGHT_BETWEEN, _WIDTH_BETWEEN = Axis("H", *INTERPOLATED_RANGE), Axis("W", *INTERPOLATED_RANGE)
 
@@ -54,6 +59,11 @@ class GraphSpec:
     work is geometry, and coordinates in float16 are off by up to half a pixel from 1024 on."""
     dynamic: Mapping[str, Mapping[int, Axis]] = field(default_factory=dict)
     """Open dimensions, by input or output and position."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether it takes several streams at once: whether it has a dimension ``B``."""
+        return any(axis.name == "B" for axes in self.dynamic.values() for axis in axes.values())
 
 
 def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
@@ -127,6 +137,17 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
     return specs
 
 
+def with_batch(spec: GraphSpec, config: DitHeadConfig, most: int) -> GraphSpec:
+    """A graph that takes up to so many streams at once, where it is one that streams can share:
+    dimension ``B`` is open in its inputs and outputs."""
+    if spec.name not in _SHARED:
+        return spec
+    axis = Axis("B", 1, most, most)
+    keys = 0 if config.dit.conditioning == "paper" else 2  # behind the block, and key or value
+    ports = {name: keys if name == "context" else 0 for name in (*spec.inputs, *spec.outputs)}
+    return replace(spec, dynamic={name: {position: axis} for name, position in ports.items()})
+
+
 def select(specs: Iterable[GraphSpec], names: Iterable[str]) -> list[GraphSpec]:
     """The specs that go by names; ``face_crop`` and ``face_blend`` stand for all sizes.
 
@@ -141,9 +162,13 @@ def select(specs: Iterable[GraphSpec], names: Iterable[str]) -> list[GraphSpec]:
 
 
 def example_inputs(
-    spec: GraphSpec, config: DitHeadConfig, generator: torch.Generator
+    spec: GraphSpec, config: DitHeadConfig, generator: torch.Generator, batch: int = 1
 ) -> dict[str, Tensor]:
-    """Random inputs of a graph, in the range that it meets; open dimensions are drawn, too."""
+    """Random inputs of a graph, in the range that it meets; open sizes of frames are drawn, too.
+
+    Args:
+        batch: streams at once, for a graph from :func:`with_batch`.
+    """
     kind, _, side_text = spec.name.partition(".")
     side = int(side_text or 0)
     crop_px, latent = config.face.crop_px, config.latent_size
@@ -156,8 +181,8 @@ def example_inputs(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    def integer(low: int, high: int) -> Tensor:
-        return torch.randint(low, high, (1,), generator=generator)
+    def integer(low: int, high: int, count: int = 1) -> Tensor:
+        return torch.randint(low, high, (count,), generator=generator)
 
     def picture(height: int, width: int) -> Tensor:
         return torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
@@ -173,12 +198,12 @@ def example_inputs(
 
     def context() -> Tensor:
         if config.dit.conditioning == "paper":
-            return normal(1, 1, width)
-        return normal(depth, 2, 1, heads, audio.window_frames, width // heads)
+            return normal(batch, 1, width)
+        return normal(depth, 2, batch, heads, audio.window_frames, width // heads)
 
     height, breadth = int(integer(120, 360)), int(integer(120, 360))
-    a_latent = (1, channels, latent, latent)
-    a_crop = (1, 3, crop_px, crop_px)
+    a_latent = (batch, channels, latent, latent)
+    a_crop = (batch, 3, crop_px, crop_px)
     if kind == "face_tracker":
         state = torch.zeros(STATE_SIZE)
         return {"mesh": mesh(), "state": state, "elapsed_s": torch.tensor(0.04)}
@@ -197,7 +222,7 @@ def example_inputs(
             "time_us": torch.tensor(time_us),
         }
     if kind == "dit_step":
-        following = integer(-1, config.diffusion.timesteps // 2)
+        following = integer(-1, config.diffusion.timesteps // 2, batch)
         return {
             "noisy": normal(*a_latent),
             "masked": normal(*a_latent),
@@ -225,8 +250,8 @@ def example_inputs(
         "face_detector": lambda: {"frame": picture(height, breadth)},
         "masked_encoder": lambda: {"crop": uniform(*a_crop)},
         "reference_encoder": lambda: {"crop": uniform(*a_crop)},
-        "audio_encoder": lambda: {"chunk": 0.2 * normal(1, audio.chunk_samples)},
+        "audio_encoder": lambda: {"chunk": 0.2 * normal(batch, audio.chunk_samples)},
         "noise": lambda: {"seed": integer(0, 2**31), "frame_index": integer(0, 2**31)},
-        "dit_context": lambda: {"window": normal(1, *audio.window_shape)},
+        "dit_context": lambda: {"window": normal(batch, *audio.window_shape)},
         "face_decoder": lambda: {"latent": normal(*a_latent)},
     }[kind]()

@@ -72,6 +72,7 @@ class EngineFile:
     compute_capability: str
     """Such as ``8.9``; ``portable`` where it was not narrowed."""
     batch: int
+    """Streams that it works for at once: the size of dimension ``B`` where the graph has it."""
     file: BundleFile
     inputs: tuple[Port, ...]
     """As the parsed network had them."""
@@ -109,7 +110,9 @@ class Manifest:
     config: dict[str, Any]
     """The model's configuration (:class:`dithead.config.DitHeadConfig`)."""
     checkpoint: str
+    """What the weights came from, in words."""
     checkpoint_sha256: str
+    """Empty for random weights."""
     precision: str
     """Of the graphs that run on a GPU; those for a CPU are float32."""
     targets: tuple[str, ...]
@@ -123,13 +126,15 @@ class Manifest:
         for entry in self.graphs:
             if entry.name == name:
                 return entry
-        kind, _, side = name.partition(".")
-        if side:
+        _, _, side = name.partition(".")
+        if side.isdigit() and int(side) > self.largest_rectangle:
             raise ExportError(
                 f"the bundle has no graph '{name}': its largest rectangle round a face is "
                 f"{self.largest_rectangle} px; export with --largest-rectangle {side}"
             )
-        raise ExportError(f"the bundle has no graph '{kind}': export again")
+        raise ExportError(
+            f"the bundle has no graph '{name}': it is one of some graphs; export without --graphs"
+        )
 
     def model_config(self) -> DitHeadConfig:
         """The configuration as an object. Raises ExportError: it does not fit this version."""

@@ -19,7 +19,8 @@ from dithead.export.graphs import GraphSpec
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 20
+OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
+"""Opset by precision: 22 is the first in which convolutions take bfloat16."""
 EXTERNAL_DATA_BYTES = 1_800_000_000
 """Weights beyond this go into a file beside the graph: a protobuf ends at 2 GiB."""
 
@@ -78,6 +79,7 @@ def export_onnx(
     inputs: Mapping[str, Tensor],
     path: Path,
     metadata: Mapping[str, str] | None = None,
+    opset: int = OPSETS["fp32"],
 ) -> None:
     """Export a graph.
 
@@ -107,7 +109,7 @@ def export_onnx(
                 _Positional(module).eval(),
                 examples,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(spec.inputs),
                 output_names=list(spec.outputs),
                 dynamic_shapes=(shapes,) if any(shapes) else None,

@@ -8,7 +8,8 @@ the ONNX file says, casts included.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,12 +116,14 @@ def build_engine(
     flavour: Flavour,
     compute_capability: str = PORTABLE,
     timing_cache: Path | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> BuiltEngine:
     """Build an engine from an ONNX file.
 
     Args:
         compute_capability: such as ``8.9`` to narrow a TensorRT-RTX engine to one kind of GPU.
         timing_cache: read if there, and written; TensorRT only.
+        sizes: open dimensions by name that are fixed in this engine; the others stay open.
 
     Raises:
         ConfigError: unknown flavour or compute capability.
@@ -146,6 +149,13 @@ def build_engine(
             f"graph '{spec.name}': {flavour} cannot parse {path.name}: "
             + ("; ".join(errors) or _said(log))
         )
+    if sizes:
+        _fix_sizes(network, spec, sizes)
+        kept = {
+            name: {i: axis for i, axis in axes.items() if axis.name not in sizes}
+            for name, axes in spec.dynamic.items()
+        }
+        spec = replace(spec, dynamic={name: axes for name, axes in kept.items() if axes})
     inputs = _ports(trt, [network.get_input(i) for i in range(network.num_inputs)], spec)
     outputs = _ports(trt, [network.get_output(i) for i in range(network.num_outputs)], spec)
     config = builder.create_builder_config()
@@ -168,6 +178,15 @@ def build_engine(
     if cache is not None and timing_cache is not None:
         timing_cache.write_bytes(memoryview(cache.serialize()))
     return BuiltEngine(memoryview(data), inputs, outputs, log)
+
+
+def _fix_sizes(network: Any, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = list(tensor.shape)
+        for position, axis in spec.dynamic.get(tensor.name, {}).items():
+            shape[position] = sizes.get(axis.name, shape[position])
+        tensor.shape = shape
 
 
 def _said(log: BuildLog) -> str:

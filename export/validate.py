@@ -14,6 +14,7 @@ from dithead.config import DitHeadConfig
 from dithead.errors import ExportError
 from dithead.export.graphs import GraphSpec
 from dithead.export.onnx import load_onnxruntime
+from dithead.export.widen import runnable
 from dithead.graphs import Graphs
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
@@ -93,21 +94,22 @@ def validate(
         ExportError: an output is not finite or too far off; names the graph, the error and the
             layer where it first appears.
     """
-    session = onnx_session(path)
     worst = 0.0
-    for inputs in cases:
-        expected = run_torch(module, spec, inputs)
-        arrays = to_arrays(inputs)
-        found = dict(zip(spec.outputs, session.run(list(spec.outputs), arrays), strict=True))
-        for name in spec.outputs:
-            error = relative_error(found[name], expected[name])
-            if error > tolerance:
-                raise ExportError(
-                    f"graph '{spec.name}' is refused: output '{name}' of {path.name} "
-                    + _how_far(found[name], error, tolerance)
-                    + first_departure(path, arrays, tolerance, reference)
-                )
-            worst = max(worst, error)
+    with runnable(path) as file:
+        session = onnx_session(file)
+        for inputs in cases:
+            expected = run_torch(module, spec, inputs)
+            arrays = to_arrays(inputs)
+            found = dict(zip(spec.outputs, session.run(list(spec.outputs), arrays), strict=True))
+            for name in spec.outputs:
+                error = relative_error(found[name], expected[name])
+                if error > tolerance:
+                    raise ExportError(
+                        f"graph '{spec.name}' is refused: output '{name}' of {path.name} "
+                        + _how_far(found[name], error, tolerance)
+                        + first_departure(file, arrays, tolerance, reference)
+                    )
+                worst = max(worst, error)
     return worst
 
 
@@ -200,7 +202,9 @@ def layer_outputs(path: Path, inputs: Arrays) -> Arrays:
     import onnx
     from onnx import helper
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    # Weights in a file beside it stay there: only their shapes matter here.
+    graph = onnx.load(str(path), load_external_data=False)
+    model = onnx.shape_inference.infer_shapes(graph)
     kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     last: dict[str, str] = {}

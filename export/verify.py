@@ -46,8 +46,8 @@ def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
         source = entry.onnx_for("fp32") or entry.onnx[0]
         session = onnx_session(mf.check_file(folder, source.file))
         worst = 0.0
-        for _ in range(CASES):
-            inputs = example_inputs(specs[entry.name], config, generator)
+        for engine in [engine for engine in entry.engines for _ in range(CASES)]:
+            inputs = example_inputs(specs[entry.name], config, generator, engine.batch)
             names = [port.name for port in entry.outputs]
             expected = session.run(names, to_arrays(inputs))
             moved = [inputs[port.name].to(graphs.device) for port in entry.inputs]

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dithead.errors import BackendUnavailable, ConfigError, DitheadError
+from dithead.command import add_checkpoint_arguments, run_command
+from dithead.errors import BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from dithead.runtime.pipeline import Summary
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C so that nothing half-written is left."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
 
 
 def _face(text: str) -> str | int:
@@ -47,17 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=Path, default=Path("out.mp4"), help="file to write"
     )
-    parser.add_argument(
-        "--checkpoint",
-        default=argparse.SUPPRESS,
-        help="name of a packaged checkpoint, or a .safetensors file (default: tiny)",
-    )
-    parser.add_argument(
-        "--audio-weights",
-        metavar="FOLDER",
-        type=Path,
-        help="speech encoder of a checkpoint that does not use the packaged one (wav2vec2)",
-    )
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--bundle",
         metavar="FOLDER",
@@ -115,7 +96,7 @@ def _device(name: str) -> Any:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -238,21 +219,12 @@ def main(argv: list[str] | None = None) -> int:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
     args = _parser().parse_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-    try:
+
+    def run() -> None:
         summary = _run(args)
-    except ConfigError as error:
-        print(f"dithead-stream: {error}", file=sys.stderr)
-        return 2
-    except DitheadError as error:
-        print(f"dithead-stream: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        print("dithead-stream: interrupted; nothing was written", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
-    if args.json:
-        print(_as_json(summary))
-    elif not args.quiet:
-        print(_as_text(summary))
-    return 0
+        if args.json:
+            print(_as_json(summary))
+        elif not args.quiet:
+            print(_as_text(summary))
+
+    return run_command("dithead-stream", run, "nothing was written")

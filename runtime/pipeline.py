@@ -123,7 +123,11 @@ def stream_file(
             if last is None:
                 raise MediaError(f"{video} has no frame before the end of {audio}")
             if summary.faces == 0:
-                raise MediaError(f"no face in any of the {summary.frames} frames of {video}")
+                which = "" if options.face == "largest" else f" number {options.face}"
+                raise MediaError(
+                    f"no face{which} in any of the {summary.frames} frames of {video}"
+                    + ("; faces are counted from the left, from 0" if which else "")
+                )
             summary.notes += _length_notes(source, sound.duration_s, last, extend)
             with summary.timed("encode video"):
                 sink.close()

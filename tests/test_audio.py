@@ -26,6 +26,7 @@ from dithead.audio import (
     Wav2Vec2Encoder,
     encode_audio,
     load_audio_encoder,
+    load_wav2vec2,
     normalise_loudness,
     sample_window,
 )
@@ -259,7 +260,9 @@ def test_wav2vec2_equals_its_own_pipeline(tmp_path: Path) -> None:
 def test_wav2vec2_weight_norm_folds_without_change(tmp_path: Path) -> None:
     save_tiny_wav2vec2(tmp_path)
     config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-    folded, kept = (Wav2Vec2Encoder(config, tmp_path, fold_weight_norm=f) for f in (True, False))
+    folded, kept = (
+        Wav2Vec2Encoder(config, load_wav2vec2(tmp_path), fold_weight_norm=f) for f in (True, False)
+    )
     assert not any("parametrizations" in name for name in folded.state_dict())
     assert any("parametrizations" in name for name in kept.state_dict())
     chunk = voiced(2.0)[None]

@@ -14,7 +14,7 @@ from dithead.errors import CheckpointError, ConfigError, ExportError
 from dithead.export import cli
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
-from dithead.export.graphs import example_inputs, graph_specs, select
+from dithead.export.graphs import example_inputs, graph_specs, select, with_batch
 from dithead.export.keys import hash_tensors, weights_read
 from dithead.export.validate import (
     TOLERANCES,
@@ -25,6 +25,7 @@ from dithead.export.validate import (
 )
 from dithead.pipeline import Models, Options, revoice
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
+from dithead.runtime.backends.tensorrt import find_engine
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
@@ -225,17 +226,97 @@ def test_unknown_graphs_and_sizes_are_refused() -> None:
         select(graph_specs(128), ["dit"])
 
 
+# Other shapes and precisions.
+
+
+@pytest.fixture(scope="module")
+def shared_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle in bfloat16 whose graphs take one or three streams."""
+    folder = tmp_path_factory.mktemp("shared") / "bundle"
+    arguments = ["--checkpoint", str(checkpoint_file), "--precision", "bf16", "--batch", "3,1"]
+    arguments += ["--graphs", "dit_step,dit_context,face_decoder,noise"]
+    assert cli.main([*arguments, "-o", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_streams_in_one_batch_equal_streams_alone(
+    shared_bundle: Path, checkpoint_file: Path
+) -> None:
+    graphs, models = OnnxGraphs(shared_bundle), Models.load(str(checkpoint_file))
+    for name in ("dit_context", "dit_step", "face_decoder"):
+        spec = with_batch(spec_of(name), models.config, 3)
+        inputs = example_inputs(spec, models.config, torch.Generator().manual_seed(5), 3)
+        axes = {port: next(iter(dims)) for port, dims in spec.dynamic.items()}
+        (together,) = graphs.run(name, *(inputs[port] for port in spec.inputs))
+        for i in range(3):
+            one = [inputs[port].narrow(axes[port], i, 1) for port in spec.inputs]
+            (alone,) = graphs.run(name, *one)
+            expected = together.narrow(axes[spec.outputs[0]], i, 1)
+            torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(alone, models.run(name, *one)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_files_are_valid_and_hold_bfloat16(shared_bundle: Path) -> None:
+    import onnx
+
+    for entry in mf.read_manifest(shared_bundle).graphs:
+        for file in entry.onnx:
+            onnx.checker.check_model(str(shared_bundle / file.file.path), full_check=True)
+            kinds = {
+                tensor.data_type
+                for tensor in onnx.load(str(shared_bundle / file.file.path)).graph.initializer
+            }
+            assert (onnx.TensorProto.BFLOAT16 in kinds) == (file.precision == "bf16")
+    assert not list(shared_bundle.glob(".*widened*"))
+
+
+@needs_rtx
+def test_engines_are_built_for_each_number_of_streams(shared_bundle: Path) -> None:
+    manifest = mf.read_manifest(shared_bundle)
+    for name in ("dit_context", "dit_step", "face_decoder"):
+        engines = manifest.graph(name).engines
+        assert [(e.batch, e.precision) for e in engines] == [(1, "bf16"), (3, "bf16")]
+        for engine in engines:
+            sizes = {
+                port.shape[2 if port.name == "context" else 0]
+                for port in (*engine.inputs, *engine.outputs)
+            }
+            assert sizes == {engine.batch}
+    version = engines[0].version
+    entry = manifest.graph("dit_step")
+    assert find_engine(entry, "tensorrt-rtx", version, shared_bundle, 3).batch == 3
+    with pytest.raises(ExportError, match=r"for 1,3 streams at once, not for 2.*--batch 1,3,2"):
+        find_engine(entry, "tensorrt-rtx", version, shared_bundle, 2)
+
+
+def test_random_weights_are_said_to_be_random(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--preset", "tiny", "--graphs", "dit_context", "--engines", "none"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "bundle"), "--quiet"]) == 0
+    manifest = mf.read_manifest(tmp_path / "bundle")
+    assert manifest.checkpoint == "random weights, preset tiny"
+    OnnxGraphs(tmp_path / "bundle")
+    assert "random weights, preset tiny: it says how fast" in caplog.text
+
+
+# The command.
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--precision", "fp8"], 2, "unknown precision 'fp8'"),
-        (["--precision", "bf16"], 2, "bf16 cannot be proven"),
+        (["--batch", "1,two"], 2, "--batch takes numbers"),
+        (["--batch", "0"], 2, "batches must be"),
+        (["--preset", "huge"], 2, "unknown preset 'huge'"),
+        (["--preset", "base", "--checkpoint", "tiny"], 2, "--preset draws its weights"),
         (["--compute-capability", "8.9", "--engines", "none"], 2, "none are to be built"),
         (["--targets", "tpu"], 2, "targets must be"),
-        (["--checkpoint", "huge"], 1, "no packaged weights named 'huge'"),
+        (["--checkpoint", "huge"], 1, "no packaged checkpoint named 'huge' (packaged: tiny)"),
         (["--largest-rectangle", "100"], 2, "largest rectangle must be"),
         (["--graphs", "lips"], 2, "unknown graph 'lips'"),
-        (["--clip", "nowhere.mp4"], 1, "nowhere.mp4"),
+        (["--clip", "nowhere.mp4"], 2, "nowhere.mp4"),
         (["--verify", "nowhere"], 1, "is no bundle"),
     ],
 )

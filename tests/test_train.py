@@ -16,11 +16,13 @@ import torch
 from dithead.config import DiTConfig, DitHeadConfig, VQGANConfig, preset
 from dithead.diffusion import Diffusion
 from dithead.errors import MediaError
+from dithead.export.precision import ReducedGraphs
 from dithead.face.crop import crop_mask, mask_polygon
 from dithead.model import DitHead, build_dit
+from dithead.pipeline import Models, Options
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
-from dithead.train import cli, evaluate
+from dithead.train import cli, evaluate, metrics
 from dithead.train.appearance import (
     follow,
     plain_appearance,
@@ -361,7 +363,7 @@ def test_evaluation_from_files_to_figures(
 def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
     frames = [torch.full((96, 96, 3), 100, dtype=torch.uint8)] * (3 * rate)
     mesh = np.zeros((468, 2))
-    mesh[list(evaluate.MOUTH_POINTS)] = [(30, 40), (60, 40), (45, 30), (45, 60)]
+    mesh[list(metrics.MOUTH_POINTS)] = [(30, 40), (60, 40), (45, 30), (45, 60)]
     times = [i / rate for i in range(len(frames))]
     clip = evaluate.Clip("c", frames, times, np.ones(48000, np.float32), np.stack([mesh] * 90))
 
@@ -376,10 +378,29 @@ def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
     assert scores["last_5s_db"] == pytest.approx(20 * np.log10(255 / 20), abs=1e-3)
 
 
+def test_a_reduced_precision_is_compared_with_float32(
+    random_models: Models, astronaut: np.ndarray
+) -> None:
+    picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
+    frames = [picture.roll(i, 1) for i in range(5)]
+    times = [i * 2.5 for i in range(5)]  # one round is 12.5 s
+    meshes = evaluate.fit_meshes(frames, random_models)
+    clip = evaluate.Clip("c", frames, times, 0.1 * np.ones(160000, np.float32), meshes)
+    options = Options(steps=1, reference="previous")
+    same = evaluate.compare_precision(clip, random_models, random_models, options)
+    assert same["largest_levels"] == same["largest_loss_db"] == 0
+    assert same["fp32_db"] == same["reduced_db"] > 5
+    coarse = ReducedGraphs(random_models, "bf16")
+    found = evaluate.compare_precision(clip, random_models, coarse, options)
+    assert found["frames"] == 5
+    assert 0 < found["worst_frame_mean_levels"] < found["largest_levels"]
+    assert found["reduced_db"] != found["fp32_db"] == same["fp32_db"]
+
+
 def test_a_mouth_too_small_to_judge_is_named() -> None:
     frame = torch.zeros(36, 36, 3, dtype=torch.uint8)
     with pytest.raises(MediaError, match="11 pixels"):
-        evaluate.box_scores(frame, frame, np.full((468, 2), 18.0))
+        metrics.box_scores(frame, frame, np.full((468, 2), 18.0))
 
 
 def test_opening_reads_the_lips() -> None:
@@ -388,37 +409,37 @@ def test_opening_reads_the_lips() -> None:
     for upper, lower in ((13, 14), (82, 87), (312, 317)):
         mesh[0, lower] = mesh[0, upper] + (0, 3)
         mesh[1, lower] = mesh[1, upper] + (0, 12)
-    np.testing.assert_allclose(evaluate.opening(mesh), [0.03, 0.12])
+    np.testing.assert_allclose(metrics.opening(mesh), [0.03, 0.12])
 
 
 def test_fine_correlation_ignores_the_trend() -> None:
     time = np.arange(200)
     slow, quick = 10 * np.sin(time / 60), np.sin(time * 1.3)
     other = np.cos(time * 2.1)
-    assert evaluate.fine_correlation([(slow + quick, slow + quick)]) == pytest.approx(1.0)
-    assert abs(evaluate.fine_correlation([(slow + quick, slow + other)])) < 0.2
+    assert metrics.fine_correlation([(slow + quick, slow + quick)]) == pytest.approx(1.0)
+    assert abs(metrics.fine_correlation([(slow + quick, slow + other)])) < 0.2
     assert np.corrcoef(slow + quick, slow + other)[0, 1] > 0.9
-    assert evaluate.fine_correlation([(quick, -quick[:150])]) == pytest.approx(-1.0)
+    assert metrics.fine_correlation([(quick, -quick[:150])]) == pytest.approx(-1.0)
 
 
 def test_mouth_box_scales_with_the_frame() -> None:
     mesh = np.zeros((468, 2))
     mesh[[78, 308, 0, 17]] = [(100, 150), (140, 150), (120, 140), (120, 160)]
-    assert evaluate.mouth_box(mesh, 360, 288) == (88, 128, 152, 172)
-    assert evaluate.mouth_box(2 * mesh, 720, 576) == (176, 256, 304, 344)
-    assert evaluate.mouth_box(mesh, 130, 165)[2:] == (130, 165)
+    assert metrics.mouth_box(mesh, 360, 288) == (88, 128, 152, 172)
+    assert metrics.mouth_box(2 * mesh, 720, 576) == (176, 256, 304, 344)
+    assert metrics.mouth_box(mesh, 130, 165)[2:] == (130, 165)
 
 
 def test_ssim_and_psnr_by_hand() -> None:
     true = torch.randint(0, 255, (60, 60, 3), dtype=torch.uint8)
     mesh = np.zeros((468, 2))
     mesh[[78, 308, 0, 17]] = [(15, 30), (45, 30), (30, 15), (30, 45)]
-    same = evaluate.box_scores(true, true, mesh)
+    same = metrics.box_scores(true, true, mesh)
     assert same["ssim"] == pytest.approx(1.0)
-    off = evaluate.box_scores(true.clamp(max=245), (true.clamp(max=245) + 5), mesh)
+    off = metrics.box_scores(true.clamp(max=245), (true.clamp(max=245) + 5), mesh)
     assert off["psnr_db"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-3)
     noisy = (true.float() + 60 * torch.randn(60, 60, 3)).clamp(0, 255).byte()
-    assert evaluate.box_scores(true, noisy, mesh)["ssim"] < 0.9
+    assert metrics.box_scores(true, noisy, mesh)["ssim"] < 0.9
 
 
 def test_speech_frames_are_read_from_an_alignment(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from bundles import cases, spec_of
 
+from dithead.bench import footage
 from dithead.errors import ConfigError, ExportError
 from dithead.export.graphs import graph_specs
 from dithead.export.onnx import check_names, export_onnx
-from dithead.export.precision import reduce_precision
+from dithead.export.precision import ReducedGraphs, reduce_precision
 from dithead.export.validate import (
     TOLERANCES,
     Recorder,
@@ -25,6 +27,8 @@ from dithead.export.validate import (
     validate_precision,
 )
 from dithead.pipeline import Models, Options, revoice
+from dithead.runtime.media import AudioSource, VideoSource
+from dithead.train.evaluate import Clip, compare_precision, fit_meshes, load_clip
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
@@ -143,3 +147,37 @@ def test_recorder_keeps_what_graphs_meet(random_models: Models, astronaut: np.nd
     assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
     assert len(recorder.cases["dit_step"]) == 2
     assert set(recorder.cases["dit_step"][0]) == set(spec_of("dit_step").inputs)
+
+
+MOUTH_MEAN_LEVELS, MOUTH_LARGEST_LEVELS = 2, 8
+"""How far the mouth box in float16 may be from float32, of 255."""
+
+
+def test_fp16_keeps_the_mouth_of_a_real_clip(carphone_clip: Path) -> None:
+    models = Models.load("tiny")
+    with VideoSource(carphone_clip) as video:
+        frames = [torch.from_numpy(frame.rgb()) for frame in islice(video, 24)]
+    sound = np.concatenate(list(AudioSource(footage.speech()).blocks()))[:16000]
+    times = [i / 25 for i in range(len(frames))]
+    clip = Clip("carphone", frames, times, sound, fit_meshes(frames, models))
+    for reference in ("fixed", "previous"):
+        options = Options(reference=reference)  # type: ignore[arg-type]
+        found = compare_precision(clip, models, ReducedGraphs(models, "fp16"), options, 0.9)
+        assert found["frames"] == 24
+        assert 0 < found["worst_frame_mean_levels"] <= MOUTH_MEAN_LEVELS
+        assert found["largest_levels"] <= MOUTH_LARGEST_LEVELS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_fp16_keeps_the_mouth_over_250_frames_fed_back(shared_footage: Path, number: int) -> None:
+    models = Models.load("tiny")
+    path = sorted((shared_footage / "grid_s1" / "clips").glob("*.mp4"))[number]
+    clip = load_clip(path, models)
+    options = Options(reference="previous")
+    found = compare_precision(clip, models, ReducedGraphs(models, "fp16"), options)
+    assert found["frames"] >= 250
+    assert found["worst_frame_mean_levels"] <= MOUTH_MEAN_LEVELS
+    assert found["largest_levels"] <= MOUTH_LARGEST_LEVELS
+    assert abs(found["fp32_db"] - found["reduced_db"]) <= 0.5
+    assert found["largest_loss_db"] <= 0.5

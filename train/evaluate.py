@@ -9,6 +9,8 @@ the true frame. PSNR, SSIM and
 * *Opening*: mean of |13-14|, |82-87|, |312-317| over |10-152|, unsmoothed, from the mesh on the
 finished frames.
 * *Fine*: correlation over time after subtracting an 11-frame moving average from both series.
+* *Precision*: the same frames in float32 and in a reduced precision, which PyTorch rounds as a GPU
+does.
 * *Crossed*: video A driven by the audio of B. The lips must follow B, not A.
 """
 
@@ -26,11 +28,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import DitheadError, MediaError
+from dithead.export.precision import ReducedGraphs
 from dithead.face.locate import FaceLocator
+from dithead.graphs import Graphs
 from dithead.pipeline import (
     FrameGenerator,
     Models,
@@ -41,11 +44,17 @@ from dithead.pipeline import (
     revoice,
 )
 from dithead.runtime.media import AudioSource, VideoSource
+from dithead.train.metrics import (
+    TREND_FRAMES,
+    box_difference,
+    box_scores,
+    fine_correlation,
+    opening,
+)
 from dithead.train.prepare import list_folder
 
-MOUTH_POINTS = (78, 308, 0, 17)
-TREND_FRAMES = 11
 FEEDBACK_S = 60.0
+PRECISION_S = 10.0
 CROSSED_SHIFT = 7
 """Clip i is crossed with the audio of clip i + 7, counted round; in a second round i + 8, ..."""
 
@@ -85,81 +94,6 @@ def fit_meshes(frames: list[Tensor], models: Models) -> np.ndarray:
             raise MediaError(f"no face in frame {i}: evaluation needs one in every frame")
         meshes.append(mesh[:, :2].numpy())
     return np.stack(meshes)
-
-
-def opening(meshes: np.ndarray) -> np.ndarray:
-    """Mouth opening (T,) of meshes (T, 468, 2)."""
-
-    def distance(a: int, b: int) -> np.ndarray:
-        return np.linalg.norm(meshes[:, a] - meshes[:, b], axis=1)
-
-    lips = (distance(13, 14) + distance(82, 87) + distance(312, 317)) / 3
-    return lips / distance(10, 152)
-
-
-def without_trend(series: np.ndarray, width: int = TREND_FRAMES) -> np.ndarray:
-    """A series (T,), at least as long as the average, less its moving average; at the ends the
-    average is over what there is."""
-    kernel = np.ones(width)
-    total = np.convolve(series, kernel, "same")
-    return series - total / np.convolve(np.ones(len(series)), kernel, "same")
-
-
-def fine_correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Correlation of the series without their trends, over all pairs together."""
-    a = np.concatenate([without_trend(x[: min(len(x), len(y))]) for x, y in pairs])
-    b = np.concatenate([without_trend(y[: min(len(x), len(y))]) for x, y in pairs])
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the mouth box of a mesh (468, 2) in a frame of the given size."""
-    points, margin = mesh[list(MOUTH_POINTS)], 12 * width / 360
-    low, high = np.floor(points.min(0) - margin), np.ceil(points.max(0) + margin)
-    return (
-        max(0, int(low[0])),
-        max(0, int(low[1])),
-        min(width, int(high[0])),
-        min(height, int(high[1])),
-    )
-
-
-def box_scores(
-    true: Tensor, made: Tensor, mesh: np.ndarray, metric: Any = None
-) -> dict[str, float]:
-    """PSNR (dB), SSIM and, with a metric, ST-LPIPS of a finished frame in the true frame's mouth
-    box."""
-    left, top, right, bottom = mouth_box(mesh, true.shape[1], true.shape[0])
-    if min(right - left, bottom - top) < 11:
-        raise MediaError("the mouth box is less than 11 pixels wide or high: SSIM needs more")
-    a = true[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
-    b = made[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
-    scores = {
-        "psnr_db": float(-10 * torch.log10((a - b).square().mean().clamp(min=1e-10))),
-        "ssim": ssim(a, b),
-    }
-    if metric is not None:
-        scores["st_lpips"] = float(metric(a * 2 - 1, b * 2 - 1).mean())
-    return scores
-
-
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang et al., 2004; 11 x 11 Gaussian of sigma 1.5) of (1, 3, H, W) in
-    [0, 1], on luma."""
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    x, y = (a * luma).sum(1, keepdim=True), (b * luma).sum(1, keepdim=True)
-    line = torch.arange(-5, 6, dtype=torch.float32)
-    bell = torch.exp(-line.square() / (2 * 1.5**2))
-    kernel = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
-
-    def mean(z: Tensor) -> Tensor:
-        return F.conv2d(z, kernel)
-
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    c1, c2 = 0.01**2, 0.03**2
-    value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    return float(value.mean())
 
 
 def frozen_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
@@ -223,7 +157,7 @@ class Job:
     """One piece of work for one process."""
 
     kind: str
-    """``own``, ``crossed``, ``silent`` or ``feedback``."""
+    """``own``, ``crossed``, ``silent``, ``feedback`` or ``precision``."""
     video: Path
     audio: Path
     """The same clip, but for ``crossed``."""
@@ -232,6 +166,7 @@ class Job:
     perceptual: bool
     align: Path | None = None
     reference: str = "previous"
+    precision: str = "fp16"
 
 
 @cache
@@ -293,30 +228,72 @@ def _run(job: Job) -> dict[str, Any]:
         made = opening(fit_meshes(make(silent, iter(pairs)), models))
         spoken = None if job.align is None else speech_frames(job.align, clip.times_s)
         return {"made": made, "own": true_opening, "spoken": spoken}
+    if job.kind == "precision":
+        reduced = ReducedGraphs(models, job.precision)  # type: ignore[arg-type]
+        return compare_precision(clip, models, reduced, options)
     return _feedback(clip, make)
 
 
-def _feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
-    """60 s of a clip looped, its audio with it: PSNR in the mouth box in the first and the last
-    five seconds."""
-    count = len(clip.frames)
-    start = clip.times_s[0]
+def _looped(clip: Clip, seconds: float) -> tuple[list[float], np.ndarray, float]:
+    """A clip repeated for at least so long: times of its frames from 0, its audio with it, and the
+    length of one round in seconds."""
+    count, start = len(clip.frames), clip.times_s[0]
     length = (clip.times_s[-1] - start) * count / (count - 1)
-    rounds = int(np.ceil(FEEDBACK_S / length))
+    rounds = int(np.ceil(seconds / length))
     audio = np.zeros(round(length * 16000), np.float32)
     sound = clip.samples[round(start * 16000) :][: len(audio)]
     audio[: len(sound)] = sound
     times = [turn * length + t - start for turn in range(rounds) for t in clip.times_s]
-    made = make(np.tile(audio, rounds), zip(clip.frames * rounds, times, strict=True))
+    return times, np.tile(audio, rounds), length
+
+
+def _feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
+    """60 s of a clip looped: PSNR in the mouth box in the first and the last five seconds."""
+    times, audio, length = _looped(clip, FEEDBACK_S)
+    count = len(clip.frames)
+    frames = clip.frames * (len(times) // count)
+    made = make(audio, zip(frames, times, strict=True))
     psnr = np.array(
         [
-            box_scores(clip.frames[i % count], frame, clip.meshes[i % count])["psnr_db"]
+            box_scores(frames[i], frame, clip.meshes[i % count])["psnr_db"]
             for i, frame in enumerate(made)
         ]
     )
     since = np.array(times)
-    first, last = psnr[since < 5.0], psnr[since >= rounds * length - 5.0]
+    first, last = psnr[since < 5.0], psnr[since >= len(times) // count * length - 5.0]
     return {"first_5s_db": float(first.mean()), "last_5s_db": float(last.mean())}
+
+
+def compare_precision(
+    clip: Clip, models: Graphs, reduced: Graphs, options: Options, seconds: float = PRECISION_S
+) -> dict[str, Any]:
+    """So much of a clip, looped, in float32 and in a reduced precision: how far apart they are in
+    the mouth box, and how much further from the true frames the latter is."""
+    times, audio, _ = _looped(clip, seconds)
+    count = len(clip.frames)
+    frames = clip.frames * (len(times) // count)
+    both = zip(
+        *(
+            revoice(zip(frames, times, strict=True), torch.from_numpy(audio), graphs, options)
+            for graphs in (models, reduced)
+        ),
+        strict=True,
+    )
+    differences, psnr = [], []
+    for i, (full, made) in enumerate(both):
+        mesh = clip.meshes[i % count]
+        differences.append(box_difference(full, made, mesh))
+        psnr.append([box_scores(frames[i], frame, mesh)["psnr_db"] for frame in (full, made)])
+    mean, largest = np.array(differences).T
+    full_db, reduced_db = np.array(psnr).mean(0)
+    return {
+        "frames": len(frames),
+        "worst_frame_mean_levels": float(mean.max()),
+        "largest_levels": float(largest.max()),
+        "fp32_db": float(full_db),
+        "reduced_db": float(reduced_db),
+        "largest_loss_db": float(np.subtract(*np.array(psnr).T).max()),
+    }
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -383,11 +360,17 @@ def _sum_silent(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _sum_precision(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    worst = ("worst_frame_mean_levels", "largest_levels", "largest_loss_db")
+    return {**_mean(rows), **{key: max(row[key] for row in rows) for key in worst}}
+
+
 _SUMMARIES: dict[str, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
     "own": _sum_own,
     "crossed": _sum_crossed,
     "silent": _sum_silent,
     "feedback": _mean,
+    "precision": _sum_precision,
 }
 
 
@@ -418,7 +401,8 @@ def plan(arguments: argparse.Namespace, videos: list[Path], held_out: int) -> li
         if kind == "crossed":
             pairs = crossed_pairs(len(videos), min(held_out, arguments.clips or held_out))
         else:
-            count = arguments.feedback_clips if kind == "feedback" else arguments.clips
+            looped = kind in ("feedback", "precision")
+            count = arguments.looped_clips if looped else arguments.clips
             pairs = [(i, i) for i in range(len(videos[:count]))]
         for i, j in pairs:
             align = arguments.align / f"{videos[i].stem}.align" if arguments.align else None
@@ -434,6 +418,7 @@ def plan(arguments: argparse.Namespace, videos: list[Path], held_out: int) -> li
                     arguments.perceptual,
                     align,
                     "previous" if kind == "feedback" else arguments.reference,
+                    arguments.precision,
                 )
             )
     return jobs
@@ -445,10 +430,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dithead-eval", description=__doc__.split("\n")[0])
     parser.add_argument("videos", type=Path, help="folder of one person's clips")
     parser.add_argument("--checkpoint", default="tiny", help="name or path (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=kinds, default=list(kinds))
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=list(kinds[:4]))
     parser.add_argument("--validation", type=int, default=45, help="held-out clips, first by name")
     parser.add_argument("--clips", type=int, default=None, help="use only so many of them")
-    parser.add_argument("--feedback-clips", type=int, default=1)
+    parser.add_argument(
+        "--looped-clips", type=int, default=1, help="clips for feedback and for precision"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp16", "bf16"), default="fp16", help="to compare with float32"
+    )
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--reference", choices=("previous", "fixed"), default="previous")
     parser.add_argument("--align", type=Path, help="folder of GRID alignments")

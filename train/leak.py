@@ -13,7 +13,7 @@ from dithead.config import FaceConfig
 from dithead.face.crop import crop_mask, mask_out, mask_polygon
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Clip, Footage
-from dithead.train.evaluate import fine_correlation, opening
+from dithead.train.metrics import fine_correlation, opening
 
 _INPUT_PX = 64
 

@@ -19,7 +19,9 @@ from dithead.audio.encoder import (
     Wav2Vec2Encoder,
     WhisperEncoder,
     load_audio_encoder,
+    load_wav2vec2,
     normalise_loudness,
+    random_wav2vec2,
 )
 from dithead.audio.stream import (
     AudioFeatures,
@@ -45,6 +47,8 @@ __all__ = [
     "WhisperEncoder",
     "encode_audio",
     "load_audio_encoder",
+    "load_wav2vec2",
     "normalise_loudness",
+    "random_wav2vec2",
     "sample_window",
 ]

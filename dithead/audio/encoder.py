@@ -223,18 +223,15 @@ class Wav2Vec2Encoder(AudioEncoder):
 
     Args:
         config: its ``encoder`` must be "wav2vec2-xlsr-english".
-        folder: local Hugging Face folder with config.json and model.safetensors.
+        body: from :func:`load_wav2vec2` or :func:`random_wav2vec2`.
         fold_weight_norm: compute the positional convolution's weight once, which export needs.
-
-    Raises:
-        CheckpointError: the folder is missing, incomplete or holds another model.
     """
 
     def __init__(
-        self, config: AudioConfig, folder: str | Path, fold_weight_norm: bool = True
+        self, config: AudioConfig, body: Wav2Vec2ForCTC, fold_weight_norm: bool = True
     ) -> None:
         super().__init__(config)
-        self.body = _load_wav2vec2(Path(folder))
+        self.body = body
         convolution = self.body.wav2vec2.encoder.pos_conv_embed.conv
         if fold_weight_norm and nn.utils.parametrize.is_parametrized(convolution, "weight"):
             nn.utils.parametrize.remove_parametrizations(convolution, "weight")
@@ -251,8 +248,31 @@ class Wav2Vec2Encoder(AudioEncoder):
         return logits.float()
 
 
-def _load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
-    """Load a CTC model from a local folder and check that all of it was there."""
+def random_wav2vec2() -> Wav2Vec2ForCTC:
+    """A CTC model in the shape of wav2vec2-large-xlsr-53-english with random weights: to measure
+    sizes and speed."""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    return Wav2Vec2ForCTC(
+        Wav2Vec2Config(
+            vocab_size=WAV2VEC2_LOGITS,
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            feat_extract_norm="layer",
+            conv_bias=True,
+            do_stable_layer_norm=True,
+        )
+    )
+
+
+def load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
+    """Load a CTC model from a local Hugging Face folder with config.json and model.safetensors.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete or holds another model.
+    """
     advice = (
         f"fetch it with `hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` "
         "and give FOLDER as the audio encoder's weights"
@@ -299,5 +319,10 @@ def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -
                 "wav2vec2 does not ship with DiT-Head: fetch it with "
                 f"`hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` and give FOLDER as its weights"
             )
-        return Wav2Vec2Encoder(config, weights)
+        return Wav2Vec2Encoder(config, load_wav2vec2(Path(weights)))
+    if weights is not None and Path(weights).is_dir():
+        raise CheckpointError(
+            f"{weights} is a folder, and this checkpoint hears through Whisper, which ships with "
+            "DiT-Head: leave the audio encoder's weights out"
+        )
     return WhisperEncoder(config, weights or checkpoint.asset_path("whisper_tiny_en_encoder"))

@@ -248,6 +248,6 @@ def rectangle_mask(
     return soft_polygon(polygon, softness, invert_similarity(transform), height, width)
 
 
-def mask_polygon(batch: int, device: torch.device | None = None) -> Tensor:
+def mask_polygon(batch: int) -> Tensor:
     """The mask's outline: (B, P, 2) in crop units."""
-    return torch.tensor(MASK_POLYGON, device=device).expand(batch, -1, -1)
+    return torch.tensor(MASK_POLYGON).expand(batch, -1, -1)

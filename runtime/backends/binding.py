@@ -3,6 +3,7 @@ room for outputs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from dithead.config import DitHeadConfig
 from dithead.errors import StreamError
 from dithead.export.manifest import GraphEntry, read_manifest
+
+log = logging.getLogger(__name__)
 
 
 class BundleGraphs:
@@ -26,6 +29,12 @@ class BundleGraphs:
         self._device = device
         self._manifest = read_manifest(bundle)
         self._config = self._manifest.model_config()
+        if not self._manifest.checkpoint_sha256:
+            log.warning(
+                "%s holds %s: it says how fast the model is, not how good",
+                bundle,
+                self._manifest.checkpoint,
+            )
 
     @property
     def config(self) -> DitHeadConfig:

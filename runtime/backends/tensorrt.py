@@ -15,7 +15,7 @@ from dithead.export.manifest import EngineFile, GraphEntry, check_file
 from dithead.export.tensorrt import Flavour, load_flavour
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import Noise
-from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs
+from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs, open_sizes
 
 
 class EngineGraphs(BundleGraphs):
@@ -52,8 +52,8 @@ class EngineGraphs(BundleGraphs):
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         with torch.cuda.device(self._device):
             self._runtime = self._trt.Runtime(self._logger)
-        self._engines: dict[str, Any] = {}
-        self._contexts: dict[str, Any] = {}
+        self._engines: dict[tuple[str, int], Any] = {}
+        self._contexts: dict[tuple[str, int], Any] = {}
         noise = InitialNoise(self._config.vqgan.latent_channels, self._config.latent_size)
         self._modules: dict[str, nn.Module] = {
             "face_tracker": FaceTracker(self._config.face),
@@ -75,7 +75,8 @@ class EngineGraphs(BundleGraphs):
         entry = self._manifest.graph(name)
         check_inputs(entry, inputs, self._device)
         with torch.cuda.device(self._device):
-            return self._execute(self._context(entry), entry, inputs)
+            batch = open_sizes(entry, inputs).get("B", 1)
+            return self._execute(self._context(entry, batch), entry, inputs)
 
     def _execute(
         self, context: Any, entry: GraphEntry, inputs: tuple[Tensor, ...]
@@ -98,9 +99,11 @@ class EngineGraphs(BundleGraphs):
             tensor.record_stream(stream)
         return tuple(results)
 
-    def _context(self, entry: GraphEntry) -> Any:
-        if entry.name not in self._contexts:
-            file = find_engine(entry, self.flavour, str(self._trt.__version__), self._bundle)
+    def _context(self, entry: GraphEntry, batch: int) -> Any:
+        key = entry.name, batch
+        if key not in self._contexts:
+            version = str(self._trt.__version__)
+            file = find_engine(entry, self.flavour, version, self._bundle, batch)
             path = check_file(self._bundle, file.file)
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:
@@ -110,25 +113,34 @@ class EngineGraphs(BundleGraphs):
                     f"for {file.compute_capability}): export again on this machine, or with "
                     f"--compute-capability {capability}"
                 )
-            self._engines[entry.name] = engine  # a context does not keep it alive
+            self._engines[key] = engine  # a context does not keep it alive
             context = engine.create_execution_context()
             if context is None:
                 raise StreamError(
                     f"graph '{entry.name}': no memory on {self._device} to run its engine in"
                 )
-            self._contexts[entry.name] = context
-        return self._contexts[entry.name]
+            self._contexts[key] = context
+        return self._contexts[key]
 
 
-def find_engine(entry: GraphEntry, flavour: str, version: str, bundle: Path) -> EngineFile:
-    """The engine of a graph that a flavour in a version can open.
+def find_engine(
+    entry: GraphEntry, flavour: str, version: str, bundle: Path, batch: int = 1
+) -> EngineFile:
+    """The engine of a graph for so many streams that a flavour in a version can open.
 
     Raises:
         ExportError: there is none; says what there is.
     """
-    for engine in entry.engines:
-        if engine.flavour == flavour and engine.version == version:
+    fitting = [e for e in entry.engines if e.flavour == flavour and e.version == version]
+    for engine in fitting:
+        if engine.batch == batch:
             return engine
+    if fitting:
+        have = ",".join(str(engine.batch) for engine in fitting)
+        raise ExportError(
+            f"{bundle} has engines of graph '{entry.name}' for {have} streams at once, not for "
+            f"{batch}: export again with --batch {have},{batch}"
+        )
     found = ", ".join(f"{e.flavour} {e.version}" for e in entry.engines) or "no engine"
     raise ExportError(
         f"{bundle} has {found} for graph '{entry.name}', here {flavour} {version} is installed: "

@@ -1,0 +1,99 @@
+"""What finished frames are judged by: the mouth's box in a picture, and its opening over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dithead.errors import MediaError
+
+MOUTH_POINTS = (78, 308, 0, 17)
+TREND_FRAMES = 11
+
+
+def opening(meshes: np.ndarray) -> np.ndarray:
+    """Mouth opening (T,) of meshes (T, 468, 2)."""
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(meshes[:, a] - meshes[:, b], axis=1)
+
+    lips = (distance(13, 14) + distance(82, 87) + distance(312, 317)) / 3
+    return lips / distance(10, 152)
+
+
+def without_trend(series: np.ndarray, width: int = TREND_FRAMES) -> np.ndarray:
+    """A series (T,), at least as long as the average, less its moving average; at the ends the
+    average is over what there is."""
+    kernel = np.ones(width)
+    total = np.convolve(series, kernel, "same")
+    return series - total / np.convolve(np.ones(len(series)), kernel, "same")
+
+
+def fine_correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Correlation of the series without their trends, over all pairs together."""
+    a = np.concatenate([without_trend(x[: min(len(x), len(y))]) for x, y in pairs])
+    b = np.concatenate([without_trend(y[: min(len(x), len(y))]) for x, y in pairs])
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the mouth box of a mesh (468, 2) in a frame of the given size."""
+    points, margin = mesh[list(MOUTH_POINTS)], 12 * width / 360
+    low, high = np.floor(points.min(0) - margin), np.ceil(points.max(0) + margin)
+    return (
+        max(0, int(low[0])),
+        max(0, int(low[1])),
+        min(width, int(high[0])),
+        min(height, int(high[1])),
+    )
+
+
+def box_scores(
+    true: Tensor, made: Tensor, mesh: np.ndarray, metric: Any = None
+) -> dict[str, float]:
+    """PSNR (dB), SSIM and, with a metric, ST-LPIPS of a finished frame in the true frame's mouth
+    box."""
+    left, top, right, bottom = mouth_box(mesh, true.shape[1], true.shape[0])
+    if min(right - left, bottom - top) < 11:
+        raise MediaError("the mouth box is less than 11 pixels wide or high: SSIM needs more")
+    a = true[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
+    b = made[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
+    scores = {
+        "psnr_db": float(-10 * torch.log10((a - b).square().mean().clamp(min=1e-10))),
+        "ssim": ssim(a, b),
+    }
+    if metric is not None:
+        scores["st_lpips"] = float(metric(a * 2 - 1, b * 2 - 1).mean())
+    return scores
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Structural similarity (Wang et al., 2004; 11 x 11 Gaussian of sigma 1.5) of (1, 3, H, W) in
+    [0, 1], on luma."""
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    x, y = (a * luma).sum(1, keepdim=True), (b * luma).sum(1, keepdim=True)
+    line = torch.arange(-5, 6, dtype=torch.float32)
+    bell = torch.exp(-line.square() / (2 * 1.5**2))
+    kernel = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
+
+    def mean(z: Tensor) -> Tensor:
+        return F.conv2d(z, kernel)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(value.mean())
+
+
+def box_difference(a: Tensor, b: Tensor, mesh: np.ndarray) -> tuple[float, float]:
+    """Mean and largest difference in levels of 255 of two frames (H, W, 3) in a mesh's mouth
+    box."""
+    left, top, right, bottom = mouth_box(mesh, a.shape[1], a.shape[0])
+    rows, columns = slice(top, bottom), slice(left, right)
+    difference = (a[rows, columns].int() - b[rows, columns].int()).abs().float()
+    return float(difference.mean()), float(difference.max())
