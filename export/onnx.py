@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dithead.errors import BackendUnavailable, ExportError
 from dithead.export.graphs import GraphSpec
+from dithead.export.norm import with_rowwise_norms
 
 if TYPE_CHECKING:
     import onnx
@@ -106,7 +107,7 @@ def export_onnx(
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
-                _Positional(module).eval(),
+                _Positional(with_rowwise_norms(module)).eval(),
                 examples,
                 dynamo=True,
                 opset_version=opset,

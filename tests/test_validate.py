@@ -13,7 +13,8 @@ from bundles import cases, spec_of
 
 from dithead.bench import footage
 from dithead.errors import ConfigError, ExportError
-from dithead.export.graphs import graph_specs
+from dithead.export.graphs import GraphSpec, graph_specs
+from dithead.export.norm import with_rowwise_norms
 from dithead.export.onnx import check_names, export_onnx
 from dithead.export.precision import ReducedGraphs, reduce_precision
 from dithead.export.validate import (
@@ -96,6 +97,25 @@ def test_reduced_graphs_stay_close(random_models: Models, name: str, precision: 
         expected, found = (run_torch(m, spec, inputs) for m in (module, reduced))
         for output in spec.outputs:
             assert relative_error(found[output], expected[output]) < TOLERANCES[precision]
+
+
+def test_group_norms_keep_their_digits_in_onnxruntime(tmp_path: Path) -> None:
+    norm = torch.nn.GroupNorm(2, 4)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.uniform_(-1.0, 1.0)
+    spec = GraphSpec("norm", ("x",), ("y",))
+    # Far from zero, and large: what sums in float32 lose digits on.
+    inputs = {"x": 3.0 + torch.rand(1, 4, 256, 256)}
+    torch.testing.assert_close(
+        with_rowwise_norms(torch.nn.Sequential(norm))(inputs["x"]),
+        norm.double()(inputs["x"].double()).float(),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    path = tmp_path / "norm.onnx"
+    export_onnx(torch.nn.Sequential(norm.float()), spec, inputs, path)
+    assert validate(path, norm, spec, [inputs], 1e-5) < 1e-5
 
 
 def test_float32_is_the_module_itself(random_models: Models) -> None:
