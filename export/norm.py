@@ -2,7 +2,7 @@
 
 ONNX Runtime adds up a whole group in float32, one value after the other, and takes the variance
 from the difference of two such sums: over a 256 px feature map that is off by 3e-4. Here rows are
-averaged first and their means then, after which the deviations are squared.
+averaged first, then their means, then those of the channels, and deviations are squared.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ class RowwiseGroupNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(x.shape[0], self.groups, -1, x.shape[-1])
-        deviation = rows - _mean(rows)
+        maps = x.unflatten(1, (self.groups, -1))  # (B, G, C / G, ..., W)
+        deviation = maps - _mean(maps)
         normed = deviation * (_mean(deviation.square()) + self.eps).rsqrt()
-        shape = (1, -1) + (1,) * (x.dim() - 2)
+        shape = (-1,) + (1,) * (x.dim() - 2)
         return normed.reshape(x.shape) * self.weight.view(shape) + self.bias.view(shape)
 
 
-def _mean(rows: Tensor) -> Tensor:
-    return rows.mean(-1, keepdim=True).mean(-2, keepdim=True)
+def _mean(maps: Tensor) -> Tensor:
+    """Mean of each group of (B, G, C / G, ..., W), the last axis first: (B, G, 1, ..., 1)."""
+    for axis in range(maps.dim() - 1, 1, -1):
+        maps = maps.mean(axis, keepdim=True)
+    return maps
 
 
 def with_rowwise_norms(module: nn.Module) -> nn.Module:
