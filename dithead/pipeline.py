@@ -107,17 +107,19 @@ class Models:
 
     @classmethod
     def random(cls, config: DitHeadConfig) -> Models:
-        """Random weights behind the packaged face and speech models, for measuring sizes and speed;
-        wav2vec2 is random, too. On the CPU."""
-        dithead = DitHead(config)
-        for parameter in dithead.dit.parameters():
-            if not parameter.any():  # what is zero before training would hide the rest
-                nn.init.normal_(parameter, std=0.02)
+        """Random weights, always the same, behind the packaged face and speech models, for
+        measuring sizes and speed; wav2vec2 is random, too. On the CPU."""
         audio: AudioEncoder
-        if config.audio.encoder == WAV2VEC2:
-            audio = Wav2Vec2Encoder(config.audio, random_wav2vec2())
-        else:
-            audio = load_audio_encoder(config.audio)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            dithead = DitHead(config)
+            for parameter in dithead.dit.parameters():
+                if not parameter.any():  # what is zero before training would hide the rest
+                    nn.init.normal_(parameter, std=0.02)
+            if config.audio.encoder == WAV2VEC2:
+                audio = Wav2Vec2Encoder(config.audio, random_wav2vec2())
+            else:
+                audio = load_audio_encoder(config.audio)
         dithead.eval().requires_grad_(False)
         return cls(dithead, audio, load_face_detector(), load_face_mesh())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.errors import ConfigError, ExportError
 from dithead.export import manifest as mf
+from dithead.export.folder import claimed, remove_stale
 from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select, with_batch
 from dithead.export.keys import hash_tensors, source_hash, versions, weights_read
 from dithead.export.onnx import OPSETS, export_onnx, external_files, require_onnx
@@ -28,6 +28,7 @@ from dithead.export.tensorrt import (
     build_engine,
     compute_capability_name,
     load_flavour,
+    this_gpu,
 )
 from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
 from dithead.pipeline import Models
@@ -156,13 +157,51 @@ class _Exporter:
             source, flavour = list(files.values())[-1], self.options.flavour
             for batch in sorted(set(self.options.batches)) if spec.shared else (1,):
                 engines.append(self._engine(spec, flavour, source, batch))
-        old, onnx = self._old_entry(spec.name), tuple(files.values())
-        if old is not None and old.onnx == onnx and old.engines == tuple(engines):
-            return old
+        onnx = tuple(files.values())
         for engine in engines:
             _check_ports(spec.name, "inputs", engine.inputs, inputs, engine.batch)
             _check_ports(spec.name, "outputs", engine.outputs, outputs, engine.batch)
         return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, tuple(engines))
+
+    def bundle(self, source: str | None) -> mf.Manifest:
+        """Everything that is asked for, and the manifest put in place."""
+        options, config = self.options, self.models.config
+        specs = graph_specs(options.largest_rectangle)
+        specs = select(specs, options.graphs) if options.graphs else specs
+        if (most := max(options.batches)) > 1:
+            specs = [with_batch(spec, config, most) for spec in specs]
+        if options.graphs:
+            self._keep_others({spec.name for spec in specs})
+        graphs = tuple(self.graph(spec) for spec in specs)
+        new = mf.Manifest(
+            config=config.to_dict(),
+            checkpoint=source or f"random weights, preset {config.preset}",
+            checkpoint_sha256=mf.hash_file(checkpoint.resolve(source)) if source else "",
+            precision=options.precision if "gpu" in options.targets else "fp32",
+            targets=options.targets,
+            largest_rectangle=options.largest_rectangle,
+            made_with=versions(),
+            graphs=graphs,
+        )
+        if self.old is None or mf.as_json(new) != mf.as_json(self.old):
+            mf.write_manifest(self.folder, new)
+        return new
+
+    def _keep_others(self, wanted: set[str]) -> None:
+        """Refuse to replace a bundle by a part of one."""
+        if self.old is None:
+            if (self.folder / mf.MANIFEST).is_file():
+                raise ExportError(
+                    f"what {self.folder} holds cannot be read: choose another folder for a bundle "
+                    "of some graphs"
+                )
+            return
+        dropped = {entry.name for entry in self.old.graphs} - wanted
+        if dropped:
+            raise ExportError(
+                f"{self.folder} holds {len(dropped)} graphs that were not asked for, such as "
+                f"'{min(dropped)}': choose another folder for a bundle of some graphs"
+            )
 
     def _ports(
         self, spec: GraphSpec, module: nn.Module
@@ -241,6 +280,8 @@ class _Exporter:
     ) -> mf.EngineFile:
         library = str(load_flavour(flavour).__version__)
         capability = self.options.compute_capability
+        if flavour == "tensorrt":  # its engines run on the kind of GPU that they are built on
+            capability = this_gpu()
         key = mf.hash_of(
             source.file.sha256,
             source.weights.sha256 if source.weights else "",
@@ -264,7 +305,8 @@ class _Exporter:
         cache_path = self.folder / f".{MODULES[flavour]}.timing"
         sizes = {"B": batch} if spec.shared else None
         onnx = self.folder / source.file.path
-        built = build_engine(onnx, spec, flavour, capability, cache_path, sizes)
+        narrow = self.options.compute_capability
+        built = build_engine(onnx, spec, flavour, narrow, cache_path, sizes)
         self.made += [path, path.with_suffix(".log")]
         path.write_bytes(built.data)
         path.with_suffix(".log").write_text("\n".join(built.log.lines) + "\n")
@@ -332,84 +374,32 @@ def export_bundle(
     start = time.perf_counter()
     require_onnx()
     if options.flavour is not None:
-        library = load_flavour(options.flavour)
-        if options.compute_capability != PORTABLE:
-            compute_capability_name(library, options.compute_capability)
-    elif options.compute_capability != PORTABLE:
-        raise ConfigError("a compute capability narrows engines, and none are to be built")
+        load_flavour(options.flavour)
+    if options.compute_capability != PORTABLE:
+        if options.flavour != "tensorrt-rtx" or "gpu" not in options.targets:
+            raise ConfigError(
+                "a compute capability narrows TensorRT-RTX engines, and none are to be built"
+            )
+        compute_capability_name(load_flavour(options.flavour), options.compute_capability)
     if models is None:
         if source is None:
             raise ConfigError("give a checkpoint or models to export")
         models = Models.load(source)
-    if folder.exists() and not folder.is_dir():
-        raise ExportError(f"{folder} is a file: choose a folder for the bundle")
-    if folder.is_dir() and _foreign(folder) and not (folder / mf.MANIFEST).is_file():
-        raise ExportError(
-            f"{folder} is not empty and holds no bundle: choose another folder or empty it"
-        )
-    fresh = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"cannot make the folder {folder} ({error.strerror})") from error
-    exporter = _Exporter(models, folder, options, real, progress)
-    try:
-        specs = graph_specs(options.largest_rectangle)
-        specs = select(specs, options.graphs) if options.graphs else specs
-        if (most := max(options.batches)) > 1:
-            specs = [with_batch(spec, models.config, most) for spec in specs]
-        dropped = {e.name for e in exporter.old.graphs} if exporter.old else set()
-        dropped -= {spec.name for spec in specs}
-        if options.graphs and dropped:
+    with claimed(folder):
+        exporter = _Exporter(models, folder, options, real, progress)
+        try:
+            new = exporter.bundle(source)
+        except OSError as error:
+            exporter.discard()
             raise ExportError(
-                f"{folder} holds {len(dropped)} graphs that were not asked for, such as "
-                f"'{min(dropped)}': choose another folder for a bundle of some graphs"
-            )
-        graphs = tuple(exporter.graph(spec) for spec in specs)
-        new = mf.Manifest(
-            config=models.config.to_dict(),
-            checkpoint=source or f"random weights, preset {models.config.preset}",
-            checkpoint_sha256=mf.hash_file(checkpoint.resolve(source)) if source else "",
-            precision=options.precision,
-            targets=options.targets,
-            largest_rectangle=options.largest_rectangle,
-            made_with=versions(),
-            graphs=graphs,
-        )
-        if exporter.old is None or mf.as_json(new) != mf.as_json(exporter.old):
-            mf.write_manifest(folder, new)
-    except OSError as error:
-        exporter.discard()
-        raise ExportError(
-            f"cannot write the bundle to {folder} ({error.strerror or error}): "
-            f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
-        ) from error
-    except BaseException:
-        exporter.discard()
-        if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    _remove_stale(folder, new)
+                f"cannot write the bundle to {folder} ({error.strerror or error}): "
+                f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
+            ) from error
+        except BaseException:
+            exporter.discard()
+            raise
+        remove_stale(folder, new)
     report = exporter.report
     report.seconds = time.perf_counter() - start
     report.bytes = sum(file.bytes for file in new.files())
     return report
-
-
-def _foreign(folder: Path) -> list[Path]:
-    """Files that no export made; one that was killed may have left some of ours."""
-    ours = re.compile(
-        r"[\w.]+\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)"
-        r"|\..+\.(timing|tmp|layers\.onnx|widened\.onnx)"
-    )
-    return [path for path in folder.iterdir() if not ours.fullmatch(path.name)]
-
-
-def _remove_stale(folder: Path, manifest: mf.Manifest) -> None:
-    """Remove bundle files that no manifest names any more."""
-    named = {file.path for file in manifest.files()}
-    logs = {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
-    for path in folder.iterdir():
-        ours = path.suffix in (".onnx", ".engine", ".data", ".log")
-        if ours and path.name not in named | logs:
-            path.unlink()

@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "--clip",
         metavar="VIDEO",
         type=Path,
-        help="a video with a face: files are compared on what it gives, too (the packaged speech "
-        "is heard); default: the demo's clip where it is installed",
+        help="a video with a face: the files that are made are compared on what it gives, too (the "
+        "packaged speech is heard); default: the demo's clip where it is installed",
     )
     parser.add_argument(
         "--verify",
@@ -136,11 +136,14 @@ def _options(args: argparse.Namespace, say: Callable[[str], None]) -> ExportOpti
         raise ConfigError("--preset draws its weights: leave --checkpoint and --audio-weights out")
     if args.clip is not None and not args.clip.is_file():
         raise ConfigError(f"--clip {args.clip}: no such file")
+    graphs = tuple(part for part in args.graphs.split(",") if part)
+    if args.graphs and not graphs:
+        raise ConfigError(f"--graphs takes names separated by commas, not {args.graphs!r}")
     return ExportOptions(
         precision=args.precision,
         targets=tuple(part for part in args.targets.split(",") if part),
         largest_rectangle=args.largest_rectangle,
-        graphs=tuple(part for part in args.graphs.split(",") if part),
+        graphs=graphs,
         flavour=_flavour(args.engines, say),
         compute_capability=args.compute_capability,
         batches=_batches(args.batch),
@@ -179,7 +182,7 @@ def _as_text(report: ExportReport) -> str:
         f"{report.folder}: {built}, {report.bytes / 1e6:.0f} MB, {report.engines} engines, "
         f"{report.seconds:.0f} s"
     ]
-    if report.built:
+    if any(name.endswith(".onnx") for name in report.built):
         real = ", and on real ones where the clip gave them" if report.real_inputs else ""
         lines.append(
             f"every ONNX file made was run and compared with PyTorch on random inputs{real}"

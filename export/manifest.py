@@ -38,11 +38,15 @@ class BundleFile:
     """A file of a bundle."""
 
     path: str
-    """Relative to the bundle."""
+    """Name in the bundle's folder."""
     sha256: str
     bytes: int
     key: str
     """Hash of all that the file was made from: the same key, the same file."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.path, str) and self.path and Path(self.path).name == self.path):
+            raise ValueError(f"{self.path!r} is not the name of a file in the bundle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ class Manifest:
         """The configuration as an object. Raises ExportError: it does not fit this version."""
         try:
             return DitHeadConfig.from_dict(self.config)
-        except ConfigError as error:
+        except (ConfigError, TypeError, AttributeError) as error:
             raise ExportError(
                 f"the bundle's configuration does not fit this version of DiT-Head ({error}): "
                 "export again"
@@ -209,7 +213,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return _manifest(values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{path} is damaged ({error!r}): export again") from error
 
 
@@ -271,6 +275,9 @@ def _graph_entry(values: Mapping[str, Any]) -> GraphEntry:
 
 
 def _manifest(values: Mapping[str, Any]) -> Manifest:
+    for name, kind in (("targets", list), ("largest_rectangle", int), ("precision", str)):
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} is {values[name]!r}")
     return Manifest(
         **{
             **values,

@@ -8,10 +8,16 @@ the ONNX file says, casts included.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export.graphs import GraphSpec
@@ -58,6 +64,43 @@ def installed_flavour() -> Flavour | None:
     return None
 
 
+def this_gpu() -> str:
+    """Compute capability and name of the first GPU, such as ``9.0 (NVIDIA H200)``.
+
+    Raises:
+        BackendUnavailable: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "tensorrt builds its engines on the GPU that they run on, and PyTorch sees none: "
+            "export there, or with --engines tensorrt-rtx here"
+        )
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return f"{capability} ({torch.cuda.get_device_name()})"
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until a piece of work is done.
+
+    TensorRT calls our logger while it builds, and drops the exceptions that are raised in there: an
+    interrupt would be lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, _: came.append(n)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
 @dataclass(slots=True)
 class BuildLog:
     """What TensorRT said while it built."""
@@ -102,7 +145,7 @@ def compute_capability_name(trt: Any, capability: str) -> Any:
         name: value for name, value in vars(trt.ComputeCapability).items() if name.startswith("SM")
     }
     wanted = "SM" + capability.replace(".", "")
-    if wanted not in known:
+    if wanted not in known or not re.fullmatch(r"\d+\.\d", capability):
         names = sorted(f"{n[2:-1]}.{n[-1]}" for n in known)
         raise ConfigError(
             f"unknown compute capability {capability!r}; choose one of {', '.join(names)}"
@@ -130,6 +173,18 @@ def build_engine(
         BackendUnavailable: the flavour is not installed, or needs a GPU to build.
         ExportError: the file cannot be parsed or built; names the graph and what TensorRT said.
     """
+    with _signals_wait():
+        return _build(path, spec, flavour, compute_capability, timing_cache, sizes)
+
+
+def _build(
+    path: Path,
+    spec: GraphSpec,
+    flavour: Flavour,
+    compute_capability: str,
+    timing_cache: Path | None,
+    sizes: Mapping[str, int] | None,
+) -> BuiltEngine:
     trt = load_flavour(flavour)
     log = BuildLog()
     logger = _logger(trt, log)
@@ -170,7 +225,7 @@ def build_engine(
     cache = None
     if flavour == "tensorrt" and timing_cache is not None:
         known = timing_cache.read_bytes() if timing_cache.is_file() else b""
-        cache = config.create_timing_cache(known)
+        cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
     if data is None:

@@ -12,6 +12,7 @@ from dithead.errors import ExportError
 from dithead.export import manifest as mf
 from dithead.export.graphs import example_inputs, graph_specs
 from dithead.export.validate import TOLERANCES, onnx_session, relative_error, to_arrays
+from dithead.export.widen import runnable
 
 CASES = 3
 SEED = 7
@@ -44,7 +45,11 @@ def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
             entries.append(entry)
             continue
         source = entry.onnx_for("fp32") or entry.onnx[0]
-        session = onnx_session(mf.check_file(folder, source.file))
+        path = mf.check_file(folder, source.file)
+        if source.weights is not None:
+            mf.check_file(folder, source.weights)
+        with runnable(path) as file:
+            session = onnx_session(file)
         worst = 0.0
         for engine in [engine for engine in entry.engines for _ in range(CASES)]:
             inputs = example_inputs(specs[entry.name], config, generator, engine.batch)

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -174,13 +175,22 @@ def look_at_bundle(folder: Path) -> list[Finding]:
     group, remedy = "Bundles", f"dithead-export -o {folder}"
     try:
         manifest = mf.read_manifest(folder)
+        random = not manifest.checkpoint_sha256
+        source = "--preset" if random else "--checkpoint"
+        name = manifest.config["preset"] if random else manifest.checkpoint
+        remedy = (
+            f"dithead-export {source} {shlex.quote(name)} --precision {manifest.precision} "
+            f"--targets {','.join(manifest.targets)} --largest-rectangle "
+            f"{manifest.largest_rectangle} -o {shlex.quote(str(folder))}"
+        )
         manifest.model_config()
         for file in manifest.files():
             mf.check_file(folder, file)
+        wanted = graph_specs(manifest.largest_rectangle)
     except DitheadError as error:
         return [Finding(group, str(folder), "unusable", str(error), remedy)]
     have = {entry.name for entry in manifest.graphs}
-    lacking = [s.name for s in graph_specs(manifest.largest_rectangle) if s.name not in have]
+    lacking = [spec.name for spec in wanted if spec.name not in have]
     if lacking:
         detail = f"a part of a bundle: {len(lacking)} graphs are not in it, such as '{lacking[0]}'"
         return [Finding(group, str(folder), "unusable", detail, remedy)]

@@ -167,3 +167,23 @@ def test_a_graph_is_kept_open_for_a_few_sizes_only(shipped_bundle: Path) -> None
     kept = graphs._sessions["face_detector"]
     assert len(kept) == KEPT_SIZES
     assert next(reversed(kept)) == (("H", 90), ("W", 100))
+
+
+@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/passwd", None, ""])
+def test_a_bundle_has_its_files_in_its_own_folder(bundle_copy: Path, name: str | None) -> None:
+    path = bundle_copy / "manifest.json"
+    values = json.loads(path.read_text())
+    values["graphs"][0]["onnx"][0]["file"]["path"] = name
+    path.write_text(json.dumps(values))
+    with pytest.raises(ExportError, match="is damaged"):
+        mf.read_manifest(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("targets", "cpu"), ("largest_rectangle", "256"), ("precision", None)]
+)
+def test_wrong_types_in_a_manifest_are_named(bundle_copy: Path, key: str, value: object) -> None:
+    path = bundle_copy / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ExportError, match=f"is damaged.*{key}"):
+        mf.read_manifest(bundle_copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from bundles import HAS_RTX, SMALL, needs_rtx, spec_of
 
 from dithead import checkpoint
+from dithead.config import preset
 from dithead.errors import CheckpointError, ConfigError, ExportError
 from dithead.export import cli
 from dithead.export import manifest as mf
@@ -192,7 +194,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
     folder = tmp_path / "bundle"
     with pytest.raises(ExportError, match=r"No space left on device.*MB are free"):
         export_bundle(str(checkpoint_file), folder, ExportOptions(graphs=("noise",)))
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
 
 
 def test_a_damaged_bundle_is_mended_by_exporting_again(
@@ -316,6 +318,7 @@ def test_random_weights_are_said_to_be_random(
         (["--checkpoint", "huge"], 1, "no packaged checkpoint named 'huge' (packaged: tiny)"),
         (["--largest-rectangle", "100"], 2, "largest rectangle must be"),
         (["--graphs", "lips"], 2, "unknown graph 'lips'"),
+        (["--graphs", ","], 2, "--graphs takes names"),
         (["--clip", "nowhere.mp4"], 2, "nowhere.mp4"),
         (["--verify", "nowhere"], 1, "is no bundle"),
     ],
@@ -348,6 +351,77 @@ def test_what_a_killed_export_left_does_not_stop_the_next(
     report = export_bundle(str(checkpoint_file), tmp_path, ExportOptions(graphs=("noise",)))
     assert len(report.built) == 1
     assert not (tmp_path / "noise.fp32.01234567.onnx").exists()
+
+
+def test_only_what_exports_made_is_tidied_away(checkpoint_file: Path, tmp_path: Path) -> None:
+    mine = {"notes.log", "train.data", "mine.onnx", "readme.txt"}
+    options = ExportOptions(graphs=("noise",))
+    export_bundle(str(checkpoint_file), tmp_path, options)
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "sub.data").mkdir()
+    report = export_bundle(str(checkpoint_file), tmp_path, options)
+    assert report.built == []
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+
+
+@pytest.mark.parametrize("text", ['{"name": "an app"}', "[]", "no json"])
+def test_somebody_elses_manifest_is_no_bundle(
+    checkpoint_file: Path, tmp_path: Path, text: str
+) -> None:
+    for name in ("manifest.json", "index.html", "server.log"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ExportError, match="is not empty and holds no bundle"):
+        export_bundle(str(checkpoint_file), tmp_path, ExportOptions(graphs=("noise",)))
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("manifest.json", "index.html", "server.log"), text
+    )
+
+
+def test_a_part_does_not_replace_a_bundle_of_another_schema(
+    checkpoint_file: Path, bundle_copy: Path
+) -> None:
+    path = bundle_copy / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    before = {p.name for p in bundle_copy.iterdir()}
+    with pytest.raises(ExportError, match="cannot be read: choose another folder"):
+        export_bundle(str(checkpoint_file), bundle_copy, ExportOptions(graphs=("noise",)))
+    assert {p.name for p in bundle_copy.iterdir()} == before
+
+
+def test_two_exports_do_not_share_a_folder(checkpoint_file: Path, tmp_path: Path) -> None:
+    options = ExportOptions(graphs=("noise",))
+    messages = []
+
+    def second(_: str) -> None:
+        with pytest.raises(ExportError) as caught:
+            export_bundle(str(checkpoint_file), tmp_path / "bundle", options)
+        messages.append(str(caught.value))
+
+    export_bundle(str(checkpoint_file), tmp_path / "bundle", options, progress=second)
+    assert len(messages) == 1 and "another export is at work" in messages[0]
+    assert len(mf.read_manifest(tmp_path / "bundle").graphs) == 1
+    assert not list((tmp_path / "bundle").glob(".*"))
+
+
+def test_an_edited_manifest_is_put_right(checkpoint_file: Path, bundle_copy: Path) -> None:
+    path = bundle_copy / "manifest.json"
+    before = path.read_text()
+    values = json.loads(before)
+    values["graphs"][0]["outputs"][0]["shape"] = [7, 7]
+    path.write_text(json.dumps(values))
+    flavour = "tensorrt-rtx" if HAS_RTX else None
+    options = ExportOptions(graphs=SMALL, flavour=flavour)
+    assert export_bundle(str(checkpoint_file), bundle_copy, options).built == []
+    assert path.read_text() == before
+
+
+def test_random_weights_are_always_the_same(tmp_path: Path) -> None:
+    options = ExportOptions(graphs=("dit_context",))
+    for built in (2, 0):
+        models = Models.random(preset("tiny"))
+        report = export_bundle(None, tmp_path / "bundle", options, models=models)
+        assert len(report.built) == built
 
 
 def test_a_folder_with_other_things_is_left_alone(checkpoint_file: Path, tmp_path: Path) -> None:

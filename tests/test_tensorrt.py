@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import cases, needs_rtx, spec_of
@@ -38,6 +40,39 @@ def test_what_tensorrt_cannot_parse_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"this is no protobuf")
     with pytest.raises(ExportError, match=r"graph 'noise'.*cannot parse noise\.onnx"):
         tensorrt.build_engine(path, spec_of("noise"), "tensorrt-rtx")
+
+
+@needs_rtx
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_tensorrt_builds_is_not_lost(
+    random_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    spec, path = spec_of("dit_context"), tmp_path / "dit_context.onnx"
+    inputs = cases("dit_context", random_models)[0]
+    export_onnx(random_models.module("dit_context"), spec, inputs, path)
+    made = tensorrt._logger
+
+    def interrupting(trt: Any, log: tensorrt.BuildLog) -> Any:
+        class Lines(list[str]):
+            def append(self, line: str) -> None:
+                if not self:
+                    signal.raise_signal(number)
+                super().append(line)
+
+        log.lines = Lines()
+        return made(trt, log)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorrt, "_logger", interrupting)
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tensorrt.build_engine(path, spec, "tensorrt-rtx")
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_placeholder_of_tensorrt_is_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:

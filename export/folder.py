@@ -1,0 +1,90 @@
+"""The folder that a bundle is written to: whose it is, one export at a time, and no leftovers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dithead.errors import ExportError
+from dithead.export import manifest as mf
+
+_LOCK = ".export.lock"
+_OURS = re.compile(
+    r"[\w.]+\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)"
+    r"|\..+\.(timing|tmp|lock|layers\.onnx|widened\.onnx)"
+)
+"""Names of files that an export makes; one that was killed may have left some."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make or take over a folder for one export, and nobody else's until it is done.
+
+    A folder that was made for an export that fails is removed again.
+
+    Raises:
+        ExportError: it is a file, holds other things than a bundle, cannot be made, or another
+            export is at work in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file: choose a folder for the bundle")
+    if folder.is_dir() and not _is_free(folder):
+        raise ExportError(
+            f"{folder} is not empty and holds no bundle: choose another folder or empty it"
+        )
+    fresh = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise ExportError(f"cannot write to the folder {folder} ({error.strerror})") from error
+    with lock:
+        _take(lock.fileno(), folder)
+        try:
+            yield
+        except BaseException:
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: exports in one folder at once are not told apart there
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ExportError(
+            f"another export is at work in {folder}: wait for it, or choose another folder"
+        ) from error
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or a bundle, or has but what exports leave."""
+    others = [p for p in folder.iterdir() if p.name != mf.MANIFEST and not _OURS.fullmatch(p.name)]
+    path = folder / mf.MANIFEST
+    if not path.is_file():
+        return not others
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return not others  # damaged; it may have been a bundle's
+    return isinstance(values, dict) and {"schema", "graphs"} <= set(values)
+
+
+def remove_stale(folder: Path, manifest: mf.Manifest) -> None:
+    """Remove what exports made and no manifest names any more."""
+    named = {file.path for file in manifest.files()}
+    named |= {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
+    for path in folder.iterdir():
+        made = _OURS.fullmatch(path.name) and not path.name.startswith(".")
+        if made and path.name not in named and path.is_file():
+            path.unlink()
