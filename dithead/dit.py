@@ -78,15 +78,16 @@ class Block(nn.Module):
         k, v = self.cross_kv(tokens).chunk(2, dim=-1)
         return _split_heads(k, self.heads), _split_heads(v, self.heads)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, timestep: Tensor) -> Tensor:
-        """x: (B, N, D); keys, values: (B, heads, M, D/heads); timestep: embedding (B, D), read by
-        adaLN-zero only."""
-        if self.modulation is None:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, modulation: Tensor | None) -> Tensor:
+        """x: (B, N, D); keys, values: (B, heads, M, D/heads); modulation: (B, 7, D), of adaLN-zero
+        only."""
+        if modulation is None:
             x = x + self._attend_self(self.norm1(x))
             x = x + self._attend_audio(self.norm2(x), keys, values)
             return x + self._mlp(self.norm3(x))
-        m = self.modulation(F.silu(timestep))[:, None, :].chunk(7, dim=-1)  # 7 x (B, 1, D)
-        shift1, scale1, gate1, gate2, shift3, scale3, gate3 = m
+        shift1, scale1, gate1, gate2, shift3, scale3, gate3 = modulation.chunk(
+            7, dim=1
+        )  # (B, 1, D)
         x = x + gate1 * self._attend_self(self.norm1(x) * (1 + scale1) + shift1)
         x = x + gate2 * self._attend_audio(self.norm2(x), keys, values)
         return x + gate3 * self._mlp(self.norm3(x) * (1 + scale3) + shift3)
@@ -167,10 +168,23 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def embed_timestep(self, timestep: Tensor) -> Tensor:
-        """Timestep (B,) -> embedding (B, D)."""
+    def modulation(self, timestep: Tensor) -> Tensor:
+        """What the network reads of a timestep.
+
+        Args:
+            timestep: (B,) integer.
+
+        Returns:
+            (B, R, D). ``tokens``: shifts, scales and gates of adaLN-zero, 7 rows for each block,
+            then 2 for the last norm. ``paper``: the embedding in one row.
+        """
         features = timestep_features(timestep, 256).to(self.timestep_in.weight.dtype)
-        return self.timestep_out(F.silu(self.timestep_in(features)))
+        embedding = self.timestep_out(F.silu(self.timestep_in(features)))  # (B, D)
+        if self.final_modulation is None:
+            return embedding[:, None, :]
+        layers = [*(block.modulation for block in self.blocks), self.final_modulation]
+        rows = torch.cat([layer(F.silu(embedding)) for layer in layers], dim=1)  # type: ignore[operator]
+        return rows.reshape(timestep.shape[0], -1, self.config.width)  # (B, 7 depth + 2, D)
 
     def audio_tokens(self, window: Tensor) -> Tensor:
         """Audio window (B, window_frames, audio_dim) -> tokens (B, M, D); M is 1 with ``paper``,
@@ -179,17 +193,18 @@ class DiT(nn.Module):
             return self.audio_in(window.flatten(1))[:, None, :]  # (B, 1, D)
         return self.audio_norm(self.audio_in(window)) + self.audio_positions
 
-    def context(self, tokens: Tensor, timestep: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def context(self, tokens: Tensor, modulation: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every block.
 
         With ``tokens`` they do not depend on the timestep, so one call serves every step of a
         frame.
 
         Args:
-            tokens: from :meth:`audio_tokens`. timestep: embedding (B, D), read by ``paper`` only.
+            tokens: from :meth:`audio_tokens`.
+            modulation: from :meth:`modulation`, read by ``paper`` only.
         """
         if self.config.conditioning == "paper":
-            tokens = torch.cat([tokens, timestep[:, None, :]], dim=-1)  # (B, 1, 2D)
+            tokens = torch.cat([tokens, modulation], dim=-1)  # (B, 1, 2D)
         return [block.context(tokens) for block in self.blocks]  # type: ignore[operator]
 
     def forward(
@@ -198,8 +213,7 @@ class DiT(nn.Module):
         masked: Tensor,
         reference: Tensor,
         timestep: Tensor,
-        window: Tensor | None = None,
-        context: list[tuple[Tensor, Tensor]] | None = None,
+        window: Tensor,
     ) -> Tensor:
         """Predict the noise or velocity.
 
@@ -207,24 +221,32 @@ class DiT(nn.Module):
             noisy, masked, reference: latents (B, C, S, S): the noised face, the masked face, the
                 reference face.
             timestep: (B,) integer timesteps.
-            window: audio (B, window_frames, audio_dim); give this or ``context`` from
-                :meth:`context`.
+            window: audio (B, window_frames, audio_dim).
 
         Returns:
             (B, C, S, S).
         """
-        embedding = self.embed_timestep(timestep)  # (B, D)
-        if context is None:
-            if window is None:
-                raise ValueError("give either an audio window or a context")
-            context = self.context(self.audio_tokens(window), embedding)
+        modulation = self.modulation(timestep)
+        context = self.context(self.audio_tokens(window), modulation)
+        return self.predict(noisy, masked, reference, modulation, context)
+
+    def predict(
+        self,
+        noisy: Tensor,
+        masked: Tensor,
+        reference: Tensor,
+        modulation: Tensor,
+        context: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """As :meth:`forward`, from what :meth:`modulation` and :meth:`context` gave."""
         x = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
         x = self.patch_in(x).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
-        for block, (keys, values) in zip(self.blocks, context, strict=True):
-            x = block(x, keys, values, embedding)
+        adaptive = self.final_modulation is not None
+        for i, (block, (keys, values)) in enumerate(zip(self.blocks, context, strict=True)):
+            x = block(x, keys, values, modulation[:, 7 * i : 7 * i + 7] if adaptive else None)
         x = self.final_norm(x)
-        if self.final_modulation is not None:
-            shift, scale = self.final_modulation(F.silu(embedding))[:, None, :].chunk(2, dim=-1)
+        if adaptive:
+            shift, scale = modulation[:, -2:].chunk(2, dim=1)  # (B, 1, D)
             x = x * (1 + scale) + shift
         return self._unpatch(self.patch_out(x))
 

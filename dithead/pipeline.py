@@ -35,6 +35,7 @@ from dithead.face.tracker import FaceTracker
 from dithead.graphs import (
     DiTContext,
     DiTStep,
+    DiTTimestep,
     FaceBlend,
     FaceCrop,
     FaceDecoder,
@@ -159,6 +160,7 @@ class Models:
             "audio_window": lambda: AudioWindow(config.audio),
             "noise": lambda: Noise(config.diffusion, model.noise),
             "dit_context": lambda: DiTContext(model.dit),
+            "dit_timestep": lambda: DiTTimestep(model.dit),
             "dit_step": lambda: DiTStep(model.dit, model.diffusion),
             "face_decoder": lambda: FaceDecoder(model.face_vqgan),
             "interpolator": load_interpolator,
@@ -223,6 +225,8 @@ class FrameGenerator:
         self.steps = options.steps or config.steps
         visits = torch.tensor([*ddim_timesteps(config, self.steps), -1], device=graphs.device)
         self.visits = visits[:, None]  # (steps + 1, 1)
+        with torch.inference_mode():
+            self.modulations = [graphs.run("dit_timestep", now)[0] for now in self.visits[:-1]]
         self.seed = torch.tensor([options.seed], device=graphs.device)
         self.locator = FaceLocator(
             partial(graphs.run, "face_detector"),
@@ -269,8 +273,8 @@ class FrameGenerator:
         (latent,) = run("noise", self.seed, torch.full_like(self.seed, index))
         (context,) = run("dit_context", window[None])
         reference = self.state.reference
-        for now, following in pairwise(self.visits):
-            (latent,) = run("dit_step", latent, masked, reference, context, now, following)
+        for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
+            (latent,) = run("dit_step", latent, masked, reference, context, modulation, *visit)
         if self.options.reference == "previous":
             self.state.reference = latent
         return latent

@@ -261,7 +261,7 @@ class _Exporter:
         beside = external_files(path)
         self.made += beside
         fp32 = None if reference is None else self.folder / reference.file.path
-        error = validate(path, module, spec, [*random, *real], tolerance, fp32)
+        error = validate(path, module, spec, [*random, *real], tolerance, fp32, precision)
         self.report.built.append(name)
         return mf.OnnxFile(
             precision,
@@ -373,14 +373,13 @@ def export_bundle(
     """
     start = time.perf_counter()
     require_onnx()
-    if options.flavour is not None:
-        load_flavour(options.flavour)
+    library = None if options.flavour is None else load_flavour(options.flavour)
     if options.compute_capability != PORTABLE:
         if options.flavour != "tensorrt-rtx" or "gpu" not in options.targets:
             raise ConfigError(
                 "a compute capability narrows TensorRT-RTX engines, and none are to be built"
             )
-        compute_capability_name(load_flavour(options.flavour), options.compute_capability)
+        compute_capability_name(library, options.compute_capability)
     if models is None:
         if source is None:
             raise ConfigError("give a checkpoint or models to export")

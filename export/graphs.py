@@ -38,7 +38,7 @@ class Axis:
 
 _SHARED = (
     *("masked_encoder", "reference_encoder", "audio_encoder"),
-    *("dit_context", "dit_step", "face_decoder"),
+    *("dit_context", "dit_timestep", "dit_step", "face_decoder"),
 )
 """Graphs that can work for several streams at once."""
 _HEIGHT, _WIDTH = Axis("H", *FRAME_RANGE), Axis("W", *FRAME_RANGE)
@@ -110,9 +110,10 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
         ),
         GraphSpec("noise", ("seed", "frame_index"), ("noise",), engine=False),
         GraphSpec("dit_context", ("window",), ("context",), reduced=True),
+        GraphSpec("dit_timestep", ("timestep",), ("modulation",)),
         GraphSpec(
             "dit_step",
-            ("noisy", "masked", "reference", "context", "timestep", "following"),
+            ("noisy", "masked", "reference", "context", "modulation", "timestep", "following"),
             ("latent",),
             reduced=True,
         ),
@@ -223,11 +224,13 @@ def example_inputs(
         }
     if kind == "dit_step":
         following = integer(-1, config.diffusion.timesteps // 2, batch)
+        rows = 1 if config.dit.conditioning == "paper" else 7 * depth + 2
         return {
             "noisy": normal(*a_latent),
             "masked": normal(*a_latent),
             "reference": normal(*a_latent),
             "context": context(),
+            "modulation": 0.3 * normal(batch, rows, width),
             "timestep": following + config.diffusion.timesteps // 2,
             "following": following,
         }
@@ -252,6 +255,7 @@ def example_inputs(
         "reference_encoder": lambda: {"crop": uniform(*a_crop)},
         "audio_encoder": lambda: {"chunk": 0.2 * normal(batch, audio.chunk_samples)},
         "noise": lambda: {"seed": integer(0, 2**31), "frame_index": integer(0, 2**31)},
+        "dit_timestep": lambda: {"timestep": integer(0, config.diffusion.timesteps, batch)},
         "dit_context": lambda: {"window": normal(batch, *audio.window_shape)},
         "face_decoder": lambda: {"latent": normal(*a_latent)},
     }[kind]()

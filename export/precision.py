@@ -1,9 +1,9 @@
 """A module in reduced precision: weights and matrix products in float16 or bfloat16, the rest in
 float32.
 
-What must not lose digits stays float32: statistics of norms, the denoiser's softmax, the timestep's
-embedding, the residual stream of the denoiser (its fixed positions are float32), the DDIM update,
-the codebook's distances, and every input and output. The casts are part of the graph, so an engine
+What must not lose digits stays float32: statistics of norms, the denoiser's softmax, its residual
+stream (its fixed positions are float32), the DDIM update, the codebook's distances, and every input
+and output. The casts are part of the graph, so an engine
 that is strongly typed runs exactly this.
 """
 
@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dithead.config import DitHeadConfig
 from dithead.dit import Block
 from dithead.errors import ConfigError
 from dithead.export.graphs import graph_specs
@@ -29,8 +28,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
-_KEPT = ("timestep_in", "timestep_out", "log_mel")
-"""Parts that stay float32: the timestep's embedding, and the spectrogram, whose powers overflow."""
+_KEPT = ("log_mel",)
+"""Parts that stay float32: the spectrogram, whose powers overflow."""
 
 
 class _Reduced(nn.Module):
@@ -111,7 +110,7 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> None:
             _convert(child, dtype)
 
 
-class ReducedGraphs:
+class ReducedGraphs(Models):
     """Graphs in reduced precision in PyTorch, which rounds as a GPU does: what a precision costs
     can be measured with them on any machine.
 
@@ -121,26 +120,10 @@ class ReducedGraphs:
 
     def __init__(self, models: Models, precision: Precision) -> None:
         check_precision(precision)
-        self._models = models
+        super().__init__(models.dithead, models.audio, models.detector, models.mesh)
         self._precision: Precision = precision
         self._reduced = {spec.name for spec in graph_specs() if spec.reduced}
-        self._modules: dict[str, nn.Module] = {}
 
-    @property
-    def config(self) -> DitHeadConfig:
-        """The model's configuration."""
-        return self._models.config
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must be and outputs are."""
-        return self._models.device
-
-    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run a graph: its inputs -> its outputs, in the table's order."""
-        if name not in self._reduced:
-            return self._models.run(name, *inputs)
-        if name not in self._modules:
-            self._modules[name] = reduce_precision(self._models.module(name), self._precision)
-        outputs = self._modules[name](*inputs)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+    def _build(self, name: str) -> nn.Module:
+        module = super()._build(name)
+        return reduce_precision(module, self._precision) if name in self._reduced else module

@@ -78,6 +78,7 @@ def validate(
     cases: Iterable[Mapping[str, Tensor]],
     tolerance: float,
     reference: Path | None = None,
+    precision: str = "fp32",
 ) -> float:
     """Run a file and compare it with PyTorch.
 
@@ -86,6 +87,7 @@ def validate(
         cases: inputs by name.
         reference: the same graph in float32 as ONNX, to find where a file in another precision
             departs.
+        precision: of the file.
 
     Returns:
         The largest relative error.
@@ -95,7 +97,7 @@ def validate(
             layer where it first appears.
     """
     worst = 0.0
-    with runnable(path) as file:
+    with runnable(path, precision) as file:
         session = onnx_session(file)
         for inputs in cases:
             expected = run_torch(module, spec, inputs)

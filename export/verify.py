@@ -48,7 +48,7 @@ def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
         path = mf.check_file(folder, source.file)
         if source.weights is not None:
             mf.check_file(folder, source.weights)
-        with runnable(path) as file:
+        with runnable(path, source.precision) as file:
             session = onnx_session(file)
         worst = 0.0
         for engine in [engine for engine in entry.engines for _ in range(CASES)]:

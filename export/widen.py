@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def runnable(path: Path) -> Iterator[Path]:
-    """A file that ONNX Runtime can run on a CPU: the same one, or a widened copy for as long as it
-    is needed."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    if not any(t.data_type == onnx.TensorProto.BFLOAT16 for t in model.graph.initializer):
+def runnable(path: Path, precision: str) -> Iterator[Path]:
+    """A file that ONNX Runtime can run on a CPU: the same one, or a widened copy of a bfloat16 one
+    for as long as it is needed."""
+    if precision != "bf16":
         yield path
         return
+    import onnx
+
     model = onnx.load(str(path))
     _widen(model.graph)
     copy = path.with_name(f".{path.stem}.widened.onnx")

@@ -8,7 +8,7 @@ import torch
 from dithead.config import DiffusionConfig, DiTConfig
 from dithead.diffusion import Diffusion, ddim_timesteps
 from dithead.dit import DiT, position_table
-from dithead.graphs import DiTContext, DiTStep
+from dithead.graphs import DiTContext, DiTStep, DiTTimestep
 
 
 def _dit(conditioning: str, awake: bool = True) -> DiT:
@@ -45,7 +45,7 @@ def test_fresh_model_predicts_zero(conditioning: str) -> None:
 
 @pytest.mark.parametrize("conditioning", ["paper", "tokens"])
 def test_graphs_equal_the_model(conditioning: str) -> None:
-    """dit_context once and dit_step K times give what DDIM over the whole model gives."""
+    """dit_context once, dit_timestep and dit_step each step: what DDIM over the whole gives."""
     model = _dit(conditioning)
     diffusion = Diffusion(DiffusionConfig(prediction="velocity"))
     noise, masked, reference, _, window = _inputs()
@@ -54,7 +54,8 @@ def test_graphs_equal_the_model(conditioning: str) -> None:
     latent = noise
     for now, following in pairwise([*ddim_timesteps(diffusion.config, 3), -1]):
         timesteps = torch.full((2,), now), torch.full((2,), following)
-        latent = step(latent, masked, reference, context, *timesteps)
+        modulation = DiTTimestep(model)(timesteps[0])
+        latent = step(latent, masked, reference, context, modulation, *timesteps)
     torch.testing.assert_close(latent, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -161,13 +161,14 @@ def test_a_graph_holds_the_weights_it_reads_and_no_others(random_models: Models)
     assert decoder & encoder == scale
     assert {name.split(".")[1] for name in encoder - scale} == {"encoder"}
     assert {name.split(".")[1] for name in decoder - scale} == {"decoder", "codebook"}
-    context, step = read("dit_context"), read("dit_step")
+    context, timestep, step = read("dit_context"), read("dit_timestep"), read("dit_step")
     assert {name.rpartition(".cross_kv.")[1] for name in context if "blocks" in name} == {
         ".cross_kv."
     }
     of_the_denoiser = {f"dit.{name}" for name, _ in random_models.dithead.dit.named_parameters()}
-    assert context | {n for n in step if n.startswith("dit.")} >= of_the_denoiser
+    assert context | timestep | {n for n in step if n.startswith("dit.")} >= of_the_denoiser
     assert not context & step
+    assert not timestep & (context | step)
 
 
 def test_an_interrupted_export_leaves_the_old_bundle(

@@ -234,9 +234,9 @@ def _run(job: Job) -> dict[str, Any]:
     return _feedback(clip, make)
 
 
-def _looped(clip: Clip, seconds: float) -> tuple[list[float], np.ndarray, float]:
-    """A clip repeated for at least so long: times of its frames from 0, its audio with it, and the
-    length of one round in seconds."""
+def _looped(clip: Clip, seconds: float) -> tuple[Clip, float]:
+    """A clip repeated for at least so long, its times from 0 and its audio with it; its length in
+    seconds."""
     count, start = len(clip.frames), clip.times_s[0]
     length = (clip.times_s[-1] - start) * count / (count - 1)
     rounds = int(np.ceil(seconds / length))
@@ -244,23 +244,23 @@ def _looped(clip: Clip, seconds: float) -> tuple[list[float], np.ndarray, float]
     sound = clip.samples[round(start * 16000) :][: len(audio)]
     audio[: len(sound)] = sound
     times = [turn * length + t - start for turn in range(rounds) for t in clip.times_s]
-    return times, np.tile(audio, rounds), length
+    meshes = np.tile(clip.meshes, (rounds, 1, 1))
+    looped = Clip(clip.name, clip.frames * rounds, times, np.tile(audio, rounds), meshes)
+    return looped, rounds * length
 
 
 def _feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
     """60 s of a clip looped: PSNR in the mouth box in the first and the last five seconds."""
-    times, audio, length = _looped(clip, FEEDBACK_S)
-    count = len(clip.frames)
-    frames = clip.frames * (len(times) // count)
-    made = make(audio, zip(frames, times, strict=True))
+    clip, length = _looped(clip, FEEDBACK_S)
+    made = make(clip.samples, zip(clip.frames, clip.times_s, strict=True))
     psnr = np.array(
         [
-            box_scores(frames[i], frame, clip.meshes[i % count])["psnr_db"]
-            for i, frame in enumerate(made)
+            box_scores(true, frame, mesh)["psnr_db"]
+            for true, frame, mesh in zip(clip.frames, made, clip.meshes, strict=True)
         ]
     )
-    since = np.array(times)
-    first, last = psnr[since < 5.0], psnr[since >= len(times) // count * length - 5.0]
+    since = np.array(clip.times_s)
+    first, last = psnr[since < 5.0], psnr[since >= length - 5.0]
     return {"first_5s_db": float(first.mean()), "last_5s_db": float(last.mean())}
 
 
@@ -269,25 +269,24 @@ def compare_precision(
 ) -> dict[str, Any]:
     """So much of a clip, looped, in float32 and in a reduced precision: how far apart they are in
     the mouth box, and how much further from the true frames the latter is."""
-    times, audio, _ = _looped(clip, seconds)
-    count = len(clip.frames)
-    frames = clip.frames * (len(times) // count)
-    both = zip(
-        *(
-            revoice(zip(frames, times, strict=True), torch.from_numpy(audio), graphs, options)
-            for graphs in (models, reduced)
-        ),
-        strict=True,
+    clip, _ = _looped(clip, seconds)
+    full, made = (
+        revoice(
+            zip(clip.frames, clip.times_s, strict=True),
+            torch.from_numpy(clip.samples),
+            graphs,
+            options,
+        )
+        for graphs in (models, reduced)
     )
     differences, psnr = [], []
-    for i, (full, made) in enumerate(both):
-        mesh = clip.meshes[i % count]
-        differences.append(box_difference(full, made, mesh))
-        psnr.append([box_scores(frames[i], frame, mesh)["psnr_db"] for frame in (full, made)])
+    for true, a, b, mesh in zip(clip.frames, full, made, clip.meshes, strict=True):
+        differences.append(box_difference(a, b, mesh))
+        psnr.append([box_scores(true, frame, mesh)["psnr_db"] for frame in (a, b)])
     mean, largest = np.array(differences).T
     full_db, reduced_db = np.array(psnr).mean(0)
     return {
-        "frames": len(frames),
+        "frames": len(clip.frames),
         "worst_frame_mean_levels": float(mean.max()),
         "largest_levels": float(largest.max()),
         "fp32_db": float(full_db),

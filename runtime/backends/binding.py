@@ -29,12 +29,17 @@ class BundleGraphs:
         self._device = device
         self._manifest = read_manifest(bundle)
         self._config = self._manifest.model_config()
+        self._entries = {entry.name: entry for entry in self._manifest.graphs}
         if not self._manifest.checkpoint_sha256:
             log.warning(
                 "%s holds %s: it says how fast the model is, not how good",
                 bundle,
                 self._manifest.checkpoint,
             )
+
+    def _entry(self, name: str) -> GraphEntry:
+        """A graph's entry in the manifest. Raises ExportError: the bundle has no such graph."""
+        return self._entries.get(name) or self._manifest.graph(name)
 
     @property
     def config(self) -> DitHeadConfig:

@@ -70,7 +70,7 @@ class OnnxGraphs(BundleGraphs):
         Raises:
             ExportError: the bundle has no such graph, or its file is missing or damaged.
         """
-        entry = self._manifest.graph(name)
+        entry = self._entry(name)
         check_inputs(entry, inputs, self._device)
         session = self._session(entry, inputs)
         names = [port.name for port in entry.outputs]

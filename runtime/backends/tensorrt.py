@@ -72,7 +72,7 @@ class EngineGraphs(BundleGraphs):
         if name in self._modules:
             outputs = self._modules[name](*inputs)
             return outputs if isinstance(outputs, tuple) else (outputs,)
-        entry = self._manifest.graph(name)
+        entry = self._entry(name)
         check_inputs(entry, inputs, self._device)
         with torch.cuda.device(self._device):
             batch = open_sizes(entry, inputs).get("B", 1)
