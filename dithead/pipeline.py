@@ -6,12 +6,13 @@ about files, threads or queues.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +66,17 @@ class Options:
     """``"largest"`` or the index of a face counted from the left."""
     on_no_face: Literal["pass", "error"] = "pass"
     """What to do with a frame in which no face is found: hand it through untouched, or stop."""
+    generate_every: int = 1
+    """2 generates every second face and lets RIFE fill in those between: half the denoising, for
+    one frame of delay."""
 
     def __post_init__(self) -> None:
         if self.reference not in ("previous", "fixed"):
             raise ConfigError(f"reference must be 'previous' or 'fixed', not {self.reference!r}")
         if self.on_no_face not in ("pass", "error"):
             raise ConfigError(f"on_no_face must be 'pass' or 'error', not {self.on_no_face!r}")
+        if self.generate_every not in (1, 2):
+            raise ConfigError(f"generate_every must be 1 or 2, not {self.generate_every}")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be at least 1, not {self.steps}")
         if not 0 <= self.seed < 2**32:
@@ -88,6 +94,7 @@ class Models:
         self.detector = detector
         self.mesh = mesh
         self._modules: dict[str, nn.Module] = {}
+        self._building = threading.Lock()  # stages ask from threads of their own
 
     @classmethod
     def load(
@@ -141,9 +148,10 @@ class Models:
         Raises:
             ConfigError: no such graph.
         """
-        if name not in self._modules:
-            self._modules[name] = self._build(name).to(self.device).eval()
-        return self._modules[name]
+        with self._building:
+            if name not in self._modules:
+                self._modules[name] = self._build(name).to(self.device).eval()
+            return self._modules[name]
 
     def _build(self, name: str) -> nn.Module:
         model, config = self.dithead, self.dithead.config
@@ -191,14 +199,57 @@ class Patch:
     """(S, S) float in [0, 1]: where it may differ."""
 
 
-@dataclass(slots=True)
-class FaceState:
-    """What a stream carries from frame to frame, apart from the weights."""
+@dataclass(frozen=True, slots=True)
+class Face:
+    """Where a frame shows the face."""
 
-    tracker: Tensor
-    reference: Tensor | None = None
-    """Latent (1, C, s, s); None until a face has been seen."""
+    transform: Tensor
+    """(2, 3) float: smoothed crop transform, crop units to frame pixels."""
+    polygon: Tensor
+    """(P, 2) float in crop units: outline of what is replaced."""
+    fresh: bool
+    """Whether this may be somebody else than in the frame before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A frame with a face, ready for the denoiser."""
+
+    index: int
+    time_s: float
+    found: Face
+    left: int
+    top: int
+    rectangle: Tensor
+    """(S, S, 3) uint8."""
+    transform: Tensor
+    """(2, 3): crop units to the rectangle's pixels."""
+    crop: Tensor
+    masked: Tensor
+    window: Tensor
+    """(window_frames, features)."""
+
+
+@dataclass(slots=True)
+class TrackState:
+    """What tracking carries from frame to frame."""
+
+    smoothing: Tensor
     last_time_s: float | None = None
+
+
+Read = Callable[[Tensor], Tensor]
+"""Gives a tensor's values on the host: for a few numbers a frame that decide what is run next and
+where the rectangle is cut."""
+
+Replay = Callable[..., Any]
+"""``replay(key, work, *inputs)`` runs work whose shapes are the same each time; a runtime may have
+recorded it."""
+
+
+def run_now(key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Plainly run it."""
+    return work(*inputs)
 
 
 class SpeechGraph:
@@ -216,7 +267,12 @@ class SpeechGraph:
 
 class FrameGenerator:
     """Generates the patch of one frame after the other. Each method is one stage; :meth:`__call__`
-    runs them in order."""
+    runs them in order.
+
+    A stage's state is its own, and each takes frames in order; so stages may run side by side, each
+    in a thread of its own.
+
+    """
 
     def __init__(self, graphs: Graphs, options: Options) -> None:
         self.graphs = graphs
@@ -233,64 +289,104 @@ class FrameGenerator:
             partial(graphs.run, "face_landmarks"),
             options.face,
         )
-        self.state = self._fresh_state()
-
-    def _fresh_state(self) -> FaceState:
-        return FaceState(FaceTracker.initial_state(self.graphs.device))
+        self.reset()
 
     def reset(self) -> None:
         """Back to the state of a fresh stream."""
         self.locator.reset()
-        self.state = self._fresh_state()
+        self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
+        self._reference: Tensor | None = None  # latent (1, C, s, s)
 
-    def track(self, frame: Tensor, time_s: float) -> tuple[Tensor, Tensor] | None:
-        """Frame (H, W, 3) uint8 -> smoothed crop transform (2, 3) in frame pixels and the blend's
-        polygon (P, 2) in crop units, or None where no face is found."""
-        mesh = self.locator(frame)
-        if self.locator.changed:
-            self.state = self._fresh_state()  # this may be somebody else
+    def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
+        """Frame (H, W, 3) uint8 -> its face, or None where no face is found."""
+        mesh = self.locator(frame, read)
         if mesh is None:
             return None
-        last = self.state.last_time_s
-        elapsed = torch.tensor(0.0 if last is None else time_s - last, device=frame.device)
-        self.state.last_time_s = time_s
-        transform, polygon, self.state.tracker = self.graphs.run(
-            "face_tracker", mesh, self.state.tracker, elapsed
+        if self.locator.changed:
+            self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
+        state = self._tracking
+        elapsed_s = 0.0 if state.last_time_s is None else time_s - state.last_time_s
+        state.last_time_s = time_s
+        elapsed = torch.full((), elapsed_s, device=frame.device)
+        transform, polygon, state.smoothing = self.graphs.run(
+            "face_tracker", mesh, state.smoothing, elapsed
         )
-        return transform, polygon
+        return Face(transform, polygon, self.locator.changed)
+
+    def cut(
+        self, frame: Tensor, transform: Tensor, read: Read = Tensor.cpu
+    ) -> tuple[int, int, Tensor, Tensor]:
+        """The rectangle round a face.
+
+        Args:
+            frame: (H, W, 3). transform: (2, 3), crop units to frame pixels.
+
+        Returns:
+            Left, top, rectangle (S, S, 3), transform (2, 3) from crop units to its pixels.
+        """
+        left, top, side = face_rectangle(read(transform))
+        local = transform.clone()
+        local[0, 2] -= left
+        local[1, 2] -= top
+        return left, top, cut_rectangle(frame, left, top, side), local
 
     def encode(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
         """Rectangle (S, S, 3) uint8, transform into it -> crop, masked latent."""
         (crop,) = self.graphs.run(f"face_crop.{rectangle.shape[0]}", rectangle, transform)
         return crop, self.graphs.run("masked_encoder", crop)[0]
 
-    def denoise(self, crop: Tensor, masked: Tensor, window: Tensor, index: int) -> Tensor:
-        """Crop, masked latent, audio window (window_frames, features) -> the frame's latent (1, C,
-        s, s)."""
+    def denoise(
+        self,
+        crop: Tensor,
+        masked: Tensor,
+        window: Tensor,
+        index: int,
+        fresh: bool,
+        replay: Replay = run_now,
+    ) -> Tensor:
+        """Generate a frame's latent.
+
+        Args:
+            crop, masked: from :meth:`encode`. window: audio (window_frames, features).
+            index: number of the frame. fresh: from :meth:`track`; the reference is then made anew.
+            replay: runs :meth:`sample`.
+
+        Returns:
+            (1, C, s, s).
+        """
         run = self.graphs.run
-        if self.state.reference is None:
-            (self.state.reference,) = run("reference_encoder", crop)
+        if fresh or self._reference is None:
+            (self._reference,) = run("reference_encoder", crop)
         (latent,) = run("noise", self.seed, torch.full_like(self.seed, index))
-        (context,) = run("dit_context", window[None])
-        reference = self.state.reference
-        for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
-            (latent,) = run("dit_step", latent, masked, reference, context, modulation, *visit)
+        latent = replay("sample", self.sample, latent, masked, self._reference, window)
         if self.options.reference == "previous":
-            self.state.reference = latent
+            self._reference = latent
         return latent
 
-    def decode(
-        self, latent: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Latent, what :meth:`encode` took and gave, the blend's polygon -> composited rectangle,
-        its soft mask."""
-        (face,) = self.graphs.run("face_decoder", latent)
-        return self.blend(face, rectangle, crop, transform, polygon)
+    def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, window: Tensor) -> Tensor:
+        """All steps of DDIM: latents (1, C, s, s) and an audio window -> latent (1, C, s, s)."""
+        (context,) = self.graphs.run("dit_context", window[None])
+        latent = noise
+        for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
+            inputs = (latent, masked, reference, context, modulation, *visit)
+            (latent,) = self.graphs.run("dit_step", *inputs)
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (1, C, s, s) -> face crop (1, 3, S, S) in [-1, 1]."""
+        return self.graphs.run("face_decoder", latent)[0]
+
+    def fill(self, before: Tensor, after: Tensor, part: float) -> Tensor:
+        """The face crop at a time between two generated ones, ``part`` of the way."""
+        t = torch.full((), part, device=before.device)
+        (middle,) = self.graphs.run("interpolator", (before + 1) / 2, (after + 1) / 2, t)
+        return middle * 2 - 1
 
     def blend(
         self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`decode`, from a face crop (1, 3, S, S) in [-1, 1]."""
+        """Face crop from :meth:`decode`, what :meth:`encode` took and gave, the blend's polygon ->
+        composited rectangle (S, S, 3) uint8, its soft mask (S, S)."""
         name = f"face_blend.{rectangle.shape[0]}"
         image, weight = self.graphs.run(name, face, rectangle, crop, transform, polygon)
         return image, weight
@@ -304,6 +400,32 @@ class FrameGenerator:
             )
 
     @torch.inference_mode()
+    def prepare(
+        self, frame: Tensor, time_s: float, index: int, window: Callable[[float], Tensor]
+    ) -> Prepared | None:
+        """The stages before the denoiser; arguments as for :meth:`__call__`."""
+        found = self.track(frame, time_s)
+        if found is None:
+            self.refuse_faceless(index, time_s)
+            return None
+        left, top, rectangle, transform = self.cut(frame, found.transform)
+        crop, masked = self.encode(rectangle, transform)
+        heard = window(time_s)
+        return Prepared(index, time_s, found, left, top, rectangle, transform, crop, masked, heard)
+
+    @torch.inference_mode()
+    def generate(self, prepared: Prepared) -> Tensor:
+        """The denoiser and the decoder: face crop (1, 3, S, S) in [-1, 1]."""
+        p = prepared
+        return self.decode(self.denoise(p.crop, p.masked, p.window, p.index, p.found.fresh))
+
+    @torch.inference_mode()
+    def finish(self, prepared: Prepared, face: Tensor) -> Patch:
+        """Lay a face crop into its rectangle."""
+        p = prepared
+        image, mask = self.blend(face, p.rectangle, p.crop, p.transform, p.found.polygon)
+        return Patch(p.left, p.top, image, mask)
+
     def __call__(
         self, frame: Tensor, time_s: float, index: int, window: Callable[[float], Tensor]
     ) -> Patch | None:
@@ -320,30 +442,8 @@ class FrameGenerator:
         Raises:
             StreamError: no face is found and ``on_no_face`` is ``"error"``.
         """
-        found = self.track(frame, time_s)
-        if found is None:
-            self.refuse_faceless(index, time_s)
-            return None
-        transform, polygon = found
-        left, top, rectangle, local = cut_face(frame, transform)
-        crop, masked = self.encode(rectangle, local)
-        latent = self.denoise(crop, masked, window(time_s), index)
-        image, weight = self.decode(latent, rectangle, crop, local, polygon)
-        return Patch(left, top, image, weight)
-
-
-def cut_face(frame: Tensor, transform: Tensor) -> tuple[int, int, Tensor, Tensor]:
-    """The rectangle round a face.
-
-    Args:
-        frame: (H, W, 3). transform: (2, 3), crop units to frame pixels.
-
-    Returns:
-        Left, top, rectangle (S, S, 3), transform (2, 3) from crop units to its pixels.
-    """
-    left, top, side = face_rectangle(transform)
-    shift = torch.tensor([[0, 0, left], [0, 0, top]], device=transform.device)
-    return left, top, cut_rectangle(frame, left, top, side), transform - shift
+        prepared = self.prepare(frame, time_s, index, window)
+        return None if prepared is None else self.finish(prepared, self.generate(prepared))
 
 
 def cut_rectangle(frame: Tensor, left: int, top: int, side: int) -> Tensor:
@@ -386,7 +486,33 @@ def revoice(
     """
     with torch.inference_mode():
         features = encode_audio(SpeechGraph(graphs), samples)
-    generate = FrameGenerator(graphs, options)
+    generator = FrameGenerator(graphs, options)
+    held: tuple[Tensor, Prepared] | None = None  # a frame whose face may be filled in
+    last: tuple[float, Tensor] | None = None  # time and face generated last
     for index, (frame, time_s) in enumerate(frames):
-        patch = generate(frame, time_s, index, features.window)
-        yield frame if patch is None else put_patch(frame, patch)
+        prepared = generator.prepare(frame, time_s, index, features.window)
+        if held is not None and (prepared is None or prepared.found.fresh):
+            yield _lay(generator, *held, generator.generate(held[1]))  # nothing to fill in from
+            held = last = None
+        if prepared is None:
+            yield frame
+            last = None
+            continue
+        if options.generate_every == 2 and last and not held and not prepared.found.fresh:
+            held = frame, prepared
+            continue
+        face = generator.generate(prepared)
+        if held is not None and last is not None:
+            part = (held[1].time_s - last[0]) / (time_s - last[0])
+            with torch.inference_mode():
+                between = generator.fill(last[1], face, part)
+            yield _lay(generator, *held, between)
+            held = None
+        yield _lay(generator, frame, prepared, face)
+        last = time_s, face
+    if held is not None:
+        yield _lay(generator, *held, generator.generate(held[1]))
+
+
+def _lay(generator: FrameGenerator, frame: Tensor, prepared: Prepared, face: Tensor) -> Tensor:
+    return put_patch(frame, generator.finish(prepared, face))

@@ -22,7 +22,7 @@ _BACKWARD_FRAMES_MAX = 64
 
 
 def extend_frames(
-    source: VideoSource, mode: ExtendMode, until_s: Fraction | float
+    source: VideoSource, mode: ExtendMode, until_s: Fraction | float | None = None
 ) -> Iterator[VideoFrame]:
     """Yield the frames that start before a time, going on after the video's end if asked to.
 
@@ -35,7 +35,7 @@ def extend_frames(
     Args:
         source: the video, read from its first frame.
         mode: one of `EXTEND_MODES`.
-        until_s: end of the output in seconds, normally the length of the audio.
+        until_s: end of the output in seconds; None leaves it to whoever iterates.
 
     Raises:
         ConfigError: the mode is unknown.
@@ -43,12 +43,12 @@ def extend_frames(
     if mode not in EXTEND_MODES:
         raise ConfigError(f"unknown mode {mode!r} to extend; expected {', '.join(EXTEND_MODES)}")
     continuations = {"trim": _clip, "loop": _loop, "pingpong": _pingpong, "freeze": _freeze}
-    return _until(continuations[mode](source), Fraction(until_s))
+    return _until(continuations[mode](source), None if until_s is None else Fraction(until_s))
 
 
-def _until(frames: Iterator[VideoFrame], until_s: Fraction) -> Iterator[VideoFrame]:
+def _until(frames: Iterator[VideoFrame], until_s: Fraction | None) -> Iterator[VideoFrame]:
     for index, frame in enumerate(frames):
-        if frame.time_s >= until_s:
+        if until_s is not None and frame.time_s >= until_s:
             return
         yield replace(frame, index=index)
 

@@ -1,29 +1,29 @@
-"""The main job, from files to a file: frame by frame, in bounded memory.
-
-One frame passes through all stages before the next is decoded. The stages are the methods of
-:class:`dithead.pipeline.FrameGenerator`; only their schedule is here.
-"""
+"""The main job, from files to a file: the stages of :mod:`dithead.runtime.stages` between a decoder
+and an encoder, in bounded memory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dithead.audio import AudioFeatureStream
-from dithead.errors import ConfigError, DitheadError, MediaError, StreamError
+from dithead.errors import ConfigError, MediaError
 from dithead.graphs import Graphs
-from dithead.pipeline import FrameGenerator, Options, Patch, SpeechGraph, cut_face, inside
+from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
+from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
+from dithead.runtime.scheduler import IN_FLIGHT, Item, Scheduler
+from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
+from dithead.runtime.trace import Trace
 
 
 @dataclass(slots=True)
@@ -58,15 +58,6 @@ class Summary:
         """Input frames for each second spent in a stage."""
         return {name: self.frames / s for name, s in self.stage_s.items() if s > 0}
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stage_s[stage] = self.stage_s.get(stage, 0.0) + time.perf_counter() - start
-
 
 def stream_file(
     video: Path,
@@ -78,7 +69,11 @@ def stream_file(
     backend: str = "torch",
     interpolate: int = 1,
     extend: ExtendMode = "trim",
+    in_flight: int = IN_FLIGHT,
+    overlap: bool = True,
     progress: Callable[[int, float], None] | None = None,
+    trace: Trace | None = None,
+    lanes: Lanes | None = None,
 ) -> Summary:
     """Re-voice a video file and write the result.
 
@@ -89,7 +84,12 @@ def stream_file(
         interpolate: 1 keeps the frame rate; 2 puts a frame between every two (N frames become 2N -
             1).
         extend: what to do when the audio is longer than the video; see :func:`extend_frames`.
-        progress: called after each input frame with its number and its time in seconds.
+        in_flight: frames that may be on their way through the stages at a time.
+        overlap: whether stages run side by side; else one after the other, in one thread.
+        progress: called after each input frame with its number and its time in seconds, from
+            another thread.
+        trace: where every stage's work is noted. lanes: what orders the stages' work; None takes
+            the device's own.
 
     Raises:
         MediaError, ConfigError, StreamError: nothing is left under the output's name.
@@ -102,25 +102,28 @@ def stream_file(
     start = time.perf_counter()
     with VideoSource(video) as source:
         sound = AudioSource(audio)
-        doubler = Doubler(graphs) if interpolate == 2 else None
         with VideoSink(output, source.info, audio=sound, interpolate=interpolate) as sink:
-            frames = extend_frames(source, extend, sound.duration_s)
-            run = _Run(graphs, options, sound, summary)
-            summary.steps = run.generate.steps
-            last: VideoFrame | None = None
-            for frame in summary_timed(frames, summary, "decode video"):
-                made = run.frame(frame)
-                summary.frames += 1
-                if doubler is not None:
-                    between = run.between(doubler, made)
-                    if between is not None:
-                        _write(sink, between, summary)
-                shown = doubler.halved(made) if doubler else made
-                _write(sink, shown, summary)
-                last, summary.video_s = made, float(shown.end_s)
-                if progress is not None:
-                    progress(summary.frames, float(made.end_s))
-            if last is None:
+            generator = FrameGenerator(graphs, options)
+            summary.steps = generator.steps
+            writer = _Writer(sink, summary, interpolate, progress)
+            stages = face_stages(generator, _FileSound(sound), trim=True, interpolate=interpolate)
+            scheduler = Scheduler(
+                extend_frames(source, extend),
+                load_picture,
+                [*stages, Deliver("encode video", writer.take)],
+                lanes or make_lanes(graphs.device),
+                BUFFERS,
+                slots=in_flight,
+                overlap=overlap,
+                trace=trace,
+            )
+            try:
+                scheduler.start()
+                scheduler.wait()
+            finally:
+                scheduler.stop()
+            summary.stage_s = scheduler.busy_s
+            if writer.last is None:
                 raise MediaError(f"{video} has no frame before the end of {audio}")
             if summary.faces == 0:
                 which = "" if options.face == "largest" else f" number {options.face}"
@@ -128,29 +131,71 @@ def stream_file(
                     f"no face{which} in any of the {summary.frames} frames of {video}"
                     + ("; faces are counted from the left, from 0" if which else "")
                 )
-            summary.notes += _length_notes(source, sound.duration_s, last, extend)
-            with summary.timed("encode video"):
-                sink.close()
+            summary.notes += _length_notes(source, sound.duration_s, writer.last, extend)
+            sink.close()
     summary.seconds = time.perf_counter() - start
     summary.frames_written = sink.frames_written
     return summary
 
 
-def summary_timed(
-    frames: Iterator[VideoFrame], summary: Summary, stage: str
-) -> Iterator[VideoFrame]:
-    """Pass frames on, adding the time it takes to get each to a stage."""
-    while True:
-        with summary.timed(stage):
-            frame = next(frames, None)
-        if frame is None:
-            return
-        yield frame
+class _FileSound:
+    """The sound of a file; see :class:`dithead.runtime.stages.Sound`."""
+
+    def __init__(self, source: AudioSource) -> None:
+        self._source = source
+        self._blocks: Iterator[np.ndarray] = source.blocks()
+
+    def read(self) -> Tensor | None:
+        block = next(self._blocks, None)
+        return None if block is None else torch.from_numpy(block)
+
+    @property
+    def length_s(self) -> Fraction:
+        return self._source.duration_s
 
 
-def _write(sink: VideoSink, frame: VideoFrame, summary: Summary) -> None:
-    with summary.timed("encode video"):
-        sink.write(frame)
+class _Writer:
+    """Writes finished frames, and those between them, and counts."""
+
+    def __init__(
+        self,
+        sink: VideoSink,
+        summary: Summary,
+        interpolate: int,
+        progress: Callable[[int, float], None] | None,
+    ) -> None:
+        self.last: VideoFrame | None = None
+        self._sink = sink
+        self._summary = summary
+        self._interpolate = interpolate
+        self._progress = progress
+
+    def take(self, item: Item, middle: np.ndarray | None) -> None:
+        """Write one frame on its way."""
+        made: VideoFrame = item.note.made
+        if middle is not None and self.last is not None:
+            self._sink.write(between(self.last, made, middle))
+        shown = made if self._interpolate == 1 else halved(made)
+        self._sink.write(shown)
+        self.last = made
+        summary = self._summary
+        summary.frames += 1
+        summary.faces += item.note.face is not None
+        summary.video_s = float(shown.end_s)
+        if self._progress is not None:
+            self._progress(summary.frames, float(made.end_s))
+
+
+def halved(frame: VideoFrame) -> VideoFrame:
+    """The same frame, shown for half as long, in ticks of half the length."""
+    return replace(frame, pts=2 * frame.pts, time_base=frame.time_base / 2)
+
+
+def between(last: VideoFrame, frame: VideoFrame, picture: np.ndarray) -> VideoFrame:
+    """A frame in the middle of two that shows a picture (H, W, 3) uint8."""
+    ticks = frame.pts - last.pts
+    empty = replace(last, pts=2 * last.pts + ticks, time_base=last.time_base / 2, duration=ticks)
+    return empty.with_rectangle(0, 0, picture, np.ones(picture.shape[:2], bool))
 
 
 def _length_notes(
@@ -173,115 +218,3 @@ def _length_notes(
     if source.decode_errors:
         notes.append(f"{source.decode_errors} damaged pieces of the video were left out")
     return notes
-
-
-class _Run:
-    """One stream: the generator's state and the audio features beside it."""
-
-    def __init__(
-        self, graphs: Graphs, options: Options, sound: AudioSource, summary: Summary
-    ) -> None:
-        self.generate = FrameGenerator(graphs, options)
-        self.device = graphs.device
-        self.features = AudioFeatureStream(SpeechGraph(graphs))
-        self.blocks = sound.blocks()
-        self.summary = summary
-
-    def window(self, time_s: float) -> Tensor:
-        """Audio window at a time, reading on in the audio as far as it takes."""
-        while self.features.available_s < time_s:
-            block = next(self.blocks, None)
-            if block is None:
-                self.features.finish()
-            else:
-                self.features.push(torch.from_numpy(block))
-        return self.features.window(time_s).to(self.device)
-
-    @torch.inference_mode()
-    def frame(self, frame: VideoFrame) -> VideoFrame:
-        """Re-voice one frame; without a face it comes back as it is."""
-        stage = "track"
-        try:
-            with self.summary.timed("track"):
-                picture = torch.from_numpy(frame.rgb()).to(self.device)
-                found = self.generate.track(picture, float(frame.time_s))
-            if found is None:
-                self.generate.refuse_faceless(frame.index, float(frame.time_s))
-                with self.summary.timed("audio"):
-                    self.window(float(frame.time_s))  # keep up, or the sound would pile up
-                return frame
-            transform, polygon = found
-            stage = "encode face"
-            with self.summary.timed(stage):
-                left, top, rectangle, local = cut_face(picture, transform)
-                crop, masked = self.generate.encode(rectangle, local)
-            stage = "audio"
-            with self.summary.timed(stage):
-                window = self.window(float(frame.time_s))
-            stage = "denoise"
-            with self.summary.timed(stage):
-                latent = self.generate.denoise(crop, masked, window, frame.index)
-            stage = "decode face"
-            with self.summary.timed(stage):
-                image, weight = self.generate.decode(latent, rectangle, crop, local, polygon)
-                made = lay_on(frame, Patch(left, top, image, weight))
-        except DitheadError:
-            raise
-        except RuntimeError as error:
-            raise StreamError(f"stage '{stage}' failed at frame {frame.index}: {error}") from error
-        self.summary.faces += 1
-        return made
-
-    def between(self, doubler: Doubler, frame: VideoFrame) -> VideoFrame | None:
-        """The frame between the last one and this one."""
-        try:
-            with self.summary.timed("interpolate"):
-                return doubler(frame)
-        except RuntimeError as error:
-            raise StreamError(
-                f"stage 'interpolate' failed at frame {frame.index}: {error}"
-            ) from error
-
-
-def lay_on(frame: VideoFrame, patch: Patch) -> VideoFrame:
-    """Put a patch into a frame's planes; every sample outside the mask stays as it is, bit for
-    bit."""
-    x, y, image, mask = inside(patch, frame.width, frame.height)
-    if image.numel() == 0:
-        return frame
-    return frame.with_rectangle(x, y, image.cpu().numpy(), (mask > 0).cpu().numpy())
-
-
-class Doubler:
-    """Doubles the frame rate: gives the frame between the last one and the next (RIFE)."""
-
-    def __init__(self, graphs: Graphs) -> None:
-        self._graphs = graphs
-        self._last: VideoFrame | None = None
-        self._last_picture: Tensor | None = None
-
-    @staticmethod
-    def halved(frame: VideoFrame) -> VideoFrame:
-        """The same frame, shown for half as long, in ticks of half the length."""
-        return replace(frame, pts=2 * frame.pts, time_base=frame.time_base / 2)
-
-    @torch.inference_mode()
-    def __call__(self, frame: VideoFrame) -> VideoFrame | None:
-        """The frame in the middle of the last frame given and this one; None for the first."""
-        device = self._graphs.device
-        rgb = torch.from_numpy(frame.rgb()).to(device)
-        picture = rgb.permute(2, 0, 1)[None].float() / 255.0
-        last, last_picture = self._last, self._last_picture
-        self._last, self._last_picture = frame, picture
-        if last is None or last_picture is None:
-            return None
-        half = torch.tensor(0.5, device=device)
-        (middle,) = self._graphs.run("interpolator", last_picture, picture, half)
-        image = (middle[0].permute(1, 2, 0) * 255.0).round().byte().cpu()
-        ticks = frame.pts - last.pts
-        empty = replace(
-            last, pts=2 * last.pts + ticks, time_base=last.time_base / 2, duration=ticks
-        )
-        return empty.with_rectangle(
-            0, 0, image.numpy(), torch.ones(frame.height, frame.width, dtype=torch.bool).numpy()
-        )

@@ -29,6 +29,7 @@ from dithead.pipeline import (
     revoice,
 )
 from dithead.runtime import pipeline as runtime
+from dithead.runtime import stages
 from dithead.runtime.frame import VideoFrame, planes
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.pipeline import stream_file
@@ -138,7 +139,7 @@ def test_stream_equals_the_specification_bit_for_bit(
     expected = list(revoice(frames, samples, random_models, options))
 
     found: list[torch.Tensor] = []
-    lay_on = runtime.lay_on
+    lay_on = stages.lay_on
 
     def record(frame: VideoFrame, patch: Any) -> VideoFrame:
         x, y, image, _ = inside(patch, frame.width, frame.height)
@@ -147,7 +148,7 @@ def test_stream_equals_the_specification_bit_for_bit(
         found.append(whole)
         return lay_on(frame, patch)
 
-    monkeypatch.setattr(runtime, "lay_on", record)
+    monkeypatch.setattr(stages, "lay_on", record)
     stream_file(video, audio, tmp_path / "out.mp4", random_models, options)
     assert len(found) == len(expected) - 1
     faces = [image for i, image in enumerate(expected) if i != 5]
@@ -202,7 +203,7 @@ def test_untouched_means_untouched(
 ) -> None:
     video = portrait_clip("in.mp4", RATES["25"], blank={4, 5, 9})
     frames, masks = written(monkeypatch), []
-    lay_on = runtime.lay_on
+    lay_on = stages.lay_on
 
     def record(frame: VideoFrame, patch: Any) -> VideoFrame:
         x, y, _, mask = inside(patch, frame.width, frame.height)
@@ -211,7 +212,7 @@ def test_untouched_means_untouched(
         masks.append((frame.index, whole))
         return lay_on(frame, patch)
 
-    monkeypatch.setattr(runtime, "lay_on", record)
+    monkeypatch.setattr(stages, "lay_on", record)
     summary = stream_file(
         video, tone_file(1.0), tmp_path / "out.mp4", random_models, Options(steps=1)
     )
@@ -252,7 +253,7 @@ def test_a_failing_stage_is_named_and_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(self: Any, *args: Any) -> None:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of memory")
 
     video, audio = portrait_clip("in.mp4", RATES["25"]), tone_file(1.0)
@@ -340,14 +341,14 @@ def test_a_face_elsewhere_starts_afresh(random_models: Models, astronaut: np.nda
     left[:, :240], shifted[:, 10:250], right[:, 460:] = face, face, face.flip(1)
     generate = FrameGenerator(random_models, Options())
     assert generate.track(left, 0.0) is not None
-    first = generate.state
-    first.reference = torch.zeros(1)
-    assert generate.track(shifted, 0.04) is not None
-    assert generate.state is first
+    moved = generate.track(shifted, 0.04)
+    assert moved is not None
+    assert not moved.fresh
+    assert moved.transform[0, 2] < 130  # smoothed: it lags behind the face
     found = generate.track(right, 0.08)
     assert found is not None
-    assert 500 < float(found[0][0, 2]) < 660
-    assert generate.state.reference is None
+    assert found.fresh
+    assert 500 < float(found.transform[0, 2]) < 660
 
 
 def test_a_patch_outside_the_frame_has_no_part_in_it() -> None:
@@ -360,18 +361,27 @@ def test_a_patch_outside_the_frame_has_no_part_in_it() -> None:
 
 
 def test_sound_does_not_pile_up_while_there_is_no_face(
-    portrait_clip: Callable[..., Path], tone_file: Callable[..., Path], random_models: Models
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    random_models: Models,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     times = [Fraction(i, 5) for i in range(60)]
     video = portrait_clip("in.mp4", times, blank=range(1, 60))
-    summary = runtime.Summary(Path("out.mp4"))
-    run = runtime._Run(random_models, Options(steps=1), AudioSource(tone_file(12.0)), summary)
-    held = []
-    with VideoSource(video) as source:
-        for frame in source:
-            run.frame(frame)
-            held.append(len(run.features.state.features))
+    held, run = [], stages.Hear.run
+
+    def record(self: stages.Hear, item: Any, lane: Any) -> Any:
+        passed = run(self, item, lane)
+        held.append(len(self.features.state.features))
+        return passed
+
+    monkeypatch.setattr(stages.Hear, "run", record)
+    summary = stream_file(
+        video, tone_file(12.0), tmp_path / "out.mp4", random_models, Options(steps=1)
+    )
     assert summary.faces == 1
+    assert len(held) == 60
     assert max(held) < 12  # hops; 12 s are 37
 
 

@@ -39,7 +39,6 @@ from dithead.pipeline import (
     Models,
     Options,
     Patch,
-    cut_face,
     put_patch,
     revoice,
 )
@@ -117,13 +116,12 @@ def _replaced(
         if found is None:
             yield frame
             continue
-        transform, polygon = found
-        left, top, rectangle, local = cut_face(frame, transform)
+        left, top, rectangle, local = generate.cut(frame, found.transform)
         crop, _ = generate.encode(rectangle, local)
         first = crop if first is None else first
         new = latent_or_crop(crop, first)
-        lay = generate.blend if new.shape == crop.shape else generate.decode
-        image, weight = lay(new, rectangle, crop, local, polygon)
+        face = new if new.shape == crop.shape else generate.decode(new)
+        image, weight = generate.blend(face, rectangle, crop, local, found.polygon)
         yield put_patch(frame, Patch(left, top, image, weight))
 
 

@@ -51,6 +51,7 @@ class FaceLocator:
         self._mesh = mesh
         self._choice = choice
         self._redetect_every = redetect_every
+        self._read: Callable[[Tensor], Tensor] = Tensor.cpu
         self.reset()
 
     def reset(self) -> None:
@@ -59,9 +60,16 @@ class FaceLocator:
         self._since_detection = 0
         self.changed = True
 
-    def __call__(self, frame: Tensor) -> Tensor | None:
+    def __call__(
+        self, frame: Tensor, read: Callable[[Tensor], Tensor] = Tensor.cpu
+    ) -> Tensor | None:
         """Mesh (468, 3) in frame pixels of the followed face in a frame (H, W, 3) uint8 RGB, or
-        None."""
+        None.
+
+        Args:
+            read: gives a tensor's values on the host, where it is decided what to run next.
+        """
+        self._read = read
         mesh = self._follow(frame)
         self.changed = False
         if mesh is None:
@@ -72,14 +80,13 @@ class FaceLocator:
     def _follow(self, frame: Tensor) -> Tensor | None:
         if self._last is None:
             return None
-        mesh = self._fit(frame, roi_from_mesh(self._last[None]))
+        mesh = self._fit(frame, roi_from_mesh(self._last[None]), self._last)
         self._since_detection += 1
-        if mesh is not None and _jump(self._last, mesh) > MAX_JUMP:
-            return None
         if mesh is not None and self._since_detection >= self._redetect_every:
             boxes = self._detect(frame)
             self._since_detection = 0
-            if not any(_overlap(_bounds(mesh), box) > MIN_OVERLAP for box, _ in boxes):
+            seen = self._read(_bounds(mesh))
+            if not any(_overlap(seen, box) > MIN_OVERLAP for box, _ in boxes):
                 return None
         return mesh
 
@@ -93,7 +100,8 @@ class FaceLocator:
             return None
         box, keypoints = face
         self._since_detection = 0
-        mesh = self._fit(frame, roi_from_detection(keypoints[None], box[None]))
+        region = roi_from_detection(keypoints[None], box[None]).to(frame.device)
+        mesh = self._fit(frame, region)
         if mesh is None:
             return None
         return self._fit(frame, roi_from_mesh(mesh[None]))  # a second look, framed by the first
@@ -101,7 +109,7 @@ class FaceLocator:
     def _face_where_it_was(self, faces: list[_Face]) -> _Face | None:
         if self._last is None or not faces:
             return None
-        before = _bounds(self._last)
+        before = self._read(_bounds(self._last))
         face = max(faces, key=lambda face: _overlap(before, face[0]))
         return face if _overlap(before, face[0]) > MIN_OVERLAP else None
 
@@ -111,12 +119,16 @@ class FaceLocator:
         from_left = sorted(faces, key=lambda face: float(face[0][0] + face[0][2]))
         return from_left[self._choice] if self._choice < len(from_left) else None
 
-    def _fit(self, frame: Tensor, roi: Tensor) -> Tensor | None:
+    def _fit(self, frame: Tensor, roi: Tensor, before: Tensor | None = None) -> Tensor | None:
+        """Mesh in a region; None where there is none, or where it has jumped from ``before``."""
         mesh, score = self._mesh(frame, roi)
-        return mesh[0] if float(score[0]) >= MIN_MESH_SCORE else None
+        jump = torch.zeros_like(score) if before is None else _jump(before, mesh[0])[None]
+        certainty, moved = self._read(torch.cat([score, jump])).tolist()
+        return mesh[0] if certainty >= MIN_MESH_SCORE and moved <= MAX_JUMP else None
 
     def _detect(self, frame: Tensor) -> list[_Face]:
-        boxes, scores, keypoints = self._detector(frame)
+        """The detector's faces, on the host."""
+        boxes, scores, keypoints = (self._read(output) for output in self._detector(frame))
         return [
             (box, points)
             for box, score, points in zip(boxes, scores, keypoints, strict=True)
@@ -129,9 +141,10 @@ def _bounds(mesh: Tensor) -> Tensor:
     return torch.cat([points.amin(0), points.amax(0)])
 
 
-def _jump(before: Tensor, after: Tensor) -> float:
+def _jump(before: Tensor, after: Tensor) -> Tensor:
+    """How far a mesh has moved, as a share of the face's width: ()."""
     width = (before[:, 0].amax() - before[:, 0].amin()).clamp(min=1.0)
-    return float((after[:, :2].mean(0) - before[:, :2].mean(0)).norm() / width)
+    return (after[:, :2].mean(0) - before[:, :2].mean(0)).norm() / width
 
 
 def _area(box: Tensor) -> float:

@@ -1,0 +1,94 @@
+"""A queue between two threads that can be closed from either end, or stopped from outside."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The channel was stopped: the thread should end, quietly."""
+
+
+class Closed(Exception):
+    """Nothing more comes."""
+
+
+class Channel(Generic[T]):
+    """Hands items from one thread to another, in order.
+
+    Args:
+        capacity: items that may wait; a writer waits for room. None for any number.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._stopped = False
+
+    def put(self, item: T, timeout_s: float | None = None) -> bool:
+        """Add an item, waiting for room.
+
+        Returns:
+            False where there was no room in time.
+
+        Raises:
+            Stopped: the channel was stopped, or closed by its reader.
+        """
+        with self._changed:
+            roomy = self._changed.wait_for(
+                lambda: (
+                    self._stopped
+                    or self._closed
+                    or self._capacity is None
+                    or len(self._items) < self._capacity
+                ),
+                timeout_s,
+            )
+            if self._stopped or self._closed:
+                raise Stopped
+            if roomy:
+                self._items.append(item)
+                self._changed.notify_all()
+            return roomy
+
+    def get(self, timeout_s: float | None = None) -> T:
+        """Take the next item, waiting for one.
+
+        Raises:
+            Closed: there is none, and none will come. Stopped: the channel was stopped.
+            TimeoutError: none came in time.
+        """
+        with self._changed:
+            ready = self._changed.wait_for(
+                lambda: self._stopped or self._items or self._closed, timeout_s
+            )
+            if self._stopped:
+                raise Stopped
+            if self._items:
+                self._changed.notify_all()
+                return self._items.popleft()
+            if not ready:
+                raise TimeoutError
+            raise Closed
+
+    def close(self) -> None:
+        """Let no more items in; those that are there can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Wake and turn away everybody."""
+        with self._changed:
+            self._stopped = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._items)

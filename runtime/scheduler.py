@@ -1,0 +1,323 @@
+"""Runs stages side by side: a thread and a lane for each, frames handed from one to the next.
+
+What a stage does is not known here; only that frames keep their order, that every hand-over is an
+event, that there are no more frames on their way than slots, and that one failure stops everything.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+
+from dithead.errors import ConfigError, DitheadError, StreamError
+from dithead.runtime.channel import Channel, Closed, Stopped
+from dithead.runtime.lanes import Buffer, Event, Lane, Lanes
+from dithead.runtime.trace import Trace
+
+IN_FLIGHT = 6
+"""Frames on their way at a time, by default: fewer cost throughput, more cost latency."""
+STOP_S = 2.0
+"""Time within which all threads are gone after a failure or :meth:`Scheduler.stop`."""
+
+
+class Slot:
+    """The buffers of one frame on its way, by name."""
+
+    def __init__(self, lanes: Lanes, buffers: Mapping[str, bool], number: int) -> None:
+        self._buffers: dict[str, Buffer] = {
+            name: lanes.buffer(f"{name}.{number}", host=host) for name, host in buffers.items()
+        }
+        self.released: Event = None
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self._buffers[name]
+
+
+@dataclass(slots=True)
+class Item:
+    """A frame on its way through the stages."""
+
+    frame: Any
+    """What the source gave; has an ``index``."""
+    slot: Slot
+    written: Event = None
+    """What the stage before has recorded."""
+    note: Any = None
+    """What the stages tell each other on the host."""
+
+
+class Stage(Protocol):
+    """A step that every frame passes through, in order."""
+
+    name: str
+    host: bool
+    """Whether it reads or writes buffers on the host."""
+    holds: int
+    """Frames that it may hold back."""
+    ended: bool
+    """Whether no later frame is wanted, nor the one just given if it was not passed on."""
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        """Work on a frame; the frames to pass on, in order. One that is not passed on yet is held,
+        and must be passed on later."""
+
+    def finish(self, lane: Lane) -> Iterable[Item]:
+        """The frames that are still held, once no more come."""
+
+
+class Scheduler:
+    """One run of stages over the frames of a source.
+
+    Args:
+        source: gives the frames; iterated, and closed, in one thread.
+        load: writes a frame into its slot, on the source's lane.
+        source_name: what the source is called in errors and traces.
+        stages: in order; the last one's frames are dropped.
+        buffers: names of each slot's buffers, and whether they lie on the host.
+        slots: frames that may be on their way at a time.
+        overlap: whether each stage has a thread of its own; else :meth:`wait` runs them in turn.
+        channels: others on which threads may be waiting, stopped with the rest.
+        ended: called when all frames are through.
+        trace: where every stage's work is noted.
+
+    Attributes:
+        busy_s: seconds that each stage has worked, by its name.
+
+    Raises:
+        ConfigError: fewer slots than stages may hold back.
+    """
+
+    def __init__(
+        self,
+        source: Iterator[Any],
+        load: Callable[[Item, Lane], None],
+        stages: Sequence[Stage],
+        lanes: Lanes,
+        buffers: Mapping[str, bool],
+        *,
+        slots: int,
+        overlap: bool = True,
+        source_name: str = "decode video",
+        channels: Sequence[Channel[Any]] = (),
+        ended: Callable[[], None] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        least = 1 + sum(stage.holds for stage in stages)
+        if slots < least:
+            raise ConfigError(f"this stream needs at least {least} frames in flight, not {slots}")
+        self._source = source
+        self._load = load
+        self._source_name = source_name
+        self._stages = list(stages)
+        self._trace = trace
+        self._channels = channels
+        self._ended = ended
+        self._free: Channel[Slot] = Channel()
+        for number in range(slots):
+            self._free.put(Slot(lanes, buffers, number))
+        self._inboxes: list[Channel[Item]] = [Channel() for _ in stages]
+        self.busy_s: dict[str, float] = {
+            name: 0.0 for name in (source_name, *(s.name for s in stages))
+        }
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._source_lane = lanes.lane(source_name)
+        self._lanes = [lanes.lane(stage.name, host=stage.host) for stage in stages]
+        workers: list[tuple[str, Callable[[], None]]] = []
+        if overlap:
+            workers = [(source_name, self._feed)]
+            workers += [(s.name, partial(self._work, n)) for n, s in enumerate(stages)]
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), name=f"dithead {name}", daemon=True)
+            for name, work in workers
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until all frames are through; without overlap, take them through.
+
+        Returns:
+            False where that was not so in time.
+
+        Raises:
+            DitheadError: a stage failed; the message names it and the frame.
+        """
+        if not self._threads:
+            self._guard(self._in_turn)
+        # In pieces: a wait without an end cannot be interrupted by Ctrl-C everywhere.
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._done.wait(
+            0.1 if end is None else max(0.0, min(0.1, end - time.monotonic()))
+        ):
+            if end is not None and time.monotonic() >= end:
+                return False
+        self.raise_error()
+        return True
+
+    def raise_error(self) -> None:
+        """Raise what a stage failed with, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def failed(self) -> bool:
+        """Whether a stage has failed."""
+        return self._error is not None
+
+    def stop(self) -> None:
+        """Stop wherever the frames are, and wait until the threads are gone."""
+        self._stop_channels()
+        end = time.monotonic() + STOP_S
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
+
+    def _stop_channels(self) -> None:
+        self._free.stop()
+        for channel in (*self._inboxes, *self._channels):
+            channel.stop()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run a thread's work; what it raises stops the others."""
+        try:
+            with torch.inference_mode():
+                work()
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            if not self._threads or threading.current_thread() is self._threads[-1]:
+                self._done.set()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+        self._stop_channels()
+
+    def _feed(self) -> None:
+        """The source's thread."""
+        for item in self._loaded():
+            self._inboxes[0].put(item)
+        self._inboxes[0].close()
+
+    def _work(self, number: int) -> None:
+        """A stage's thread."""
+        stage, inbox, last = self._stages[number], self._inboxes[number], len(self._stages) - 1
+        hand_over = self._release if number == last else self._inboxes[number + 1].put
+        while not stage.ended:
+            try:
+                item = inbox.get()
+            except Closed:
+                break
+            for passed in self._step(number, item):
+                hand_over(passed)
+        if stage.ended:  # turn away what comes before it
+            self._free.stop()
+            for earlier in self._inboxes[: number + 1]:
+                earlier.stop()
+        for held in self._finish(number):
+            hand_over(held)
+        if number < last:
+            self._inboxes[number + 1].close()
+        elif self._ended is not None:
+            self._ended()
+
+    def _in_turn(self) -> None:
+        """All stages in one thread, frame by frame."""
+        for item in self._loaded():
+            self._through(item, 0)
+            if any(stage.ended for stage in self._stages):
+                break
+        for number in range(len(self._stages)):
+            for held in self._finish(number):
+                self._through(held, number + 1)
+        if self._ended is not None:
+            self._ended()
+
+    def _through(self, item: Item, number: int) -> None:
+        """Take a frame through a stage and those after it."""
+        if number == len(self._stages):
+            self._release(item)
+            return
+        for passed in self._step(number, item):
+            self._through(passed, number + 1)
+
+    def _loaded(self) -> Iterator[Item]:
+        """The source's frames, each in its slot."""
+        lane, name = self._source_lane, self._source_name
+        try:
+            for index in count():
+                slot = self._free.get()
+                try:
+                    with lane.active(), self._at(name, index):
+                        frame = next(self._source, None)
+                        if frame is None:
+                            raise Closed
+                        item = Item(frame, slot)
+                        lane.wait(slot.released)
+                        self._load(item, lane)
+                except Closed:
+                    return
+                item.written = lane.record()
+                yield item
+        finally:
+            close = getattr(self._source, "close", None)
+            if close is not None:
+                close()
+
+    def _step(self, number: int, item: Item) -> list[Item]:
+        """A stage's work on a frame: the frames to hand over."""
+        stage, lane = self._stages[number], self._lanes[number]
+        with lane.active():
+            lane.wait(item.written)
+            with self._at(stage.name, item.frame.index):
+                passed = list(stage.run(item, lane))
+            for done in passed:
+                done.written = lane.record()
+        return passed
+
+    def _finish(self, number: int) -> list[Item]:
+        """What a stage still holds."""
+        stage, lane = self._stages[number], self._lanes[number]
+        with lane.active():
+            held = list(stage.finish(lane))
+            for done in held:
+                done.written = lane.record()
+        return held
+
+    def _release(self, item: Item) -> None:
+        """Let another frame use a slot."""
+        item.slot.released = item.written
+        with suppress(Stopped):  # the source may have ended
+            self._free.put(item.slot)
+
+    @contextmanager
+    def _at(self, stage: str, index: int) -> Iterator[None]:
+        """Time the work of a stage on a frame, and name both in what it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        except (Stopped, Closed):
+            raise
+        except Exception as error:
+            kind = type(error) if isinstance(error, DitheadError) else StreamError
+            raise kind(f"stage '{stage}' failed at frame {index}: {error}") from error
+        end = time.perf_counter()
+        self.busy_s[stage] += end - start
+        if self._trace is not None:
+            self._trace.add(stage, index, start, end)

@@ -1,0 +1,243 @@
+"""The runtime as a library: a session holds the weights, a stream is one speaker.
+
+    session = Session.open(checkpoint="tiny")
+    with session.open_stream(Options(steps=2)) as stream:
+        stream.push_audio(samples)                  # 16 kHz mono, as it comes
+        stream.push_frame(image, time_s)            # (H, W, 3) uint8 RGB
+        stream.finish()                             # or finish_audio(), where the sound ends first
+        for frame in stream.frames():
+            show(frame.image, frame.time_s)
+
+Nothing has to be known of the total length. Every frame that is pushed comes out, in order, with
+its own time; without a face it comes out as it is. After the end of the sound, frames are silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dithead.errors import ConfigError
+from dithead.graphs import Graphs
+from dithead.pipeline import FrameGenerator, Options
+from dithead.runtime.backends import Backend, open_graphs
+from dithead.runtime.lanes import Lanes, make_lanes
+from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
+from dithead.runtime.scheduler import IN_FLIGHT
+from dithead.runtime.trace import Trace
+
+
+class Session:
+    """The weights of a model on a device. Streams share it, from any thread.
+
+    Args:
+        graphs: the model, as a back end runs it.
+    """
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.graphs = graphs
+
+    @classmethod
+    def open(
+        cls,
+        backend: Backend = "torch",
+        *,
+        checkpoint: str = "tiny",
+        bundle: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        audio_weights: str | Path | None = None,
+        threads: int | None = None,
+    ) -> Session:
+        """Load a checkpoint or a bundle; see :func:`dithead.runtime.backends.open_graphs`."""
+        return cls(
+            open_graphs(
+                backend,
+                checkpoint=checkpoint,
+                bundle=None if bundle is None else Path(bundle),
+                device=device,
+                audio_weights=None if audio_weights is None else Path(audio_weights),
+                threads=threads,
+            )
+        )
+
+    def open_stream(
+        self,
+        options: Options | None = None,
+        *,
+        interpolate: int = 1,
+        in_flight: int = IN_FLIGHT,
+        portrait: np.ndarray | None = None,
+        fps: Fraction | float = 25,
+        trace: Trace | None = None,
+        lanes: Lanes | None = None,
+    ) -> Stream:
+        """Open a stream for one speaker.
+
+        Args:
+            options: what is asked of it. interpolate: 2 puts a frame between every two (RIFE).
+            in_flight: frames that may be on their way at a time; fewer cost throughput, more cost
+                latency.
+            portrait: a still picture (H, W, 3) uint8 RGB in the place of pushed frames, held at
+                ``fps`` for as long as there is sound.
+            trace: where every stage's work is noted. lanes: what orders the stages' work; None
+                takes the device's own.
+
+        Raises:
+            ConfigError: an option is invalid.
+        """
+        if interpolate not in (1, 2):
+            raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
+        if portrait is not None:
+            portrait = checked_picture(portrait)
+        rate = Fraction(fps).limit_denominator(100_100)
+        if rate <= 0:
+            raise ConfigError(f"fps must be above 0, not {fps}")
+
+        def start() -> PushedRun:
+            return PushedRun(
+                FrameGenerator(self.graphs, options or Options()),
+                interpolate,
+                in_flight,
+                None if portrait is None else (portrait, rate),
+                trace,
+                lanes or make_lanes(self.graphs.device),
+            )
+
+        return Stream(start)
+
+
+class Stream:
+    """One speaker: sound and frames in, frames out. Made by :meth:`Session.open_stream`.
+
+    Sound and frames may be pushed and pulled from different threads, each by one at a time. A
+    source that runs ahead waits in :meth:`push_frame`; with ``timeout_s=0`` it is told at once that
+    there is no room, and may drop the frame. Sound that is pushed ahead is kept until frames reach
+    it.
+    """
+
+    def __init__(self, start: Callable[[], PushedRun]) -> None:
+        self._start = start
+        self._run: PushedRun = start()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_run"):
+            self._run.stop()
+
+    def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int = 16_000) -> None:
+        """Take in sound.
+
+        Args:
+            samples: (S,) float32 in [-1, 1], mono; copied; may be empty.
+            sample_rate_hz: the same for every call; other rates than 16 kHz are resampled.
+
+        Raises:
+            StreamError: another shape or type, or the sound has ended; or what a stage failed with.
+        """
+        self._run.push_audio(samples, sample_rate_hz)
+
+    def push_frame(
+        self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None = None
+    ) -> bool:
+        """Take in a frame, waiting for room.
+
+        Room comes when frames are pulled, and when there is sound for those on their way: a single
+        thread should push sound first, and pull before it waits.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; not to be changed afterwards.
+            time_s: presentation time in seconds, on the clock on which the sound starts at 0; later
+                than the last frame's.
+            timeout_s: how long to wait for room; None for as long as it takes, 0 not at all.
+
+        Returns:
+            False where there was no room in time: the frame was not taken.
+
+        Raises:
+            StreamError: another shape or type, a time that is not later, or a finished stream; or
+                what a stage failed with.
+        """
+        return self._run.push_frame(image, time_s, timeout_s)
+
+    def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
+        """The next finished frame, waiting for it; None when all have come.
+
+        Raises:
+            TimeoutError: none was finished in time.
+            StreamError: what a stage failed with, or the stream was closed.
+        """
+        return self._run.pull(timeout_s)
+
+    def frames(self) -> Iterator[OutputFrame]:
+        """The finished frames until all have come."""
+        while (frame := self.pull()) is not None:
+            yield frame
+
+    def finish_audio(self) -> None:
+        """Declare the sound ended: what follows is silent. Until then, a frame waits for sound
+        up to 0.74 s after it. A second call does nothing."""
+        self._run.finish_audio()
+
+    def finish(self) -> None:
+        """Declare sound and frames ended. A second call does nothing."""
+        self._run.finish()
+
+    def reset(self) -> None:
+        """Forget everything, frames on their way included: the stream equals a fresh one."""
+        self._run.stop()
+        self._run = self._start()
+
+    def close(self) -> None:
+        """Stop, wherever the frames are. Harmless when closed before."""
+        self._run.stop()
+
+
+class AsyncStream:
+    """A :class:`Stream` for asyncio: what may wait is awaited, in a thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._stream.close)
+
+    async def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int = 16_000) -> None:
+        """See :meth:`Stream.push_audio`."""
+        self._stream.push_audio(samples, sample_rate_hz)
+
+    async def push_frame(
+        self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None = None
+    ) -> bool:
+        """See :meth:`Stream.push_frame`."""
+        return await asyncio.to_thread(self._stream.push_frame, image, time_s, timeout_s)
+
+    async def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
+        """See :meth:`Stream.pull`."""
+        return await asyncio.to_thread(self._stream.pull, timeout_s)
+
+    async def frames(self) -> AsyncIterator[OutputFrame]:
+        """See :meth:`Stream.frames`."""
+        while (frame := await self.pull()) is not None:
+            yield frame
+
+    async def finish_audio(self) -> None:
+        """See :meth:`Stream.finish_audio`."""
+        self._stream.finish_audio()
+
+    async def finish(self) -> None:
+        """See :meth:`Stream.finish`."""
+        self._stream.finish()

@@ -1,0 +1,366 @@
+"""The stages between a source of frames and a sink: each step of
+:class:`dithead.pipeline.FrameGenerator`, on the buffers of a slot.
+
+Nothing is computed here. A stage says which buffers it reads and writes, and what it remembers from
+one frame to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dithead.audio import AudioFeatureStream
+from dithead.graphs import Graphs
+from dithead.pipeline import Face, FrameGenerator, Patch, SpeechGraph, inside
+from dithead.runtime.lanes import Lane
+from dithead.runtime.scheduler import Item
+
+BUFFERS: Mapping[str, bool] = {
+    "picture": False,  # (H, W, 3) uint8, the frame in RGB
+    "rectangle": False,  # (S, S, 3) uint8, round the face
+    "transform": False,  # (2, 3), crop units to the rectangle's pixels
+    "polygon": False,  # (P, 2), the blend's outline in crop units
+    "crop": False,  # (1, 3, s, s)
+    "masked": False,  # (1, C, l, l)
+    "window": False,  # (window_frames, features)
+    "latent": False,  # (1, C, l, l)
+    "face": False,  # (1, 3, s, s), generated
+    "image": True,  # (S, S, 3) uint8, composited
+    "mask": True,  # (S, S)
+    "whole": False,  # (H, W, 3) uint8, the finished frame
+    "middle": True,  # (H, W, 3) uint8, the frame between the last one and this
+}
+"""Buffers of a slot, and whether they lie on the host."""
+
+
+class Frame(Protocol):
+    """A picture with its place in time, whatever holds its pixels."""
+
+    index: int
+
+    @property
+    def time_s(self) -> Fraction:
+        """Presentation time in seconds."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+
+    def rgb(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+
+    def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> Any:
+        """A copy with a rectangle (h, w, 3) laid in where the mask (h, w) is not 0."""
+
+
+@dataclass(slots=True)
+class Note:
+    """What stages tell each other of a frame."""
+
+    face: Face | None = None
+    left: int = 0
+    top: int = 0
+    filled: bool = False
+    """Whether the face is filled in between two that were generated."""
+    made: Any = None
+    """The finished frame."""
+    between: bool = False
+    """Whether the buffer ``middle`` was written."""
+
+
+class FaceStage:
+    """A stage that keeps no frame and leaves those without a face alone; see
+    :class:`dithead.runtime.scheduler.Stage`."""
+
+    name = ""
+    host = False
+    holds = 0
+    ended = False
+
+    def __init__(self, generator: FrameGenerator) -> None:
+        self.generator = generator
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        if item.note.face is not None:
+            self.work(item, lane)
+        return [item]
+
+    def work(self, item: Item, lane: Lane) -> None:
+        """Work on a frame with a face."""
+        raise NotImplementedError
+
+    def finish(self, lane: Lane) -> Iterable[Item]:
+        return []
+
+
+def load_picture(item: Item, lane: Lane) -> None:
+    """Write a frame's picture into its slot."""
+    item.note = Note()
+    lane.put(item.slot["picture"], torch.from_numpy(item.frame.rgb()))
+
+
+class Track(FaceStage):
+    """Finds the face and cuts the rectangle out."""
+
+    name = "track"
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        picture, frame, note = lane.get(item.slot["picture"]), item.frame, item.note
+        note.face = self.generator.track(picture, float(frame.time_s), lane.read)
+        if note.face is None:
+            self.generator.refuse_faceless(frame.index, float(frame.time_s))
+            return [item]
+        note.left, note.top, rectangle, local = self.generator.cut(
+            picture, note.face.transform, lane.read
+        )
+        lane.put(item.slot["rectangle"], rectangle)
+        lane.put(item.slot["transform"], local)
+        lane.put(item.slot["polygon"], note.face.polygon)
+        return [item]
+
+
+class EncodeFace(FaceStage):
+    """Cuts and masks the crop, and encodes what is left."""
+
+    name = "encode face"
+
+    def work(self, item: Item, lane: Lane) -> None:
+        rectangle = lane.get(item.slot["rectangle"])
+        crop, masked = lane.replay(
+            rectangle.shape, self.generator.encode, rectangle, lane.get(item.slot["transform"])
+        )
+        lane.put(item.slot["crop"], crop)
+        lane.put(item.slot["masked"], masked)
+
+
+class Sound(Protocol):
+    """Speech as it comes."""
+
+    def read(self) -> Tensor | None:
+        """The next (S,) float32 samples at 16 kHz, waiting for them; None at the end."""
+
+    @property
+    def length_s(self) -> Fraction:
+        """Length in seconds, known at the end."""
+
+
+class Hear(FaceStage):
+    """Gives each frame its audio window, reading on in the sound as far as it takes.
+
+    Args:
+        trim: whether frames from the end of the sound on are dropped; else they are silent.
+    """
+
+    name = "audio"
+
+    def __init__(self, graphs: Graphs, sound: Sound, trim: bool) -> None:
+        self.ended = False
+        self.features = AudioFeatureStream(SpeechGraph(graphs))
+        self._device = graphs.device
+        self._sound = sound
+        self._trim = trim
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        time_s = float(item.frame.time_s)
+        while self.features.available_s < time_s:
+            samples = self._sound.read()
+            if samples is None:
+                self.features.finish()
+            else:
+                self.features.push(samples)
+        # Without a face, too, or the features would pile up.
+        window = self.features.window(time_s)
+        if self._trim and self.features.state.finished:
+            self.ended = item.frame.time_s >= self._sound.length_s
+            if self.ended:
+                return []
+        if item.note.face is not None:
+            lane.put(item.slot["window"], window.to(self._device, non_blocking=True))
+        return [item]
+
+
+class Denoise(FaceStage):
+    """Generates the frame's latent; of every second frame alone, where asked to."""
+
+    name = "denoise"
+
+    def __init__(self, generator: FrameGenerator) -> None:
+        super().__init__(generator)
+        self.holds = int(generator.options.generate_every == 2)
+        self._held: Item | None = None
+        self._even = True  # whether the next face is generated at once
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        face: Face | None = item.note.face
+        passed: list[Item] = []
+        if self._held is not None and (face is None or face.fresh):
+            passed.extend(self.finish(lane))  # nothing to fill it in from
+        if face is None:
+            return [*passed, item]
+        if self.holds and not self._even and not face.fresh:
+            self._held, self._even = item, True
+            return passed
+        self.work(item, lane)
+        self._even = False
+        if self._held is not None:
+            self._held.note.filled = True
+            passed.append(self._held)
+            self._held = None
+        return [*passed, item]
+
+    def work(self, item: Item, lane: Lane) -> None:
+        crop, masked, window = (lane.get(item.slot[n]) for n in ("crop", "masked", "window"))
+        index, fresh = item.frame.index, item.note.face.fresh
+        latent = self.generator.denoise(crop, masked, window, index, fresh, lane.replay)
+        lane.put(item.slot["latent"], latent)
+
+    def finish(self, lane: Lane) -> Iterable[Item]:
+        if self._held is None:
+            return []
+        item, self._held = self._held, None
+        self.work(item, lane)
+        return [item]
+
+
+class DecodeFace(FaceStage):
+    """Decodes the latent; fills a face in between two that were generated."""
+
+    name = "decode face"
+
+    def __init__(self, generator: FrameGenerator) -> None:
+        super().__init__(generator)
+        self.holds = int(generator.options.generate_every == 2)
+        self._held: Item | None = None
+        self._last: tuple[float, Tensor] | None = None  # time and face
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        if item.note.filled:
+            self._held = item
+            return []
+        if item.note.face is None:
+            return [item]
+        face = lane.replay("decode", self.generator.decode, lane.get(item.slot["latent"]))
+        lane.put(item.slot["face"], face)
+        if not self.holds:
+            return [item]
+        passed, time_s = [item], float(item.frame.time_s)
+        if self._held is not None and self._last is not None:
+            held, (before_s, before) = self._held, self._last
+            part = (float(held.frame.time_s) - before_s) / (time_s - before_s)
+            lane.put(held.slot["face"], self.generator.fill(before, face, part))
+            passed, self._held = [held, item], None
+        self._last = time_s, face.clone()
+        return passed
+
+
+class Blend(FaceStage):
+    """Lays the face into its rectangle."""
+
+    name = "blend"
+
+    def work(self, item: Item, lane: Lane) -> None:
+        names = ("face", "rectangle", "crop", "transform", "polygon")
+        inputs = [lane.get(item.slot[name]) for name in names]
+        image, mask = lane.replay(inputs[1].shape, self.generator.blend, *inputs)
+        lane.put(item.slot["image"], image)
+        lane.put(item.slot["mask"], mask)
+
+
+class Composite(FaceStage):
+    """Writes the rectangle into a copy of the frame, on the host."""
+
+    name = "composite"
+    host = True
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        item.note.made = item.frame
+        return super().run(item, lane)
+
+    def work(self, item: Item, lane: Lane) -> None:
+        note = item.note
+        image, mask = lane.get(item.slot["image"]), lane.get(item.slot["mask"])
+        note.made = lay_on(item.frame, Patch(note.left, note.top, image, mask))
+
+
+class Interpolate(FaceStage):
+    """Makes the frame in the middle of the last one and this (RIFE)."""
+
+    name = "interpolate"
+
+    def __init__(self, generator: FrameGenerator) -> None:
+        super().__init__(generator)
+        self._last: Tensor | None = None
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        lane.put(item.slot["whole"], torch.from_numpy(item.note.made.rgb()))
+        whole = lane.get(item.slot["whole"])
+        picture = whole.permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
+        last, self._last = self._last, picture
+        if last is not None:
+            half = torch.full((), 0.5, device=picture.device)
+            (middle,) = self.generator.graphs.run("interpolator", last, picture, half)
+            image = (middle[0].permute(1, 2, 0) * 255.0).round().byte()
+            lane.put(item.slot["middle"], image)
+            item.note.between = True
+        return [item]
+
+
+class Deliver:
+    """Hands finished frames over, on the host: the last stage.
+
+    Args:
+        name: what errors and summaries call it.
+        take: is given each frame on its way, and the picture (H, W, 3) between the last frame and
+            this one where there is one.
+    """
+
+    host = True
+    holds = 0
+    ended = False
+
+    def __init__(self, name: str, take: Callable[[Item, np.ndarray | None], None]) -> None:
+        self.name = name
+        self._take = take
+
+    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+        middle = lane.get(item.slot["middle"]).numpy() if item.note.between else None
+        self._take(item, middle)
+        return [item]
+
+    def finish(self, lane: Lane) -> Iterable[Item]:
+        return []
+
+
+def lay_on(frame: Frame, patch: Patch) -> Any:
+    """Put a patch into a frame; every sample outside the mask stays as it is, bit for bit."""
+    x, y, image, mask = inside(patch, frame.width, frame.height)
+    if image.numel() == 0:
+        return frame
+    return frame.with_rectangle(x, y, image.numpy(), (mask > 0).numpy())
+
+
+def face_stages(
+    generator: FrameGenerator, sound: Sound, *, trim: bool, interpolate: int
+) -> list[FaceStage]:
+    """Every stage between the source and :class:`Deliver`.
+
+    Args:
+        sound, trim: see :class:`Hear`. interpolate: 2 adds :class:`Interpolate`.
+    """
+    stages: list[FaceStage] = [Track(generator), EncodeFace(generator)]
+    stages.append(Hear(generator.graphs, sound, trim))
+    stages += [kind(generator) for kind in (Denoise, DecodeFace, Blend, Composite)]
+    if interpolate == 2:
+        stages.append(Interpolate(generator))
+    return stages
