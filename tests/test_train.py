@@ -365,7 +365,9 @@ def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
     mesh = np.zeros((468, 2))
     mesh[list(metrics.MOUTH_POINTS)] = [(30, 40), (60, 40), (45, 30), (45, 60)]
     times = [i / rate for i in range(len(frames))]
-    clip = evaluate.Clip("c", frames, times, np.ones(48000, np.float32), np.stack([mesh] * 90))
+    clip = evaluate.Clip(
+        "c", frames, times, np.ones(48000, np.float32), np.stack([mesh] * len(frames))
+    )
 
     def make(samples: np.ndarray, given: Iterable[tuple[torch.Tensor, float]]) -> list[Any]:
         pairs = list(given)
