@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dithead.command import add_checkpoint_arguments, run_command
 from dithead.errors import BackendUnavailable, ConfigError
+from dithead.runtime.defaults import IN_FLIGHT, default_threads
 
 if TYPE_CHECKING:
     from dithead.runtime.pipeline import Summary
@@ -83,7 +84,28 @@ def _parser() -> argparse.ArgumentParser:
         default="pass",
         help="hand faceless frames through untouched, or stop at the first",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's default)")
+    parser.add_argument(
+        "--generate-every",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2 generates every second face and lets RIFE fill in those between",
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=int,
+        default=IN_FLIGHT,
+        help="frames on their way through the stages at a time",
+    )
+    parser.add_argument(
+        "--no-overlap", action="store_true", help="run the stages one after the other"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="CPU threads of each stage (default: a quarter of the cores; all without overlap)",
+    )
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     return parser
@@ -133,11 +155,14 @@ def _run(args: argparse.Namespace) -> Summary:
     from dithead.runtime.media import AudioSource, VideoSource
     from dithead.runtime.pipeline import stream_file
 
-    if args.threads is not None and args.threads < 1:
-        raise ConfigError(f"--threads must be at least 1, not {args.threads}")
-    threads = args.threads or torch.get_num_threads()
+    overlap = not args.no_overlap
+    threads = getattr(args, "threads", default_threads(overlap))
+    if threads < 1:
+        raise ConfigError(f"--threads must be at least 1, not {threads}")
     device = _device(args.device)
-    options = Options(args.steps, args.seed, args.reference, args.face, args.on_no_face)
+    options = Options(
+        args.steps, args.seed, args.reference, args.face, args.on_no_face, args.generate_every
+    )
     show = sys.stderr.isatty() and not args.quiet
     total = None
     with VideoSource(args.video) as video:  # before the models are loaded: bad files fail at once
@@ -171,6 +196,8 @@ def _run(args: argparse.Namespace) -> Summary:
             backend=backend,
             interpolate=args.interpolate,
             extend=args.extend,
+            in_flight=args.in_flight,
+            overlap=overlap,
             progress=_progress(total) if show else None,
         )
     finally:
@@ -179,14 +206,14 @@ def _run(args: argparse.Namespace) -> Summary:
 
 
 def _as_text(summary: Summary) -> str:
-    stages = ", ".join(f"{name} {fps:.0f}" for name, fps in summary.stage_fps.items())
+    stages = ", ".join(f"{name} {1000 / fps:.1f}" for name, fps in summary.stage_fps.items())
     faceless = summary.frames - summary.faces
     lines = [
         f"{summary.output}: {summary.frames_written} frames, {summary.video_s:.2f} s",
         f"faces: {summary.faces} of {summary.frames} frames"
         + (f"; {faceless} without a face handed through untouched" if faceless else ""),
         f"speed: {summary.fps:.1f} fps in all ({summary.backend}, {summary.device}, "
-        f"{summary.steps} steps); fps by stage: {stages}",
+        f"{summary.steps} steps); ms a frame by stage: {stages}",
         *(f"note: {note}" for note in summary.notes),
     ]
     return "\n".join(lines)

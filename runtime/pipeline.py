@@ -16,12 +16,13 @@ from torch import Tensor
 from dithead.errors import ConfigError, MediaError
 from dithead.graphs import Graphs
 from dithead.pipeline import FrameGenerator, Options
+from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
-from dithead.runtime.scheduler import IN_FLIGHT, Item, Scheduler
+from dithead.runtime.scheduler import Item, Scheduler
 from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace
 

@@ -22,8 +22,6 @@ from dithead.runtime.channel import Channel, Closed, Stopped
 from dithead.runtime.lanes import Buffer, Event, Lane, Lanes
 from dithead.runtime.trace import Trace
 
-IN_FLIGHT = 6
-"""Frames on their way at a time, by default: fewer cost throughput, more cost latency."""
 STOP_S = 2.0
 """Time within which all threads are gone after a failure or :meth:`Scheduler.stop`."""
 

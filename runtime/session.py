@@ -27,9 +27,9 @@ from dithead.errors import ConfigError
 from dithead.graphs import Graphs
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, open_graphs
+from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
-from dithead.runtime.scheduler import IN_FLIGHT
 from dithead.runtime.trace import Trace
 
 
