@@ -2,7 +2,8 @@
 
 Colour conversion is swscale's. Chroma is repeated on the way to RGB and averaged on the way back:
 a pixel that nobody changed returns as it was (to rounding), and a rectangle's pixels do not depend
-on where it was cut.
+on where it was cut. Pixels are seen as a player shows them, upright, while the planes stay as they
+are stored. Transparency stays as it is.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _PLAIN_FORMATS = (
     "yuv444p10le",
 )
 _FULL_RANGE_FORMATS = ("yuvj420p", "yuvj422p", "yuvj444p")
+_ALPHA_FORMATS = tuple(f"yuva{name[3:]}" for name in _PLAIN_FORMATS)
 
 #: Pixel formats whose planes are carried through untouched; anything else becomes the nearest.
-WORKING_FORMATS = _PLAIN_FORMATS + _FULL_RANGE_FORMATS
+WORKING_FORMATS = _PLAIN_FORMATS + _FULL_RANGE_FORMATS + _ALPHA_FORMATS
 
 # FFmpeg's number of a colour matrix -> the matrix that swscale converts with.
 _MATRICES = {
@@ -61,6 +63,7 @@ class VideoFrame:
         duration: ticks for which the file says the frame is shown; in a variable-rate file only
             the last frame's can be relied on, as the others end where the next begins.
         picture: the planes, in one of `WORKING_FORMATS`. Shared with the decoder: never written to.
+        turns: counter-clockwise quarter turns that bring the planes upright.
     """
 
     index: int
@@ -68,6 +71,7 @@ class VideoFrame:
     time_base: Fraction
     duration: int
     picture: av.VideoFrame
+    turns: int = 0
 
     @property
     def time_s(self) -> Fraction:
@@ -81,13 +85,13 @@ class VideoFrame:
 
     @property
     def width(self) -> int:
-        """Width in pixels."""
-        return self.picture.width
+        """Width in pixels, upright."""
+        return self.picture.height if self.turns % 2 else self.picture.width
 
     @property
     def height(self) -> int:
-        """Height in pixels."""
-        return self.picture.height
+        """Height in pixels, upright."""
+        return self.picture.width if self.turns % 2 else self.picture.height
 
     def rgb(self) -> np.ndarray:
         """Convert the whole frame to RGB: (H, W, 3) uint8."""
@@ -107,6 +111,9 @@ class VideoFrame:
             ValueError: the rectangle is not aligned, is empty or leaves the frame.
         """
         self._check_rectangle(x, y, width, height)
+        stored = self._stored(x, y, width, height)
+        left, top = stored[0] % 2, stored[1] % 2  # chroma samples start at even pixels
+        x, y, width, height = stored[0] - left, stored[1] - top, stored[2] + left, stored[3] + top
         part = av.VideoFrame(_even(width), _even(height), self.picture.format.name)
         for part_plane, plane in zip(planes(part), planes(self.picture), strict=True):
             rows, columns = _covered(part, part_plane, x, y)
@@ -121,7 +128,8 @@ class VideoFrame:
             interpolation=_TO_RGB,
             threads=1,
         )
-        return np.ascontiguousarray(converted.to_ndarray()[:height, :width])
+        rgb = converted.to_ndarray()[top:height, left:width]
+        return np.ascontiguousarray(np.rot90(rgb, self.turns))
 
     def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> VideoFrame:
         """Write composited RGB into a copy of the frame, only where a mask allows it.
@@ -144,8 +152,12 @@ class VideoFrame:
                 f"found {rgb.shape} {rgb.dtype}"
             )
         self._check_rectangle(x, y, width, height)
+        x, y, width, height = self._stored(x, y, width, height)
+        rgb, mask = np.rot90(rgb, -self.turns), np.rot90(mask, -self.turns)
         picture = copy_picture(self.picture)
-        margin = ((0, height % 2), (0, width % 2))
+        left, top = x % 2, y % 2  # chroma samples start at even pixels
+        margin = ((top, (height + top) % 2), (left, (width + left) % 2))
+        x, y = x - left, y - top
         writable = np.pad(mask.astype(bool), margin)
         part = VideoReformatter().reformat(
             av.VideoFrame.from_ndarray(np.pad(rgb, (*margin, (0, 0)), mode="edge"), "rgb24"),
@@ -155,7 +167,7 @@ class VideoFrame:
             interpolation=_TO_YUV,
             threads=1,
         )
-        for part_plane, plane in zip(planes(part), planes(picture), strict=True):
+        for part_plane, plane in zip(planes(part)[:3], planes(picture)[:3], strict=True):
             h, w = part_plane.shape
             blocks = writable.reshape(h, part.height // h, w, part.width // w)
             allowed = np.logical_or.reduce(blocks, axis=(1, 3))
@@ -163,6 +175,14 @@ class VideoFrame:
             inside = np.s_[: target.shape[0], : target.shape[1]]
             np.copyto(target, part_plane[inside], where=allowed[inside])
         return replace(self, picture=picture)
+
+    def _stored(self, x: int, y: int, width: int, height: int) -> tuple[int, int, int, int]:
+        """A rectangle of the upright picture as it lies in the planes."""
+        right, bottom = self.width - x - width, self.height - y - height
+        if self.turns % 2:
+            width, height = height, width
+        corner = ((x, y), (bottom, x), (right, bottom), (y, right))[self.turns % 4]
+        return *corner, width, height
 
     def _check_rectangle(self, x: int, y: int, width: int, height: int) -> None:
         for start, size, limit in ((x, width, self.width), (y, height, self.height)):
@@ -179,8 +199,8 @@ def planes(picture: av.VideoFrame) -> list[np.ndarray]:
     """View the planes of a planar picture without copying.
 
     Returns:
-        Y, U and V: (H, W) for Y, rounded up to whole samples for the others; uint8, or uint16 for
-        more than 8 bits.
+        Y, U, V and, where there is one, alpha: (H, W) for Y and alpha, rounded up to whole samples
+        for the others; uint8, or uint16 for more than 8 bits.
     """
     dtype = np.dtype(np.uint8 if picture.format.components[0].bits == 8 else np.uint16)
     views = []
@@ -200,11 +220,25 @@ def copy_picture(picture: av.VideoFrame, width: int = 0, height: int = 0) -> av.
         target[:rows, :columns] = source
         target[:rows, columns:] = source[:, -1:]
         target[rows:] = target[rows - 1]
-    copy.color_range = picture.color_range
-    copy.colorspace = picture.colorspace
-    copy.color_primaries = picture.color_primaries
-    copy.color_trc = picture.color_trc
+    _copy_tags(copy, picture)
     return copy
+
+
+def upright(picture: av.VideoFrame, turns: int) -> av.VideoFrame:
+    """A copy of planes and colour tags, turned counter-clockwise by so many quarters.
+
+    Chroma that is subsampled in one direction alone gets whole samples first.
+    """
+    chroma = VideoFormat(picture.format.name, 2, 2)
+    if turns % 2 and chroma.chroma_width() != chroma.chroma_height():
+        whole = picture.format.name.replace("422", "444")
+        picture = convert_picture(picture, whole, picture.width, picture.height)
+    size = (picture.width, picture.height)
+    turned = av.VideoFrame(*(size[::-1] if turns % 2 else size), picture.format.name)
+    for target, source in zip(planes(turned), planes(picture), strict=True):
+        target[:] = np.rot90(source, turns)
+    _copy_tags(turned, picture)
+    return turned
 
 
 def working_format(pix_fmt: str) -> str:
@@ -214,8 +248,15 @@ def working_format(pix_fmt: str) -> str:
     wanted = VideoFormat(pix_fmt)
     if _is_grey(wanted):
         return "yuv420p" if wanted.components[0].bits <= 8 else "yuv420p10le"
-    best, _ = find_best_pix_fmt_of_list(_PLAIN_FORMATS, pix_fmt)
-    return best.name if best is not None else "yuv444p"
+    alpha = has_alpha(pix_fmt)
+    names = _ALPHA_FORMATS if alpha else _PLAIN_FORMATS
+    best, _ = find_best_pix_fmt_of_list(names, pix_fmt, alpha)
+    return best.name if best is not None else names[2]
+
+
+def has_alpha(pix_fmt: str) -> bool:
+    """Whether a pixel format has transparency beside colours."""
+    return any(component.is_alpha for component in VideoFormat(pix_fmt).components)
 
 
 def convert_picture(picture: av.VideoFrame, pix_fmt: str, width: int, height: int) -> av.VideoFrame:
@@ -243,6 +284,13 @@ def convert_picture(picture: av.VideoFrame, pix_fmt: str, width: int, height: in
     )
     converted.color_range = out_range
     return converted
+
+
+def _copy_tags(target: av.VideoFrame, source: av.VideoFrame) -> None:
+    target.color_range = source.color_range
+    target.colorspace = source.colorspace
+    target.color_primaries = source.color_primaries
+    target.color_trc = source.color_trc
 
 
 def _is_grey(pix_fmt: VideoFormat) -> bool:

@@ -7,16 +7,20 @@ video lines up with its own audio track and with any other audio file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, tee
 
 import av
 import numpy as np
 
 from dithead.errors import MediaError
+from dithead.runtime.deinterlace import deinterlaced
 from dithead.runtime.frame import VideoFrame, convert_picture, working_format
+from dithead.runtime.inputs import Demuxer, Input, as_input
+from dithead.runtime.live import NewestFrames
 from dithead.runtime.track import Track
 
 SPEECH_RATE_HZ = 16_000
@@ -32,8 +36,8 @@ class VideoInfo:
     """What is known of a video stream before all its frames are read.
 
     Attributes:
-        width: pixels.
-        height: pixels.
+        width: pixels, as stored.
+        height: pixels, as stored.
         average_rate: frames per second; the mean of a variable rate.
         time_base: seconds in one tick of the presentation times.
         pix_fmt: the frames' pixel format, one of `WORKING_FORMATS`.
@@ -43,10 +47,11 @@ class VideoInfo:
         color_primaries: the primaries.
         color_trc: the transfer function.
         sample_aspect_ratio: a pixel's width over its height, where the file says it.
-        rotation_deg: counter-clockwise turn that a player gives the picture; not applied here.
+        rotation_deg: counter-clockwise turn that a player gives the picture, a multiple of 90.
         start_s: the container's time that counts as zero.
         duration_s: length the file claims, where it does.
         frame_count: number of frames the file claims, where it does.
+        still: whether it is a single picture.
     """
 
     width: int
@@ -64,30 +69,45 @@ class VideoInfo:
     start_s: Fraction
     duration_s: Fraction | None
     frame_count: int | None
+    still: bool
 
 
 class VideoSource:
-    """The frames of a file's first video stream, decoded one at a time, pixels untouched.
+    """The frames of an input's first video stream, decoded one at a time, pixels untouched.
 
-    Each iteration is a pass of its own from the first frame; the first pass needs no seeking.
+    Each iteration is a pass of its own from the first frame; the first pass needs no seeking, and
+    is the only one of a pipe or of what is live. Interlaced frames are the exception to untouched
+    pixels: their lines are made whole (FFmpeg's bwdif), one frame for each. What is live is read on
+    whether or not its frames are taken: of those that wait, the oldest are dropped.
     Use it as a context manager, or call `close`.
 
+    Args:
+        given: a path or URL, an :class:`Input`, or one that was opened to be shared.
+
     Attributes:
+        given: the input.
         info: the stream's properties.
         decode_errors: damaged packets and frames of the last full pass; what decodes is kept.
         seekable: whether its time stamps are sound enough to start a pass in the middle.
+        interlaced: whether there were interlaced frames in the last pass.
+        dropped: frames of what is live that were not taken in time.
 
     Raises:
         MediaError: the file is missing, is not media, has no video stream, or not one frame of it
             can be decoded.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+    def __init__(self, given: str | os.PathLike[str] | Input | Demuxer) -> None:
+        self._open = given if isinstance(given, Demuxer) else as_input(given)
+        self.given = given.given if isinstance(given, Demuxer) else as_input(given)
         self.decode_errors = 0
-        self.seekable = True
-        self._opened: _VideoPass | None = _VideoPass(path)
+        self.seekable = not self.given.once
+        self.interlaced = False
+        self.dropped = 0
+        self._opened: _VideoPass | None = _VideoPass(self._open)
         self.info = self._opened.info
+        self._only = self._opened.demuxer if self.given.once else None
+        self._newest: NewestFrames | None = None
 
     def __enter__(self) -> VideoSource:
         return self
@@ -101,14 +121,28 @@ class VideoSource:
             self._opened.close()
             self._opened = None
 
+    def stop(self) -> None:
+        """End the pass over a pipe, or over what is live, early, from any thread."""
+        if self._only is not None:
+            self._only.stop()
+        if self._newest is not None:
+            self._newest.stop()
+
     def __iter__(self) -> Iterator[VideoFrame]:
-        frames, self._opened = self._opened or _VideoPass(self.path), None
+        if self._opened is None and self.given.once:
+            raise MediaError(f"{self.given} can be read once only, from front to back")
+        frames, self._opened = self._opened or _VideoPass(self._open), None
+        newest = self._newest = NewestFrames(deinterlaced(frames)) if self.given.live else None
         try:
-            for frame in frames:
+            for frame in deinterlaced(frames) if newest is None else newest:
                 self.decode_errors = frames.errors
                 yield frame
         finally:
+            if newest is not None:
+                newest.stop()
+                self.dropped = newest.dropped
             self.decode_errors = frames.errors
+            self.interlaced = frames.interlaced
             self.seekable = self.seekable and not frames.clock.repaired
             frames.close()
 
@@ -118,31 +152,38 @@ class VideoSource:
         Seeks to the key frame before it; where the file cannot do that, decodes from the start.
         """
         for margin_s in (0, 2, 10) if self.seekable else ():
-            frames = _VideoPass(self.path)
+            frames = _VideoPass(self._open)
             try:
                 target = max(0, pts - round(margin_s / self.info.time_base))
                 first = frames.seek(target)
                 if first is not None and first.pts <= pts:
-                    later = (frame for frame in chain([first], frames) if frame.pts >= pts)
+                    whole = deinterlaced(chain([first], frames))
+                    later = (frame for frame in whole if frame.pts >= pts)
                     yield from (replace(frame, index=i) for i, frame in enumerate(later))
                     return
             finally:
                 frames.close()
-        frames = _VideoPass(self.path)
+        frames = _VideoPass(self._open)
         try:
-            later = (frame for frame in frames if frame.pts >= pts)
+            later = (frame for frame in deinterlaced(frames) if frame.pts >= pts)
             yield from (replace(frame, index=i) for i, frame in enumerate(later))
         finally:
             frames.close()
 
 
 class AudioSource:
-    """A file's first audio track (a video's own included), as one run of samples from time zero.
+    """An audio track of an input (a video's own included), as one run of samples from time zero.
 
     A track that starts late is preceded by silence, what lies before time zero is cut, and gaps
-    are filled, so sample n is always at n / rate seconds. Each iteration is a pass of its own.
+    are filled, so sample n is always at n / rate seconds. Each iteration is a pass of its own; of a
+    pipe or of what is live, `blocks` and `original` share the only one, once each and from any
+    thread, and what one of them has not taken yet waits.
+
+    Args:
+        given: a path or URL, an :class:`Input`, or one that was opened to be shared.
 
     Attributes:
+        given: the input.
         sample_rate_hz: the track's own rate.
         layout: FFmpeg's name of the channel layout ("mono", "stereo", "5.1").
         channels: number of channels.
@@ -152,17 +193,28 @@ class AudioSource:
         MediaError: the file is missing, is not media, has no audio track, or one without samples.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+    def __init__(self, given: str | os.PathLike[str] | Input | Demuxer) -> None:
+        self._open = given if isinstance(given, Demuxer) else as_input(given)
+        self.given = given.given if isinstance(given, Demuxer) else as_input(given)
         self.decode_errors = 0
         self._duration_s: Fraction | None = None
-        track = Track(path, "audio")
+        track = Track(self._open, "audio")
         try:
-            first = next((frame for frame in track if frame.samples), None)
-        finally:
+            decoded = iter(track)
+            first = next((frame for frame in decoded if frame.samples), None)
+            if first is None or not first.sample_rate:
+                raise MediaError(
+                    f"{self.given}: the audio track holds no samples; give a file with sound"
+                    + track.demuxer.hint
+                )
+        except BaseException:
             track.close()
-        if first is None or not first.sample_rate:
-            raise MediaError(f"{path}: the audio track holds no samples; give a file with sound")
+            raise
+        self._lock = threading.Lock()
+        self._readers: list[Iterator[np.ndarray]] | None = None
+        self._only = track.demuxer if self.given.once else None
+        if not self.given.once:
+            track.close()
         self.sample_rate_hz: int = first.sample_rate
         self.channels: int = first.layout.nb_channels
         # "3 channels" means that the file does not say which; "3c" is the usual layout of three.
@@ -171,20 +223,38 @@ class AudioSource:
             self.layout: str = av.AudioLayout(usual).name
         except ValueError as error:
             raise MediaError(
-                f"{path}: {self.channels} audio channels in no usual layout; expected 1 to 8"
+                f"{self.given}: {self.channels} audio channels in no usual layout; expected 1 to 8"
             ) from error
+        if self.given.once:
+            self._readers = list(tee(self._decoded(track, chain([first], decoded)), 2))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.blocks()
 
     @property
     def duration_s(self) -> Fraction:
-        """Time of the track's end in seconds, counted in samples; decodes it once if need be."""
+        """Time of the track's end in seconds, counted in samples; decodes it once if need be.
+
+        Raises:
+            MediaError: it can be read but once and has not been read to its end.
+        """
         if self._duration_s is None:
+            if self.given.once:
+                raise MediaError(f"{self.given}: its length is not known before its end")
             for _ in self._samples():
                 pass
         assert self._duration_s is not None
         return self._duration_s
+
+    @property
+    def duration_known(self) -> bool:
+        """Whether `duration_s` can be had without reading a pipe on."""
+        return self._duration_s is not None or not self.given.once
+
+    def stop(self) -> None:
+        """End the pass over a pipe early, from any thread."""
+        if self._only is not None:
+            self._only.stop()
 
     def blocks(self, block_samples: int = SPEECH_RATE_HZ) -> Iterator[np.ndarray]:
         """Resample to 16 kHz mono and yield blocks: (block_samples,) float32, the last shorter.
@@ -195,7 +265,7 @@ class AudioSource:
         averaged = {"rematrix_maxval": "1"}
         resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ, options=averaged)
         pending = np.zeros(0, np.float32)
-        for frame in chain(self.original(), [None]):
+        for frame in chain(self._frames(0), [None]):
             resampled = _joined(resampler.resample(frame), "mono")[0]
             pending = np.concatenate([pending, resampled])
             while len(pending) >= block_samples:
@@ -206,19 +276,35 @@ class AudioSource:
 
     def original(self) -> Iterator[av.AudioFrame]:
         """The track at its own rate and channels, for the output: float planar, pts in samples."""
+        return self._frames(1)
+
+    def _frames(self, reader: int) -> Iterator[av.AudioFrame]:
         position = 0
-        for samples in self._samples():
+        for samples in self._samples() if self._readers is None else self._shared(reader):
             yield audio_frame(samples, position, self.sample_rate_hz, self.layout)
             position += samples.shape[1]
 
+    def _shared(self, reader: int) -> Iterator[np.ndarray]:
+        """One reader's view of the only pass."""
+        assert self._readers is not None
+        while True:
+            with self._lock:
+                samples = next(self._readers[reader], None)
+            if samples is None:
+                return
+            yield samples
+
     def _samples(self) -> Iterator[np.ndarray]:
+        track = Track(self._open, "audio")
+        return self._decoded(track, track)
+
+    def _decoded(self, track: Track, frames: Iterable[av.AudioFrame]) -> Iterator[np.ndarray]:
         """Yield (channels, S) float32 at the track's own rate, without gaps from time zero on."""
         rate = self.sample_rate_hz
-        track = Track(self.path, "audio")
         written = 0
         shift = 0  # samples by which a broken clock is put right
         try:
-            for frame, samples in _uniform(track, rate, self.layout):
+            for frame, samples in _uniform(frames, rate, self.layout):
                 if frame is not None and frame.pts is not None:
                     due = round((frame.pts * track.stream.time_base - track.start_s) * rate) + shift
                     late = due - written
@@ -251,7 +337,7 @@ def audio_frame(
 
 
 def _uniform(
-    track: Track, sample_rate_hz: int, layout: str
+    decoded: Iterable[av.AudioFrame], sample_rate_hz: int, layout: str
 ) -> Iterator[tuple[av.AudioFrame | None, np.ndarray]]:
     """Yield decoded frames with their samples, (channels, S) float32 at one rate and layout.
 
@@ -260,7 +346,7 @@ def _uniform(
     """
     resampler = av.AudioResampler("fltp", layout, sample_rate_hz)
     made_for: tuple[str, str, int] | None = None
-    for frame in track:
+    for frame in decoded:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != made_for:
             yield None, _joined(resampler.resample(None), layout)
@@ -280,13 +366,17 @@ def _joined(frames: Sequence[av.AudioFrame | None], layout: str) -> np.ndarray:
 class _VideoPass:
     """One pass over the video stream of a file, frames in working format on the clip's timeline."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._track = Track(path, "video")
+    def __init__(self, given: Input | Demuxer) -> None:
+        self.interlaced = False
+        self._track = Track(given, "video")
         try:
             decoded = iter(self._track)
             first = next(decoded, None)
             if first is None:
-                raise MediaError(f"{path}: not one frame of the video could be decoded")
+                demuxer = self._track.demuxer
+                raise MediaError(
+                    f"{demuxer.given}: not one frame of the video could be decoded{demuxer.hint}"
+                )
             self.info = _video_info(self._track, first)
         except BaseException:
             self._track.close()
@@ -296,6 +386,11 @@ class _VideoPass:
         self._start = round(self.info.start_s / self.info.time_base)
         self._period = 1 / (self.info.average_rate * self.info.time_base)
         self.clock = _Clock(self._start, self._period, self.info.time_base)
+
+    @property
+    def demuxer(self) -> Demuxer:
+        """What is read."""
+        return self._track.demuxer
 
     @property
     def errors(self) -> int:
@@ -309,18 +404,20 @@ class _VideoPass:
         decoded = next(self._decoded)
         info, index = self.info, self._index
         self._index += 1
+        self.interlaced |= decoded.interlaced_frame
         return VideoFrame(
             index=index,
             pts=self.clock.stamp(decoded.pts, decoded.dts),
             time_base=info.time_base,
             duration=decoded.duration or max(1, round(self._period)),
             picture=convert_picture(decoded, info.pix_fmt, info.width, info.height),
+            turns=info.rotation_deg // 90 % 4,
         )
 
     def seek(self, pts: int) -> VideoFrame | None:
         """Go to the key frame before a presentation time and return it, or None if that fails."""
         try:
-            self._track.container.seek(pts + self._start, stream=self._track.stream)
+            self._track.seek(pts + self._start)
         except av.FFmpegError:
             return None
         self._decoded = chain(self._track)
@@ -382,8 +479,10 @@ def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:
     pix_fmt = working_format(first.format.name)
     working = convert_picture(first, pix_fmt, first.width, first.height)
     duration_s = stream.duration and stream.duration * stream.time_base
-    if not duration_s and track.container.duration:
-        duration_s = Fraction(track.container.duration, 1_000_000)
+    container = track.demuxer.container
+    if not duration_s and container.duration:
+        duration_s = Fraction(container.duration, 1_000_000)
+    single = container.format.name.endswith("_pipe") or container.format.name == "image2"
     return VideoInfo(
         width=first.width,
         height=first.height,
@@ -396,8 +495,9 @@ def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:
         color_primaries=working.color_primaries,
         color_trc=working.color_trc,
         sample_aspect_ratio=stream.sample_aspect_ratio or None,
-        rotation_deg=first.rotation,
+        rotation_deg=round(first.rotation / 90) * 90,
         start_s=track.start_s,
         duration_s=duration_s or None,
         frame_count=stream.frames or None,
+        still=single and not track.demuxer.given.pattern,
     )

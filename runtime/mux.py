@@ -1,20 +1,22 @@
 """Writing the result: video with the input's own times, audio that ends with the last frame.
 
-The file is written under a hidden temporary name beside its final one and renamed when complete, so
-an interrupted run leaves nothing behind.
+A file is written under a hidden temporary name beside its final one and renamed when complete, so
+an interrupted run leaves nothing behind. A pipe or a server gets everything at once.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,14 +28,17 @@ from av.video.format import VideoFormat
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from dithead.errors import MediaError
-from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture
+from dithead.errors import ConfigError, MediaError
+from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture, has_alpha, upright
 from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
 
 #: What every file says about itself; Matroska turns the names to upper case.
 DISCLOSURE = {
     "comment": "AI-generated: mouth region synthesised by DiT-Head",
     "synthetic_media": "yes",
+    # All that MPEG-TS has room for.
+    "service_name": "AI-generated video",
+    "service_provider": "DiT-Head",
 }
 
 _AUDIO_BITS_PER_S = 192_000
@@ -43,102 +48,261 @@ _AUDIO_RATE_MIN_HZ = 32_000
 _RESAMPLER_SLACK_S = Fraction(1, 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class _FileType:
-    """FFmpeg's muxer and encoders for a file name extension."""
-
-    muxer: str
-    video_codec: str
-    audio_codec: str
-
-
-_FILE_TYPES = {
-    ".mp4": _FileType("mp4", "libx264", "aac"),
-    ".m4v": _FileType("mp4", "libx264", "aac"),
-    ".mov": _FileType("mov", "libx264", "aac"),
-    ".mkv": _FileType("matroska", "libx264", "libopus"),
-    ".webm": _FileType("webm", "libvpx-vp9", "libopus"),
+# FFmpeg's muxers that are known to keep what is promised, and their usual encoders.
+_ENCODERS = {
+    "mp4": ("libx264", "aac"),
+    "mov": ("libx264", "aac"),
+    "matroska": ("libx264", "libopus"),
+    "webm": ("libvpx-vp9", "libopus"),
+    "mpegts": ("libx264", "aac"),
+    "flv": ("libx264", "aac"),
+    "rtsp": ("libx264", "aac"),
 }
+_EXTENSIONS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".ts": "mpegts",
+    ".flv": "flv",
+}
+_SCHEMES = {
+    "rtmp": "flv",
+    "rtmps": "flv",
+    "srt": "mpegts",
+    "udp": "mpegts",
+    "rtsp": "rtsp",
+    "rtsps": "rtsp",
+}
+_ROTATING = {"mp4", "mov", "matroska", "webm"}  # they tell players to turn the picture
 
-# For MP4 and MOV: the index in front, to play while loading; tags of any name, not a fixed list.
-_MUXER_OPTIONS = {"movflags": "+faststart+use_metadata_tags"}
+# For MP4 and MOV: tags of any name, not a fixed list; and the index in front, to play while
+# loading, or, where nothing can be written in front later, in pieces.
+_TAGS, _INDEX_FIRST = "+use_metadata_tags", "+faststart"
+_PIECES = "+frag_keyframe+delay_moov+default_base_moof"
+_STREAMED = {"flush_packets": "1"}
+_PIECE_US = 500_000
+_KEY_FRAME_S = 2  # a viewer of a stream waits no longer for the next key frame
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the output is to be encoded.
+
+    Attributes:
+        container: FFmpeg's name of the muxer (mp4, mov, matroska, webm, mpegts, flv, rtsp); None
+            takes the file extension's or the URL's, and Matroska for standard output.
+        video_codec: FFmpeg's name of the video encoder, such as libx265 or h264_nvenc; None takes
+            the container's usual one. Never replaced by another.
+        crf: constant quality, lower is better (libx264: 0, lossless, to 51; NVENC: ``cq``); None
+            takes 18 where there is no bit rate.
+        bitrate_bps: bits per second on average, in the place of constant quality.
+        preset: the encoder's trade of speed for size, such as "slow" (x264, x265) or "p4" (NVENC).
+        pix_fmt: the encoder's pixel format, such as yuv420p; None keeps the input's, or comes as
+            near as the encoder can, and takes 4:2:0, which everything plays, for RGB.
+
+    Raises:
+        ConfigError: an unknown container or pixel format, an encoder that this FFmpeg has not, or
+            both a quality and a bit rate.
+    """
+
+    container: str | None = None
+    video_codec: str | None = None
+    crf: int | None = None
+    bitrate_bps: int | None = None
+    preset: str | None = None
+    pix_fmt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.container is not None and self.container not in _ENCODERS:
+            raise ConfigError(
+                f"unknown container {self.container!r}; expected one of {', '.join(_ENCODERS)}"
+            )
+        if self.crf is not None and self.bitrate_bps is not None:
+            raise ConfigError("a quality (crf) and a bit rate exclude each other: give one")
+        if self.crf is not None and self.crf < 0:
+            raise ConfigError(f"crf must be at least 0, not {self.crf}")
+        if self.bitrate_bps is not None and self.bitrate_bps < 1:
+            raise ConfigError(f"the bit rate must be above 0, not {self.bitrate_bps}")
+        if self.pix_fmt is not None:
+            try:
+                VideoFormat(self.pix_fmt)
+            except ValueError:
+                raise ConfigError(f"unknown pixel format {self.pix_fmt!r}") from None
+        if self.video_codec is not None:
+            try:
+                known = Codec(self.video_codec, "w").type == "video"
+            except ValueError:
+                known = False
+            if not known:
+                raise ConfigError(
+                    f"this FFmpeg has no video encoder {self.video_codec!r}; dithead-doctor lists "
+                    "those that matter here"
+                )
+
+    def options(self, codec: str, streamed: bool) -> dict[str, str]:
+        """FFmpeg's options for an encoder."""
+        options: dict[str, str] = {}
+        if self.bitrate_bps is None:
+            quality = str(18 if self.crf is None else self.crf)
+            if codec in ("libx264", "libx265", "libsvtav1"):
+                options = {"crf": quality}
+            elif codec.startswith("libvpx"):
+                options = {"crf": quality, "b": "0"}
+            elif codec.endswith("_nvenc"):
+                options = {"rc": "vbr", "cq": quality, "b": "0"}
+            elif self.crf is not None:
+                raise ConfigError(f"{codec} takes no crf: give a bit rate, or neither")
+        if codec in ("libx264", "libx265"):
+            options["preset"] = self.preset or "veryfast"
+        elif self.preset is not None:
+            options["preset"] = self.preset
+        if codec.startswith("libvpx"):
+            options |= {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
+        if codec == "libx265":
+            options["x265-params"] = "log-level=none"
+        if streamed and codec in ("libx264", "libx265"):
+            options["tune"] = "zerolatency"
+        return options
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the result goes: a file, ``-`` for standard output, or a URL (RTMP, RTSP, SRT, UDP)."""
+
+    target: str | os.PathLike[str]
+
+    def __str__(self) -> str:
+        return "standard output" if self.text == "-" else self.text
+
+    @property
+    def text(self) -> str:
+        """The target as text."""
+        return os.fspath(self.target)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it goes out at once, with no way back."""
+        return self.text == "-" or self.live
+
+    @property
+    def live(self) -> bool:
+        """Whether it goes to a server."""
+        return "://" in self.text
+
+    def muxer(self, encoding: Encoding) -> str:
+        """FFmpeg's muxer for it."""
+        if encoding.container is not None:
+            return encoding.container
+        if self.text == "-":
+            return "matroska"
+        known = _SCHEMES if self.live else _EXTENSIONS
+        key = self.text.partition("://")[0] if self.live else Path(self.text).suffix.lower()
+        if key not in known:
+            what = "URL scheme" if self.live else "extension"
+            raise MediaError(f"{self}: unknown {what} {key!r}; expected {', '.join(known)}")
+        return known[key]
+
+
+def as_output(given: str | os.PathLike[str] | Output) -> Output:
+    """An output from a path or URL; one that is given stays as it is."""
+    return given if isinstance(given, Output) else Output(given)
 
 
 class VideoSink:
-    """Encodes frames, and an audio track beside them, into one file.
+    """Encodes frames, and an audio track beside them, into one file or stream.
 
     A frame keeps its presentation time; there are no B-frames, so the times need no edit list. MP4
-    and MOV hold the times and the last frame's duration exactly, Matroska and WebM round times to
-    milliseconds. Where chroma is subsampled, an odd width or height grows by one repeated column or
-    row, as encoders ask. Used as a context manager, it calls `close` at the end and `abort` if
-    anything was raised. For one thread at a time.
+    and MOV hold the times and the last frame's duration exactly; Matroska, WebM and FLV round times
+    to milliseconds, MPEG-TS to its 90 kHz. Where chroma is subsampled, an odd width or height grows
+    by one repeated column or row, as encoders ask. Rotation is handed on, and carried out where the
+    container cannot say it. Transparency is kept where the encoder has it. Used as a context
+    manager, it calls `close` at the end and `abort` if anything was raised. For one thread at a
+    time.
 
     Args:
-        path: the file to write: .mp4, .m4v, .mov, .mkv or .webm.
+        to: the file to write (.mp4, .m4v, .mov, .mkv, .webm, .ts, .flv), "-" or a URL; see
+            :class:`Output`.
         like: the source's properties, which the output takes over.
         audio: the track to encode, at its own channels and at its own rate or a higher one that
             the encoder takes, from time zero to the end of the last frame: cut there, or padded
             with silence. None for no track.
-        codec: FFmpeg's name of the video encoder; None for the usual one.
-        crf: constant quality, lower is better; for libx264 0 (lossless) to 51.
-        preset: speed of libx264 and libx265.
+        encoding: the container and the encoder.
         interpolate: output frames for one input frame; makes the time base finer.
 
     Attributes:
         time_base: seconds in one tick of the encoder's clock.
         frames_written: number of frames so far.
+        notes: what the user should know of the encoding.
 
     Raises:
-        MediaError: the folder is missing or not writable, the extension is unknown or the encoder
-            refuses, all before any work; `write` and `close` raise it too.
+        MediaError: the folder is missing or not writable, the extension is unknown, the server does
+            not answer or the encoder refuses, all before any work; `write` and `close` raise it
+            too.
+        ConfigError: the encoder has no such option.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        to: str | os.PathLike[str] | Output,
         like: VideoInfo,
         *,
         audio: AudioSource | None = None,
-        codec: str | None = None,
-        crf: int = 18,
-        preset: str = "veryfast",
+        encoding: Encoding | None = None,
         interpolate: int = 1,
     ) -> None:
-        self.path = Path(path)
+        self.to = as_output(to)
         self.time_base = like.time_base / interpolate
         self.frames_written = 0
+        self.notes: list[str] = []
         self._closed = False
         self._last: VideoFrame | None = None
-        file_type = _FILE_TYPES.get(self.path.suffix.lower())
-        if file_type is None:
-            known = ", ".join(_FILE_TYPES)
-            raise MediaError(f"{path}: unknown extension {self.path.suffix!r}; expected {known}")
-        temporary = _create_temporary(self.path)
-        # Runs when this object is dropped and at exit, should nobody call close or abort.
-        self._remove_temporary = weakref.finalize(self, temporary.unlink, missing_ok=True)
-        self._temporary = temporary
-        self._container = av.open(
-            str(temporary.absolute()),
-            "w",
-            format=file_type.muxer,
-            container_options=_MUXER_OPTIONS if file_type.muxer in ("mp4", "mov") else {},
-        )
+        encoding = encoding or Encoding()
+        muxer = self.to.muxer(encoding)
+        codec, audio_codec = _ENCODERS[muxer]
+        codec = encoding.video_codec or codec
+        options = encoding.options(codec, self.to.streamed)
+        self._turns = 0 if muxer in _ROTATING else like.rotation_deg // 90 % 4
+        self._final: Path | None = None
+        target: Any = sys.stdout.buffer if self.to.text == "-" else self.to.text
+        if not self.to.streamed:
+            self._final = Path(self.to.text)
+            self._temporary = target = _create_temporary(self._final)
+            # Runs when this object is dropped and at exit, should nobody call close or abort.
+            self._remove_temporary = weakref.finalize(self, target.unlink, missing_ok=True)
+            target = str(target.absolute())
+        with _reported(f"{self.to}: cannot be written to"):
+            self._container = av.open(
+                target, "w", format=muxer, container_options=_muxer_options(muxer, self.to.streamed)
+            )
         self._container.metadata.update(DISCLOSURE)
-        codec = codec or file_type.video_codec
         try:
-            with _reported(f"{path}: cannot encode {like.pix_fmt} with {codec}"):
-                options = _encoder_options(codec, crf, preset)
-                self._video = _add_video(self._container, like, codec, options, interpolate)
+            with _reported(f"{self.to}: cannot encode {like.pix_fmt} with {codec}"):
+                self._video = _add_video(
+                    self._container,
+                    _turned(like, self._turns),
+                    codec,
+                    options,
+                    interpolate,
+                    _encoder_format(codec, like, encoding.pix_fmt),
+                )
+                if encoding.bitrate_bps is not None:
+                    self._video.bit_rate = encoding.bitrate_bps
+                if self.to.streamed:
+                    self._video.gop_size = max(1, round(_KEY_FRAME_S * like.average_rate))
                 self._audio = (
-                    None
-                    if audio is None
-                    else _AudioTrack(self._container, audio, file_type.audio_codec)
+                    None if audio is None else _AudioTrack(self._container, audio, audio_codec)
                 )
                 # Opens the encoders and writes the header: what they refuse shows now.
                 self._container.start_encoding()
         except BaseException:
             self.abort()
             raise
+        if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
+            self.notes.append(
+                f"the transparency was left out, which {codec} has not; a .webm keeps it"
+            )
 
     def __enter__(self) -> VideoSink:
         return self
@@ -158,6 +322,8 @@ class VideoSink:
         if self._last is not None and frame.time_s <= self._last.time_s:
             raise ValueError(f"frame {frame.index} at {float(frame.time_s):.3f} s is out of order")
         picture, width, height = frame.picture, self._video.width, self._video.height
+        if self._turns:
+            picture = upright(picture, self._turns)
         if (picture.width, picture.height) != (width, height):
             picture = copy_picture(picture, width, height)
         picture = convert_picture(picture, self._video.format.name, width, height)
@@ -166,7 +332,7 @@ class VideoSink:
         picture.duration = round((frame.end_s - frame.time_s) / self.time_base)
         # The decoder's frame type would force the encoder's.
         picture.pict_type = PictureType.NONE
-        with _reported(f"{self.path}: cannot write frame {frame.index}"):
+        with _reported(f"{self.to}: cannot write frame {frame.index}"):
             self._container.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.advance(frame.time_s)
@@ -174,23 +340,25 @@ class VideoSink:
         self._last = frame
 
     def close(self) -> None:
-        """Finish the tracks and give the file its name. Without frames, raises and leaves none."""
+        """Finish the tracks and give a file its name. Without frames, raises and leaves none."""
         if self._closed:
             return
         try:
             if self._last is None:
-                raise MediaError(f"{self.path}: not written, as there was no frame to write")
-            with _reported(f"{self.path}: cannot finish the file"):
+                raise MediaError(f"{self.to}: not written, as there was no frame to write")
+            with _reported(f"{self.to}: cannot be finished"):
                 self._container.mux(self._video.encode(None))
                 if self._audio is not None:
                     self._audio.finish(self._last.end_s, self._last.end_s - self._last.time_s)
                 self._container.close()
-                os.replace(self._temporary, self.path)
+                if self._final is not None:
+                    os.replace(self._temporary, self._final)
         except BaseException:
             self.abort()
             raise
         self._closed = True
-        self._remove_temporary.detach()
+        if self._final is not None:
+            self._remove_temporary.detach()
 
     def abort(self) -> None:
         """Stop and leave no file. Harmless after `close`."""
@@ -198,7 +366,8 @@ class VideoSink:
             return
         self._closed = True
         # The file goes first: the muxer then does not stop to move its index to the front.
-        self._remove_temporary()
+        if self._final is not None:
+            self._remove_temporary()
         with suppress(av.FFmpegError, OSError):
             self._container.close()
 
@@ -277,18 +446,31 @@ def _create_temporary(final: Path) -> Path:
     return temporary
 
 
+def _encoder_format(codec: str, like: VideoInfo, wanted: str | None) -> str:
+    """The pixel format that an encoder is given."""
+    supported = [pix_fmt.name for pix_fmt in Codec(codec, "w").video_formats or []]
+    if wanted is not None:
+        if supported and wanted not in supported:
+            raise ConfigError(f"{codec} takes no {wanted}; it takes {', '.join(supported)}")
+        return wanted
+    pix_fmt = like.pix_fmt
+    source = VideoFormat(like.source_pix_fmt)
+    if source.is_rgb or source.has_palette:
+        pix_fmt = pix_fmt.replace("444", "420")
+    if supported and pix_fmt not in supported:
+        best, _ = find_best_pix_fmt_of_list(supported, pix_fmt, has_alpha(pix_fmt))
+        pix_fmt = best.name if best is not None else supported[0]
+    return pix_fmt
+
+
 def _add_video(
     container: OutputContainer,
     like: VideoInfo,
     codec: str,
     options: dict[str, str],
     interpolate: int,
+    pix_fmt: str,
 ) -> VideoStream:
-    supported = [pix_fmt.name for pix_fmt in Codec(codec, "w").video_formats or []]
-    pix_fmt = like.pix_fmt
-    if supported and pix_fmt not in supported:
-        best, _ = find_best_pix_fmt_of_list(supported, pix_fmt)
-        pix_fmt = best.name if best is not None else supported[0]
     # A variable rate's mean may be a fraction of numbers that FFmpeg cannot hold.
     rate = (like.average_rate * interpolate).limit_denominator(100_100)
     stream = container.add_stream(codec, rate=rate, options=options)
@@ -314,15 +496,27 @@ def _add_video(
     return stream
 
 
-def _encoder_options(codec: str, crf: int, preset: str) -> dict[str, str]:
-    if codec in ("libx264", "libx265"):
-        quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-        return {"crf": str(crf), "preset": preset, **quiet}
-    if codec.startswith("libvpx"):
-        return {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
-    if codec.endswith("_nvenc"):
-        return {"rc": "vbr", "cq": str(crf)}
-    return {}
+def _muxer_options(muxer: str, streamed: bool) -> dict[str, str]:
+    options = dict(_STREAMED) if streamed else {}
+    if muxer in ("mp4", "mov"):
+        options["movflags"] = _TAGS + (_PIECES if streamed else _INDEX_FIRST)
+        if streamed:
+            options["frag_duration"] = str(_PIECE_US)
+    return options
+
+
+def _turned(like: VideoInfo, turns: int) -> VideoInfo:
+    """The properties of a video whose pictures were brought upright by so many quarter turns."""
+    if turns % 2 == 0:
+        return replace(like, rotation_deg=0) if turns else like
+    aspect = like.sample_aspect_ratio
+    return replace(
+        like,
+        width=like.height,
+        height=like.width,
+        sample_aspect_ratio=1 / aspect if aspect else None,
+        rotation_deg=0,
+    )
 
 
 def _encoder_rate_hz(encoder: Codec, rate_hz: int) -> int:

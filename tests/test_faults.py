@@ -112,7 +112,7 @@ def test_a_full_disk(
 
     def full(self: VideoSink, frame: Any) -> None:
         if self.frames_written == 5:
-            raise MediaError(f"{self.path}: cannot write frame 2: No space left on device")
+            raise MediaError(f"{self.to}: cannot write frame 2: No space left on device")
         write(self, frame)
 
     monkeypatch.setattr(VideoSink, "write", full)

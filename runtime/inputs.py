@@ -1,0 +1,332 @@
+"""Where media come from: files, pipes, pictures in a row, cameras, the network; opened once or as
+often as is asked."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import stat
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+
+from dithead.errors import ConfigError, MediaError
+
+Kind = Literal["video", "audio"]
+
+#: FFmpeg's devices and protocols that give frames at their own pace, whether read or not.
+_LIVE_FORMATS = {"v4l2", "video4linux2", "x11grab", "kmsgrab", "fbdev", "avfoundation", "dshow"}
+_LIVE_FORMATS |= {"gdigrab", "alsa", "pulse", "oss", "jack", "sndio"}
+_LIVE_SCHEMES = {"rtmp", "rtmps", "rtsp", "rtsps", "rtp", "srt", "udp", "rist", "whip"}
+
+_SILENT_S = 10.0  # a network source that gives nothing for so long has ended
+_OPENING_S = 60.0  # and for so long it may take to begin
+_APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
+_NUMBER = re.compile(r"%0?(\d*)d")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source of media and how to open it.
+
+    Attributes:
+        source: a file, a URL, a pattern of numbered pictures ("frames/%04d.png"), the name of a
+            device (with its ``format``), or "-" for standard input.
+        format: FFmpeg's name of the format or device ("v4l2", "mpegts"); None finds out.
+        fps: frames per second of pictures in a row, of a still or of a device; None takes FFmpeg's
+            25, or the device's own.
+        options: of FFmpeg's demuxer or protocol, such as ``rtsp_transport``, handed on unchecked.
+        audio_track: number of the audio track to take, from 0.
+
+    Raises:
+        ConfigError: FFmpeg knows no such format, the rate is not above 0, or the track's number is
+            negative.
+    """
+
+    source: str | os.PathLike[str]
+    format: str | None = None
+    fps: Fraction | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    audio_track: int = 0
+
+    def __post_init__(self) -> None:
+        if self.format is not None and not any(
+            self.format in name.split(",") for name in av.formats_available
+        ):
+            raise ConfigError(f"FFmpeg knows no format {self.format!r}; see ffmpeg -formats")
+        if self.fps is not None and self.fps <= 0:
+            raise ConfigError(f"the frame rate must be above 0, not {self.fps}")
+        if self.audio_track < 0:
+            raise ConfigError(f"audio tracks count from 0; found {self.audio_track}")
+
+    def __str__(self) -> str:
+        return "standard input" if self.text == "-" else self.text
+
+    @property
+    def text(self) -> str:
+        """The source as text."""
+        return os.fspath(self.source)
+
+    @property
+    def scheme(self) -> str:
+        """The URL's scheme; empty for a file, "-" or a device."""
+        head, found, _ = self.text.partition("://")
+        return head.lower() if found else ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it gives frames at its own pace."""
+        return self.scheme in _LIVE_SCHEMES or self.format in _LIVE_FORMATS
+
+    @property
+    def once(self) -> bool:
+        """Whether it can be read but once, from front to back: a pipe or what is live."""
+        return self.live or self.text == "-" or self._is_pipe
+
+    @property
+    def pattern(self) -> bool:
+        """Whether it stands for numbered pictures."""
+        return not self.scheme and _NUMBER.search(self.text) is not None
+
+    @property
+    def _is_pipe(self) -> bool:
+        try:
+            mode = os.stat(self.text).st_mode
+        except (OSError, ValueError):
+            return False
+        return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+    def same_file(self, path: Path) -> bool:
+        """Whether it reads this very file."""
+        try:
+            return path.samefile(self.text)
+        except (OSError, ValueError):
+            return False
+
+
+def as_input(given: str | os.PathLike[str] | Input) -> Input:
+    """An input from a path or URL; one that is given stays as it is."""
+    return given if isinstance(given, Input) else Input(given)
+
+
+class Demuxer:
+    """An opened input: gives each of its tracks their packets, from any thread.
+
+    A track that is read ahead of another leaves the other's packets waiting, so both can come from
+    one pass over a pipe.
+
+    Args:
+        given: what to open.
+        kinds: the tracks that will be read; the others are skipped.
+
+    Attributes:
+        errors: places where the input could not be read on.
+
+    Raises:
+        MediaError: it is missing, is not media, or has none of the tracks.
+    """
+
+    def __init__(self, given: Input, kinds: Sequence[Kind]) -> None:
+        self.given = given
+        self.errors = 0
+        self._pipe: _Pipe | None = None
+        self.container = self._open()
+        try:
+            self._streams = {kind: self._stream(kind) for kind in kinds}
+        except BaseException:
+            self.container.close()
+            raise
+        chosen = list(self._streams.values())
+        for other in self.container.streams:
+            if other not in chosen:
+                other.discard = Discard.all
+        self.start_s = _start_s(self.container)
+        self._lock = threading.Lock()
+        self._held: dict[int, deque[Packet]] = {stream.index: deque() for stream in chosen}
+        self._held_bytes = 0
+        self._packets = self.container.demux(chosen)
+        self._ended = False
+
+    @property
+    def hint(self) -> str:
+        """What to add where nothing can be decoded."""
+        if self._pipe is None:
+            return ""
+        return "; an MP4 or MOV in a pipe must have its index in front (+faststart)"
+
+    def stream(self, kind: Kind) -> Any:
+        """PyAV's stream of a track."""
+        return self._streams[kind]
+
+    def next_packet(self, index: int) -> Packet | None:
+        """The next packet of a stream, None at the end.
+
+        Raises:
+            MediaError: too much of another track comes before it.
+        """
+        with self._lock:
+            held = self._held[index]
+            while not held:
+                if self._ended:
+                    return None
+                try:
+                    packet = next(self._packets)
+                except StopIteration:
+                    self._ended = True
+                except av.FFmpegError:  # the rest cannot be read
+                    self.errors += 1
+                    self._ended = True
+                else:
+                    if packet.size or packet.dts is not None:  # else FFmpeg's sign of the end
+                        self._held[packet.stream_index].append(packet)
+                        self._held_bytes += packet.size
+                if self._held_bytes > _APART_BYTES:
+                    raise MediaError(
+                        f"{self.given}: picture and sound lie too far apart to be read in one "
+                        "pass: write it to a file and give that"
+                    )
+            packet = held.popleft()
+            self._held_bytes -= packet.size
+            return packet
+
+    def seek(self, pts: int, stream: Any) -> None:
+        """Go to the key frame at or before a time of a stream."""
+        with self._lock:
+            self.container.seek(pts, stream=stream)
+            for held in self._held.values():
+                held.clear()
+            self._held_bytes, self._ended = 0, False
+            self._packets = self.container.demux(list(self._streams.values()))
+
+    def stop(self) -> None:
+        """End it early, from any thread: whoever waits for a pipe goes on as if at its end."""
+        if self._pipe is not None:
+            self._pipe.stopped = True
+
+    def close(self) -> None:
+        """Close the input; one that can be read but once closes when its last reader lets go."""
+        self.stop()
+        if not self.given.once:
+            self.container.close()
+
+    def _open(self) -> InputContainer:
+        given = self.given
+        options = dict(given.options)
+        if given.fps is not None:
+            options["framerate"] = str(given.fps)
+        target: Any = given.text
+        if given.text == "-":
+            target = self._pipe = _Pipe(sys.stdin.buffer)
+        elif given._is_pipe and given.format not in _LIVE_FORMATS:
+            target = self._pipe = _Pipe(open(given.text, "rb", buffering=0))  # noqa: SIM115
+        elif not given.scheme and given.format not in _LIVE_FORMATS:
+            # Absolute, so that FFmpeg never takes the part before a colon for a protocol.
+            target = os.path.abspath(given.text)
+            if given.pattern and not os.path.exists(target):
+                options.setdefault("start_number", str(_first_number(given)))
+            elif not os.path.exists(target):
+                raise MediaError(f"{given}: no such file")
+            elif os.path.isdir(target):
+                raise MediaError(
+                    f"{given}: a folder; expected a media file, or a pattern of numbered pictures "
+                    "such as frames/%04d.png"
+                )
+        timeout = (_OPENING_S, _SILENT_S) if given.live and given.scheme else None
+        try:
+            return av.open(
+                target,
+                "r",
+                format=given.format,
+                options=options,
+                metadata_errors="replace",
+                timeout=timeout,
+            )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MediaError(f"{given}: not a readable media file ({reason}){self.hint}") from error
+
+    def _stream(self, kind: Kind) -> Any:
+        found = _streams(self.container, kind)
+        number = self.given.audio_track if kind == "audio" else 0
+        if not found:
+            raise MediaError(f"{self.given}: no {kind} track; expected a file with {kind}")
+        if number >= len(found):
+            raise MediaError(
+                f"{self.given}: no audio track {number}; it has {len(found)}, counted from 0"
+            )
+        stream = found[number]
+        if stream.codec_context is None:
+            raise MediaError(
+                f"{self.given}: {kind} of an unknown codec; expected a file with {kind}"
+            )
+        rate = stream.average_rate if kind == "video" else None
+        if self.given.fps is not None and rate is not None and rate != self.given.fps:
+            raise MediaError(
+                f"{self.given}: has a frame rate of its own, {float(rate):g}; a rate can be given "
+                "for pictures, and for what a device offers"
+            )
+        return stream
+
+
+class _Pipe:
+    """What PyAV reads a pipe through: a wait for data that can be ended from outside."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.stopped = False
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end."""
+        while not self.stopped:
+            if select.select([self._file], [], [], 0.1)[0]:
+                return os.read(self._file.fileno(), size)
+        return b""
+
+
+def _first_number(given: Input) -> int:
+    """The lowest number for which a pattern's picture exists."""
+    folder, name = os.path.split(os.path.abspath(given.text))
+    match = _NUMBER.search(name)
+    if match is None:
+        raise MediaError(f"{given}: the number of a picture belongs in its name, not its folder")
+    digits = match[1] or "1"
+    wanted = re.compile(
+        re.escape(name[: match.start()]) + rf"(\d{{{digits},}})" + re.escape(name[match.end() :])
+    )
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    numbers = [int(m[1]) for m in map(wanted.fullmatch, names) if m is not None]
+    if not numbers:
+        raise MediaError(f"{given}: no picture of that pattern")
+    return min(numbers)
+
+
+def _streams(container: InputContainer, kind: Kind) -> list[Any]:
+    """The streams of a kind; the cover picture of a song is not a video."""
+    return [
+        stream
+        for stream in container.streams
+        if stream.type == kind and not stream.disposition & Disposition.attached_pic
+    ]
+
+
+def _start_s(container: InputContainer) -> Fraction:
+    """The container's time that counts as zero, in seconds: its start, but not an audio run-in."""
+    start_s = Fraction(container.start_time or 0, 1_000_000)
+    video = next(iter(_streams(container, "video")), None)
+    if video is not None and video.start_time is not None:
+        video_s = video.start_time * video.time_base
+        # Equal to the microsecond that containers round to: take the exact one.
+        if start_s < 0 or abs(video_s - start_s) <= Fraction(1, 1_000_000):
+            return video_s if start_s >= 0 else min(video_s, Fraction(0))
+    return max(start_s, Fraction(0))

@@ -1,0 +1,75 @@
+"""Frames of a live source, read at its own pace."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+
+from dithead.runtime.frame import VideoFrame
+
+_WAITING = 2  # frames that may wait: more would be latency
+
+
+class NewestFrames:
+    """Reads frames in a thread of its own; where nobody takes them, drops the oldest that wait.
+
+    So what comes out is never older than a few frames, and nothing piles up where a source cannot
+    be told to wait.
+
+    Args:
+        frames: the source; iterated, and closed, in that thread.
+
+    Attributes:
+        dropped: number of frames dropped so far.
+    """
+
+    def __init__(self, frames: Generator[VideoFrame]) -> None:
+        self.dropped = 0
+        self._waiting: deque[VideoFrame] = deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._read, args=(frames,), name="dithead live source", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> NewestFrames:
+        return self
+
+    def __next__(self) -> VideoFrame:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
+
+    def stop(self) -> None:
+        """Read no further; the thread ends when the source gives its next frame."""
+        with self._changed:
+            self._ended = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _read(self, frames: Generator[VideoFrame]) -> None:
+        try:
+            with closing(frames):
+                for frame in frames:
+                    with self._changed:
+                        if self._ended:
+                            return
+                        self._waiting.append(frame)
+                        if len(self._waiting) > _WAITING:
+                            self._waiting.popleft()
+                            self.dropped += 1
+                        self._changed.notify_all()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()

@@ -1,0 +1,413 @@
+"""Inputs of every kind: pictures, pipes, tracks, transparency, interlaced, live."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clips import (
+    all_samples,
+    as_frame,
+    copy_through,
+    picture,
+    raw_times,
+    same_planes,
+    tone,
+    write_clip,
+    write_wav,
+)
+
+from dithead.errors import ConfigError, MediaError
+from dithead.runtime.deinterlace import deinterlaced
+from dithead.runtime.frame import VideoFrame, planes, upright
+from dithead.runtime.inputs import Demuxer, Input
+from dithead.runtime.live import NewestFrames
+from dithead.runtime.media import AudioSource, VideoSource
+from dithead.runtime.mux import Encoding, VideoSink
+
+
+def write_pictures(folder: Path, first: int, count: int) -> Path:
+    """Numbered PNGs; their pattern."""
+    folder.mkdir()
+    for number in range(first, first + count):
+        image = av.VideoFrame.from_ndarray(
+            np.full((48, 64, 3), 20 * (number - first) + 30, np.uint8), "rgb24"
+        )
+        image.save(folder / f"Bild {number:04d}.png")
+    return folder / "Bild %04d.png"
+
+
+@pytest.fixture
+def pipe_of(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file's bytes into a pipe as they are asked for; the pipe's path."""
+
+    def make(content: bytes, keep_open_s: float = 0.0) -> Path:
+        path = tmp_path / f"pipe{len(list(tmp_path.iterdir()))}"
+        os.mkfifo(path)
+
+        def feed() -> None:
+            try:
+                with open(path, "wb", buffering=0) as pipe:
+                    for start in range(0, len(content), 5000):
+                        pipe.write(content[start : start + 5000])
+                    time.sleep(keep_open_s)
+            except BrokenPipeError:
+                pass
+
+        threading.Thread(target=feed, daemon=True).start()
+        return path
+
+    return make
+
+
+def test_pictures_in_a_row(tmp_path: Path) -> None:
+    pattern = write_pictures(tmp_path / "Bilder", 7, 5)
+    with VideoSource(Input(pattern, fps=Fraction(10))) as source:
+        frames = list(source)
+        assert not source.info.still
+        assert source.info.average_rate == 10
+        assert [frame.time_s for frame in source] == [Fraction(i, 10) for i in range(5)]
+    levels = [int(frame.rgb().mean()) for frame in frames]
+    assert np.abs(np.subtract(levels, [30, 50, 70, 90, 110])).max() <= 1
+    with VideoSource(pattern) as source:
+        assert [frame.time_s for frame in source] == [Fraction(i, 25) for i in range(5)]
+
+
+def test_a_still_picture(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p", 0, 1)
+    with VideoSource(tmp_path / "p" / "Bild 0000.png") as source:
+        assert source.info.still
+        assert len(list(source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (lambda folder: Input(folder), "a folder; expected a media file, or a pattern"),
+        (lambda folder: Input(folder / "%04d.png"), "no picture of that pattern"),
+        (lambda folder: Input(folder / "%d" / "a.png"), "belongs in its name"),
+        (lambda folder: Input(folder / "in.mp4", fps=Fraction(10)), "a frame rate of its own, 25"),
+        (lambda folder: Input(folder / "in.mp4", "rawvideo"), "not a readable"),
+        (lambda folder: Input("rtmp://127.0.0.1:9/live"), "not a readable"),
+    ],
+)
+def test_inputs_that_cannot_be(tmp_path: Path, given: Callable[[Path], Input], reason: str) -> None:
+    write_clip(tmp_path / "in.mp4", count=2)
+    with pytest.raises(MediaError, match=reason):
+        VideoSource(given(tmp_path))
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="FFmpeg knows no format 'nonsense'"):
+        Input("in.mp4", "nonsense")
+    with pytest.raises(ConfigError, match="audio tracks count from 0"):
+        Input("in.mp4", audio_track=-1)
+    with pytest.raises(ConfigError, match="frame rate must be above 0"):
+        Input("in.mp4", fps=Fraction(0))
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.ts", "in.mp4"])
+def test_a_pipe_gives_what_the_file_gives_once(
+    tmp_path: Path, pipe_of: Callable[..., Path], name: str
+) -> None:
+    faststart = {"movflags": "+faststart"} if name == "in.mp4" else None
+    clip = write_clip(
+        tmp_path / name, sound=tone(44100, 1.6), b_frames=0, container_options=faststart
+    )
+    with VideoSource(clip) as source:
+        wanted = list(source)
+    pipe = Input(pipe_of(clip.read_bytes()))
+    assert pipe.once
+    assert not pipe.live
+    shared = Demuxer(pipe, ["video", "audio"])
+    with VideoSource(shared) as source:
+        sound = AudioSource(shared)
+        assert not sound.duration_known
+        with pytest.raises(MediaError, match="length is not known before its end"):
+            _ = sound.duration_s
+        found = list(source)
+        with pytest.raises(MediaError, match="can be read once only"):
+            next(iter(source))
+    assert [frame.time_s for frame in found] == [frame.time_s for frame in wanted]
+    assert all(map(same_planes, found, wanted))
+    speech = np.concatenate(list(sound.blocks()))
+    assert np.array_equal(speech, np.concatenate(list(AudioSource(clip).blocks())))
+    assert np.array_equal(all_samples(sound), all_samples(AudioSource(clip)))
+    assert sound.duration_s == AudioSource(clip).duration_s
+
+
+def test_an_index_at_the_end_of_a_pipe_is_explained(
+    tmp_path: Path, pipe_of: Callable[..., Path]
+) -> None:
+    clip = write_clip(tmp_path / "in.mp4", size=(640, 480), options={"crf": "0"})
+    with pytest.raises(MediaError, match=r"must have its index in front \(\+faststart\)"):
+        VideoSource(pipe_of(clip.read_bytes()))
+
+
+def test_a_silent_pipe_can_be_left(tmp_path: Path, pipe_of: Callable[..., Path]) -> None:
+    content = write_clip(tmp_path / "in.ts", b_frames=0).read_bytes()
+    source = VideoSource(pipe_of(content[: len(content) * 3 // 4], keep_open_s=20))
+    threading.Timer(0.3, source.stop).start()
+    start = time.monotonic()
+    assert 0 < len(list(source)) < 40
+    assert time.monotonic() - start < 2
+
+
+def test_picture_and_sound_too_far_apart_in_a_pipe(
+    tmp_path: Path, pipe_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_clip(tmp_path / "in.mkv", sound=tone(44100, 1.6), b_frames=0)
+    monkeypatch.setattr("dithead.runtime.inputs._APART_BYTES", 200)
+    shared = Demuxer(Input(pipe_of(clip.read_bytes())), ["video", "audio"])
+    with pytest.raises(MediaError, match="too far apart"):
+        list(VideoSource(shared))
+
+
+def test_an_audio_track_is_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=16000, layout="mono") for _ in range(3)]
+        for number, stream in enumerate(streams):
+            samples = np.full((1, 1600), 1000 * (number + 1), np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, "s16", "mono")
+            frame.sample_rate, frame.pts = 16000, 0
+            container.mux(stream.encode(frame))
+    for number in range(3):
+        samples = all_samples(AudioSource(Input(path, audio_track=number)))
+        assert np.allclose(samples, 1000 * (number + 1) / 32768, atol=1e-4)
+    with pytest.raises(MediaError, match="no audio track 3; it has 3, counted from 0"):
+        AudioSource(Input(path, audio_track=3))
+
+
+def test_transparency_is_kept_where_the_encoder_has_it(tmp_path: Path) -> None:
+    clip = write_clip(
+        tmp_path / "in.webm", codec="libvpx-vp9", pix_fmt="yuva420p", b_frames=0, count=5
+    )
+    with VideoSource(clip) as source:
+        assert source.info.pix_fmt == "yuva420p"
+        frames = list(source)
+        with VideoSink(tmp_path / "out.webm", source.info) as sink:
+            for frame in frames:
+                sink.write(frame)
+        assert sink.notes == []
+        with VideoSink(tmp_path / "out.mp4", source.info) as sink:
+            sink.write(frames[0])
+        assert "the transparency was left out, which libx264 has not" in sink.notes[0]
+    with VideoSource(tmp_path / "out.webm") as result:
+        for new, old in zip(result, frames, strict=True):
+            alpha, wanted = planes(new.picture)[3], planes(old.picture)[3]
+            assert wanted.std() > 1
+            assert np.abs(alpha.astype(int) - wanted).mean() < 4
+    with VideoSource(tmp_path / "out.mp4") as result:
+        assert result.info.pix_fmt == "yuv420p"
+
+
+def moving_bar(moment: int) -> np.ndarray:
+    """(48, 64) luma with a bar that moves by 4 pixels at each moment."""
+    level = np.full((48, 64), 60, np.uint8)
+    level[:, 4 + 4 * moment : 16 + 4 * moment] = 180
+    return level
+
+
+def declared_interlaced(image: av.VideoFrame) -> av.VideoFrame:
+    """The same picture with FFmpeg's mark of an interlaced one."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=image.width, height=image.height, format=image.format, time_base=Fraction(1, 25)
+    )
+    mark, sink = graph.add("setfield", "mode=tff"), graph.add("buffersink")
+    source.link_to(mark)
+    mark.link_to(sink)
+    graph.configure()
+    graph.push(image)
+    marked = graph.pull()
+    assert isinstance(marked, av.VideoFrame)
+    assert marked.interlaced_frame
+    return marked
+
+
+def interlaced_frames(whole: int, count: int) -> list[VideoFrame]:
+    """Frames of which the first so many are whole, the others woven of two moments."""
+    frames = []
+    for index in range(count):
+        image = picture(index, 64, 48, "yuv420p")
+        luma = planes(image)[0]
+        luma[:] = moving_bar(index)
+        if index >= whole:
+            luma[1::2] = moving_bar(index + 1)[1::2]
+            image = declared_interlaced(image)
+        image.colorspace, image.color_range = 6, 1
+        frames.append(replace(as_frame(image), index=index, pts=2 * index, duration=2))
+    return frames
+
+
+def combing(frame: VideoFrame) -> float:
+    """How much more a line differs from its neighbour than from the one after that."""
+    luma = planes(frame.picture)[0].astype(float)
+    return float(np.abs(luma[:-2] - luma[1:-1]).mean() - np.abs(luma[:-2] - luma[2:]).mean())
+
+
+@pytest.mark.parametrize("whole", [0, 1, 3, 9, 10])
+def test_interlaced_frames_are_made_whole_one_for_each(whole: int) -> None:
+    given = interlaced_frames(whole, 10)
+    found = list(deinterlaced(iter(given)))
+    assert [(f.index, f.pts, f.duration) for f in found] == [(i, 2 * i, 2) for i in range(10)]
+    for frame, before in zip(found, given, strict=True):
+        assert (frame.picture.colorspace, frame.picture.color_range) == (6, 1)
+        if frame.index < whole:
+            assert same_planes(frame, before)
+        else:
+            assert combing(before) > 5
+            assert combing(frame) < 1
+
+
+def test_an_interlaced_clip(tmp_path: Path) -> None:
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"flags": "+ildct+ilme"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in interlaced_frames(0, 10):
+            frame.picture.pts = frame.index
+            container.mux(stream.encode(frame.picture))
+        container.mux(stream.encode(None))
+    with VideoSource(path) as source:
+        frames = list(source)
+        assert source.interlaced
+    assert [frame.time_s for frame in frames] == raw_times(path)
+    assert max(map(combing, frames)) < 1
+    with VideoSource(write_clip(tmp_path / "whole.mp4", count=3)) as source:
+        assert list(source)
+        assert not source.interlaced
+
+
+@pytest.mark.parametrize("size", [(64, 48), (63, 47)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".ts", ".flv"])
+def test_a_turned_video_stays_turned(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
+    clip = write_clip(tmp_path / "in.mov", codec="prores_ks", pix_fmt="yuv444p10le", size=size,
+                      count=3, b_frames=0, rotation=90)  # fmt: skip
+    with VideoSource(clip) as source:
+        assert source.info.rotation_deg == 90
+        first = next(iter(source))
+        assert (first.width, first.height) == size[::-1]
+        out = copy_through(source, tmp_path / f"out{suffix}")
+    with VideoSource(out) as result:
+        shown = next(iter(result))
+        said = result.info.rotation_deg
+    assert said == (0 if suffix in (".ts", ".flv") else 90)
+    even = tuple(side + side % 2 for side in size[::-1])
+    assert (shown.width, shown.height) in (size[::-1], even)
+    # A phone turns by rot90 against the clock; the frame says so itself, however it is stored.
+    rgb = first.rgb()
+    found = shown.rgb()[: rgb.shape[0], : rgb.shape[1]]
+    assert np.abs(found.astype(int) - rgb).mean() < 6
+
+
+def test_a_picture_turned_four_times_is_itself() -> None:
+    image = picture(0, 63, 47, "yuv420p", seed=3)
+    turned = image
+    for _ in range(4):
+        turned = upright(turned, 1)
+    assert same_planes(as_frame(turned), as_frame(image))
+
+
+class Camera:
+    """Gives frames when it is told to."""
+
+    def __init__(self) -> None:
+        self.told = threading.Semaphore(0)
+        self.given = 0
+        self.ended = threading.Event()
+
+    def frames(self, count: int, failing: bool = False) -> Generator[VideoFrame, None, None]:
+        try:
+            for index in range(count):
+                self.told.acquire()
+                self.given = index + 1
+                yield replace(as_frame(picture(0, 4, 4, "yuv420p")), index=index, pts=index)
+            if failing:
+                raise MediaError("the camera was pulled out")
+        finally:
+            self.ended.set()
+
+
+def test_of_what_is_live_the_oldest_frames_are_dropped() -> None:
+    camera = Camera()
+    newest = NewestFrames(camera.frames(20))
+    camera.told.release(12)
+    end = time.monotonic() + 5
+    while newest.dropped < 10 and time.monotonic() < end:
+        time.sleep(0.001)
+    assert (camera.given, newest.dropped) == (12, 10)  # it is not made to wait
+    assert [next(newest).index for _ in range(2)] == [10, 11]
+    camera.told.release(8)
+    assert camera.ended.wait(5)
+    assert [frame.index for frame in newest] == [18, 19]
+    assert newest.dropped == 16
+
+
+def test_of_what_is_live_nothing_is_dropped_without_need() -> None:
+    camera = Camera()
+    newest = NewestFrames(camera.frames(20))
+    for index in range(20):
+        camera.told.release()
+        assert next(newest).index == index
+    assert list(newest) == []
+    assert newest.dropped == 0
+
+
+def test_a_live_source_that_fails_says_so() -> None:
+    camera = Camera()
+    camera.told.release(3)
+    with pytest.raises(MediaError, match="pulled out"):
+        list(NewestFrames(camera.frames(3, failing=True)))
+
+
+def test_a_live_source_can_be_left() -> None:
+    camera = Camera()
+    newest = NewestFrames(camera.frames(10))
+    camera.told.release()
+    assert next(newest).index == 0
+    threading.Timer(0.2, newest.stop).start()
+    assert list(newest) == []  # whoever waits for a frame is woken
+    camera.told.release()
+    assert camera.ended.wait(5)
+    assert camera.given == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "format_name", "live"),
+    [
+        ("rtmp://host/live", None, True),
+        ("RTSP://host/live", None, True),
+        ("udp://:5000", None, True),
+        ("/dev/video0", "v4l2", True),
+        ("https://host/clip.mp4", None, False),
+        ("clip.mp4", None, False),
+    ],
+)
+def test_what_is_live(text: str, format_name: str | None, live: bool) -> None:
+    given = Input(text, format_name)
+    assert given.live == live
+    assert given.once == live
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "take 1.mp4", count=3).rename("take:1.mp4")
+    write_wav(tmp_path / "ton.wav", tone(16000, 0.6)).rename("rtmp:ton.wav")
+    with VideoSource("take:1.mp4") as source:
+        assert len(list(source)) == 3
+        with VideoSink("out:1.mp4", source.info, encoding=Encoding(crf=30)) as sink:
+            for frame in source:
+                sink.write(frame)
+    assert Path("out:1.mp4").is_file()
+    assert AudioSource("rtmp:ton.wav").sample_rate_hz == 16000
