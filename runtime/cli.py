@@ -7,6 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from dithead.errors import BackendUnavailable, ConfigError
 from dithead.runtime.defaults import IN_FLIGHT, default_threads
 
 if TYPE_CHECKING:
+    from dithead.runtime.inputs import Input
+    from dithead.runtime.mux import Encoding
     from dithead.runtime.pipeline import Summary
 
 
@@ -26,20 +30,65 @@ def _face(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"expected 'largest' or an index from 0, found {text!r}")
 
 
+def _rate(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"expected a rate such as 25 or 30000/1001, found {text!r}"
+        ) from None
+
+
+def _bits_per_s(text: str) -> int:
+    factor = {"k": 1_000, "M": 1_000_000}.get(text[-1:], 1)
+    try:
+        return round(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"expected bits per second such as 2500k or 4M, found {text!r}"
+        ) from None
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, found, value = text.partition("=")
+    if not key or not found:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    return key, value
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default in (None, False, [])
+        return action.help if unset else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dithead-stream",
         description="Re-voice a video: generate a lower face that speaks the audio.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("video", metavar="IN", type=Path, help="any video FFmpeg opens")
-    parser.add_argument(
-        "audio", metavar="AUDIO", type=Path, help="any file with an audio track, IN itself included"
+        formatter_class=_Formatter,
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, default=Path("out.mp4"), help="file to write"
+        "video",
+        metavar="IN",
+        help="any video FFmpeg opens: a file, a URL (rtmp, rtsp, srt, udp), numbered pictures "
+        "(frames/%%04d.png), a still picture, a device (with --input-format), or - for standard "
+        "input",
+    )
+    parser.add_argument(
+        "audio", metavar="AUDIO", help="anything with an audio track, IN itself included"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        default="out.mp4",
+        help="file to write (.mp4 .m4v .mov .mkv .webm .ts .flv), a URL, or - for standard output",
     )
     add_checkpoint_arguments(parser)
+    _add_media_arguments(parser)
     parser.add_argument(
         "--bundle",
         metavar="FOLDER",
@@ -72,8 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--extend",
         choices=("trim", "loop", "pingpong", "freeze"),
-        default="trim",
-        help="what to do when the audio is longer than the video",
+        default=argparse.SUPPRESS,
+        help="what to do when the audio is longer than the video (default: freeze for a still "
+        "picture, else trim)",
     )
     parser.add_argument(
         "--face", type=_face, default="largest", help="'largest', or an index from the left"
@@ -106,9 +156,62 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="CPU threads of each stage (default: a quarter of the cores; all without overlap)",
     )
-    parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="the summary as JSON, on stdout, or on stderr where the video goes to stdout",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     return parser
+
+
+def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "--input-format",
+        metavar="NAME",
+        help="FFmpeg's format or device of IN, where it cannot be told: v4l2, mpegts, rawvideo",
+    )
+    group.add_argument(
+        "--input-option",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="for FFmpeg's reader of IN, such as video_size=1280x720; may be repeated",
+    )
+    group.add_argument(
+        "--fps",
+        type=_rate,
+        help="frames per second of pictures or a device (25, or the device's own)",
+    )
+    group.add_argument("--audio-format", metavar="NAME", help="FFmpeg's format or device of AUDIO")
+    group.add_argument(
+        "--audio-track", metavar="N", type=int, default=0, help="audio track to take, from 0"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--format",
+        metavar="NAME",
+        help="FFmpeg's container (mp4, mov, matroska, webm, mpegts, flv, rtsp) in the place of the "
+        "extension's; for - matroska",
+    )
+    group.add_argument(
+        "--video-codec",
+        metavar="NAME",
+        help="FFmpeg's encoder, such as libx265, h264_nvenc or ffv1 (libx264; libvpx-vp9 for "
+        "WebM); none takes its place",
+    )
+    group.add_argument("--crf", type=int, help="constant quality, lower is better (18)")
+    group.add_argument(
+        "--bitrate", metavar="BITS", type=_bits_per_s, help="bits per second instead, such as 4M"
+    )
+    group.add_argument("--preset", help="the encoder's trade of speed for size (veryfast)")
+    group.add_argument(
+        "--pix-fmt",
+        metavar="NAME",
+        help="pixel format, such as yuv420p, which every player takes (the input's own)",
+    )
 
 
 def _device(name: str) -> Any:
@@ -147,12 +250,51 @@ def _progress(total: int | None) -> Callable[[int, float], None]:
     return show
 
 
+def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
+    from dithead.runtime.inputs import Input
+    from dithead.runtime.mux import Encoding, Output
+
+    video = Input(args.video, args.input_format, args.fps, tuple(args.input_option))
+    if args.audio == args.video and args.audio_format is None:
+        audio = Input(args.video, args.input_format, None, tuple(args.input_option))
+    else:
+        audio = Input(args.audio, args.audio_format)
+    encoding = Encoding(
+        args.format, args.video_codec, args.crf, args.bitrate, args.preset, args.pix_fmt
+    )
+    Output(args.output).muxer(encoding)
+    if args.output == "-" and sys.stdout.isatty():
+        raise ConfigError("standard output is a terminal: send it to a program or a file")
+    return video, replace(audio, audio_track=args.audio_track), encoding
+
+
+def _frames_to_come(video: Input, audio: Input, extend: str | None) -> int | None:
+    """Open the inputs, so that bad ones fail before the models are loaded, and count the frames.
+
+    What can be read but once is left for the run.
+    """
+    from dithead.runtime.media import AudioSource, VideoSource
+
+    frames = rate = sound_s = None
+    if not video.once:
+        with VideoSource(video) as source:
+            rate, frames = source.info.average_rate, source.info.frame_count
+            if source.info.still or extend not in (None, "trim"):
+                frames = None
+    if not audio.once:
+        sound = AudioSource(audio)
+        if sys.stderr.isatty():  # takes decoding it once
+            sound_s = sound.duration_s
+    if sound_s is None or rate is None:
+        return frames
+    return min(round(sound_s * rate), frames or sys.maxsize)
+
+
 def _run(args: argparse.Namespace) -> Summary:
     import torch
 
     from dithead.pipeline import Options
     from dithead.runtime.backends import Backend, open_graphs
-    from dithead.runtime.media import AudioSource, VideoSource
     from dithead.runtime.pipeline import stream_file
 
     overlap = not args.no_overlap
@@ -164,13 +306,9 @@ def _run(args: argparse.Namespace) -> Summary:
         args.steps, args.seed, args.reference, args.face, args.on_no_face, args.generate_every
     )
     show = sys.stderr.isatty() and not args.quiet
-    total = None
-    with VideoSource(args.video) as video:  # before the models are loaded: bad files fail at once
-        sound = AudioSource(args.audio)
-        if show:  # the length of the audio takes decoding it once
-            total = round(sound.duration_s * video.info.average_rate)
-            if args.extend == "trim" and video.info.frame_count is not None:
-                total = min(total, video.info.frame_count)
+    extend = getattr(args, "extend", None)
+    video, audio, encoding = _media(args)
+    total = _frames_to_come(video, audio, extend)
     backend: Backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
     if args.bundle is not None and (hasattr(args, "checkpoint") or args.audio_weights):
         raise ConfigError(
@@ -188,14 +326,15 @@ def _run(args: argparse.Namespace) -> Summary:
     )
     try:
         return stream_file(
-            args.video,
-            args.audio,
+            video,
+            audio,
             args.output,
             graphs,
             options,
             backend=backend,
             interpolate=args.interpolate,
-            extend=args.extend,
+            extend=extend,
+            encoding=encoding,
             in_flight=args.in_flight,
             overlap=overlap,
             progress=_progress(total) if show else None,
@@ -226,6 +365,7 @@ def _as_json(summary: Summary) -> str:
             "frames": summary.frames,
             "faces": summary.faces,
             "frames_written": summary.frames_written,
+            "dropped": summary.dropped,
             "video_s": summary.video_s,
             "seconds": summary.seconds,
             "fps": summary.fps,
@@ -249,9 +389,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> None:
         summary = _run(args)
+        report = sys.stderr if args.output == "-" else sys.stdout
         if args.json:
-            print(_as_json(summary))
+            print(_as_json(summary), file=report)
         elif not args.quiet:
-            print(_as_text(summary))
+            print(_as_text(summary), file=report)
 
-    return run_command("dithead-stream", run, "nothing was written")
+    left = "the output ends early" if "://" in args.output or args.output == "-" else None
+    return run_command("dithead-stream", run, left or "nothing was written")

@@ -1,8 +1,10 @@
-"""The main job, from files to a file: the stages of :mod:`dithead.runtime.stages` between a decoder
-and an encoder, in bounded memory."""
+"""The main job, from files, pipes or live sources to a file, a pipe or a server: the stages of
+:mod:`dithead.runtime.stages` between a decoder and an encoder, in bounded memory."""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,9 +21,10 @@ from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
+from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
+from dithead.runtime.mux import Encoding, Output, VideoSink, as_output
 from dithead.runtime.scheduler import Item, Scheduler
 from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace
@@ -31,12 +34,14 @@ from dithead.runtime.trace import Trace
 class Summary:
     """What a run did."""
 
-    output: Path
+    output: Output
     frames: int = 0
     """Frames taken from the input."""
     faces: int = 0
     """Frames in which a face was found and re-voiced; the others were handed through untouched."""
     frames_written: int = 0
+    dropped: int = 0
+    """Frames of a live source that came faster than they could be worked on."""
     seconds: float = 0.0
     """Wall time, without loading the models."""
     video_s: float = 0.0
@@ -61,30 +66,39 @@ class Summary:
 
 
 def stream_file(
-    video: Path,
-    audio: Path,
-    output: Path,
+    video: str | os.PathLike[str] | Input,
+    audio: str | os.PathLike[str] | Input,
+    output: str | os.PathLike[str] | Output,
     graphs: Graphs,
     options: Options,
     *,
     backend: str = "torch",
     interpolate: int = 1,
-    extend: ExtendMode = "trim",
+    extend: ExtendMode | None = None,
+    encoding: Encoding | None = None,
     in_flight: int = IN_FLIGHT,
     overlap: bool = True,
     progress: Callable[[int, float], None] | None = None,
     trace: Trace | None = None,
     lanes: Lanes | None = None,
 ) -> Summary:
-    """Re-voice a video file and write the result.
+    """Re-voice a video and write the result.
+
+    A live source is never made to wait: of the frames that come faster than they can be worked on,
+    the oldest are dropped, and counted in the summary; its sound is kept whole. What goes to a
+    server from files goes at the pace at which it is played.
 
     Args:
-        video: anything PyAV opens. audio: any file with an audio track. output: .mp4, .m4v, .mov,
-            .mkv or .webm.
+        video: anything PyAV opens, a still picture included; see :class:`Input`.
+        audio: anything with an audio track; the video itself, even where it can be read but once.
+        output: a file (.mp4, .m4v, .mov, .mkv, .webm, .ts, .flv), "-" for standard output, or a
+            URL; see :class:`Output`.
         graphs: the model, as a back end runs it. backend: that back end's name, for the summary.
         interpolate: 1 keeps the frame rate; 2 puts a frame between every two (N frames become 2N -
             1).
-        extend: what to do when the audio is longer than the video; see :func:`extend_frames`.
+        extend: what to do when the audio is longer than the video; see :func:`extend_frames`. None
+            holds a still picture and else cuts the audio.
+        encoding: the container and the encoder.
         in_flight: frames that may be on their way through the stages at a time.
         overlap: whether stages run side by side; else one after the other, in one thread.
         progress: called after each input frame with its number and its time in seconds, from
@@ -95,18 +109,23 @@ def stream_file(
     Raises:
         MediaError, ConfigError, StreamError: nothing is left under the output's name.
     """
-    if interpolate not in (1, 2):
-        raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
-    if output.exists() and any(output.samefile(p) for p in (video, audio) if p.exists()):
-        raise MediaError(f"{output} is one of the inputs: choose another name for the output")
+    video, audio, output = as_input(video), as_input(audio), as_output(output)
+    _check(video, audio, output, interpolate, extend)
     summary = Summary(output, backend=backend, device=str(graphs.device))
     start = time.perf_counter()
-    with VideoSource(video) as source:
-        sound = AudioSource(audio)
-        with VideoSink(output, source.info, audio=sound, interpolate=interpolate) as sink:
+    shared = None
+    if video.once and audio.text == video.text:
+        shared = Demuxer(replace(video, audio_track=audio.audio_track), ["video", "audio"])
+    with VideoSource(shared or video) as source:
+        sound = AudioSource(shared or audio)
+        extend = extend or ("freeze" if source.info.still else "trim")
+        with VideoSink(
+            output, source.info, audio=sound, encoding=encoding, interpolate=interpolate
+        ) as sink:
             generator = FrameGenerator(graphs, options)
             summary.steps = generator.steps
-            writer = _Writer(sink, summary, interpolate, progress)
+            paced = output.live and not (video.live or audio.live)
+            writer = _Writer(sink, summary, interpolate, progress, _Pace() if paced else None)
             stages = face_stages(generator, _FileSound(sound), trim=True, interpolate=interpolate)
             scheduler = Scheduler(
                 extend_frames(source, extend),
@@ -116,6 +135,7 @@ def stream_file(
                 BUFFERS,
                 slots=in_flight,
                 overlap=overlap,
+                waits=[source, sound, writer],
                 trace=trace,
             )
             try:
@@ -132,11 +152,27 @@ def stream_file(
                     f"no face{which} in any of the {summary.frames} frames of {video}"
                     + ("; faces are counted from the left, from 0" if which else "")
                 )
-            summary.notes += _length_notes(source, sound.duration_s, writer.last, extend)
+            summary.dropped = source.dropped
+            summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
             sink.close()
     summary.seconds = time.perf_counter() - start
     summary.frames_written = sink.frames_written
     return summary
+
+
+def _check(
+    video: Input, audio: Input, output: Output, interpolate: int, extend: ExtendMode | None
+) -> None:
+    """Refuse what cannot be done, before anything is opened."""
+    if interpolate not in (1, 2):
+        raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
+    if extend in ("loop", "pingpong") and video.once:
+        raise ConfigError(
+            f"{video} can be read but once, so it cannot be played again: extend it by freeze, or "
+            "write it to a file first"
+        )
+    if not output.streamed and any(given.same_file(Path(output.text)) for given in (video, audio)):
+        raise MediaError(f"{output} is one of the inputs: choose another name for the output")
 
 
 class _FileSound:
@@ -155,6 +191,25 @@ class _FileSound:
         return self._source.duration_s
 
 
+class _Pace:
+    """Waits until it is a frame's turn to be shown."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._stopped = threading.Event()
+
+    def wait(self, time_s: float) -> None:
+        """Wait for a time on the clock that starts with the first call."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now - time_s
+        self._stopped.wait(max(0.0, self._start + time_s - now))
+
+    def stop(self) -> None:
+        """End the waiting."""
+        self._stopped.set()
+
+
 class _Writer:
     """Writes finished frames, and those between them, and counts."""
 
@@ -164,16 +219,25 @@ class _Writer:
         summary: Summary,
         interpolate: int,
         progress: Callable[[int, float], None] | None,
+        pace: _Pace | None,
     ) -> None:
         self.last: VideoFrame | None = None
         self._sink = sink
         self._summary = summary
         self._interpolate = interpolate
         self._progress = progress
+        self._pace = pace
+
+    def stop(self) -> None:
+        """End the waiting for a frame's turn."""
+        if self._pace is not None:
+            self._pace.stop()
 
     def take(self, item: Item, middle: np.ndarray | None) -> None:
         """Write one frame on its way."""
         made: VideoFrame = item.note.made
+        if self._pace is not None:
+            self._pace.wait(float(made.time_s))
         if middle is not None and self.last is not None:
             self._sink.write(between(self.last, made, middle))
         shown = made if self._interpolate == 1 else halved(made)
@@ -199,6 +263,20 @@ def between(last: VideoFrame, frame: VideoFrame, picture: np.ndarray) -> VideoFr
     return empty.with_rectangle(0, 0, picture, np.ones(picture.shape[:2], bool))
 
 
+def _notes(
+    source: VideoSource, sound: AudioSource, last: VideoFrame, extend: ExtendMode
+) -> list[str]:
+    """What the user should know of the inputs."""
+    notes = _length_notes(source, sound.duration_s, last, extend) if sound.duration_known else []
+    if source.dropped:
+        notes.append(f"{source.dropped} frames of the live source came too fast and were dropped")
+    if source.interlaced:
+        notes.append("the video is interlaced: the lines of its frames were made whole")
+    if source.decode_errors:
+        notes.append(f"{source.decode_errors} damaged pieces of the video were left out")
+    return notes
+
+
 def _length_notes(
     source: VideoSource, sound_s: Fraction, last: VideoFrame, extend: ExtendMode
 ) -> list[str]:
@@ -216,6 +294,4 @@ def _length_notes(
         notes.append(
             f"the video is {float(claimed - last.end_s):.2f} s longer than the audio and was cut"
         )
-    if source.decode_errors:
-        notes.append(f"{source.decode_errors} damaged pieces of the video were left out")
     return notes

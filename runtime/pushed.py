@@ -168,7 +168,7 @@ class PushedRun:
             BUFFERS,
             slots=in_flight,
             source_name="take in",
-            channels=(self._inbox, self._outbox, self._sound.channel),
+            waits=(self._inbox, self._outbox, self._sound.channel),
             ended=self._outbox.close,
             trace=trace,
         )

@@ -71,6 +71,13 @@ class Stage(Protocol):
         """The frames that are still held, once no more come."""
 
 
+class Stoppable(Protocol):
+    """What threads may be waiting for."""
+
+    def stop(self) -> None:
+        """Wake and turn away whoever waits, from any thread."""
+
+
 class Scheduler:
     """One run of stages over the frames of a source.
 
@@ -82,7 +89,7 @@ class Scheduler:
         buffers: names of each slot's buffers, and whether they lie on the host.
         slots: frames that may be on their way at a time.
         overlap: whether each stage has a thread of its own; else :meth:`wait` runs them in turn.
-        channels: others on which threads may be waiting, stopped with the rest.
+        waits: what else threads may be waiting for, stopped with the rest.
         ended: called when all frames are through.
         trace: where every stage's work is noted.
 
@@ -104,7 +111,7 @@ class Scheduler:
         slots: int,
         overlap: bool = True,
         source_name: str = "decode video",
-        channels: Sequence[Channel[Any]] = (),
+        waits: Sequence[Stoppable] = (),
         ended: Callable[[], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -116,7 +123,7 @@ class Scheduler:
         self._source_name = source_name
         self._stages = list(stages)
         self._trace = trace
-        self._channels = channels
+        self._waits = waits
         self._ended = ended
         self._free: Channel[Slot] = Channel()
         for number in range(slots):
@@ -185,8 +192,8 @@ class Scheduler:
 
     def _stop_channels(self) -> None:
         self._free.stop()
-        for channel in (*self._inboxes, *self._channels):
-            channel.stop()
+        for waited in (*self._inboxes, *self._waits):
+            waited.stop()
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a thread's work; what it raises stops the others."""

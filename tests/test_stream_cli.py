@@ -88,6 +88,14 @@ def _bad_commands(folder: Path) -> dict[str, tuple[list[str], int, str]]:
         "no steps": ([video, audio, "-o", out, "--steps", "0"], 2, "steps"),
         "too many steps": ([video, audio, "-o", out, "--steps", "5000"], 2, "steps"),
         "negative seed": ([video, audio, "-o", out, "--seed", "-1"], 2, "seed"),
+        "unknown format": ([video, audio, "-o", out, "--input-format", "mpg9"], 2, "mpg9"),
+        "rate of a file": ([video, audio, "-o", out, "--fps", "10"], 1, "rate of its own"),
+        "absent track": ([video, audio, "-o", out, "--audio-track", "1"], 1, "no audio track 1"),
+        "unknown container": ([video, audio, "-o", out, "--format", "avi"], 2, "avi"),
+        "unknown encoder": ([video, audio, "-o", out, "--video-codec", "h266"], 2, "h266"),
+        "two qualities": ([video, audio, "-o", out, "--crf", "9", "--bitrate", "4M"], 2, "crf"),
+        "repeated pipe": (["-", audio, "-o", out, "--extend", "loop"], 2, "read but once"),
+        "unknown scheme": ([video, audio, "-o", "ftp://host/out.mp4"], 1, "ftp"),
     }
 
 
@@ -106,6 +114,14 @@ BAD = (
     "no steps",
     "too many steps",
     "negative seed",
+    "unknown format",
+    "rate of a file",
+    "absent track",
+    "unknown container",
+    "unknown encoder",
+    "two qualities",
+    "repeated pipe",
+    "unknown scheme",
 )
 
 
@@ -133,7 +149,16 @@ def test_bad_input_gives_one_line_and_no_file(
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "--face", "left"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["a"],
+        ["a", "b", "--face", "left"],
+        ["a", "b", "--bitrate", "fast"],
+        ["a", "b", "--fps", "x"],
+    ],
+)
 def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(arguments)
