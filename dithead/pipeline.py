@@ -141,6 +141,18 @@ class Models:
         """Where the weights are."""
         return self.dithead.dit.positions.device
 
+    @property
+    def precision(self) -> str:
+        """What the weights are computed in."""
+        return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(
+            self.dithead.dit.positions.dtype, "fp32"
+        )
+
+    @property
+    def replayable(self) -> bool:
+        """PyTorch's kernels may be captured."""
+        return True
+
     def module(self, name: str) -> nn.Module:
         """The graph that goes by a name, such as ``dit_step``; those that depend on the rectangle's
         size are named with it, such as ``face_crop.256``.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError, MediaError
-from dithead.graphs import Graphs
 from dithead.pipeline import FrameGenerator, Options
+from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
@@ -69,7 +69,7 @@ def stream_file(
     video: str | os.PathLike[str] | Input,
     audio: str | os.PathLike[str] | Input,
     output: str | os.PathLike[str] | Output,
-    graphs: Graphs,
+    graphs: RuntimeGraphs,
     options: Options,
     *,
     backend: str = "torch",
@@ -131,7 +131,7 @@ def stream_file(
                 extend_frames(source, extend),
                 load_picture,
                 [*stages, Deliver("encode video", writer.take)],
-                lanes or make_lanes(graphs.device),
+                lanes or make_lanes(graphs.device, graphs.replayable),
                 BUFFERS,
                 slots=in_flight,
                 overlap=overlap,

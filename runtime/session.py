@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError
-from dithead.graphs import Graphs
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.backends import Backend, open_graphs
+from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
@@ -40,7 +39,7 @@ class Session:
         graphs: the model, as a back end runs it.
     """
 
-    def __init__(self, graphs: Graphs) -> None:
+    def __init__(self, graphs: RuntimeGraphs) -> None:
         self.graphs = graphs
 
     @classmethod
@@ -106,7 +105,7 @@ class Session:
                 in_flight,
                 None if portrait is None else (portrait, rate),
                 trace,
-                lanes or make_lanes(self.graphs.device),
+                lanes or make_lanes(self.graphs.device, self.graphs.replayable),
             )
 
         return Stream(start)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bundles import cases
 
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.pipeline import Models
 from dithead.runtime.backends import open_graphs
 from dithead.runtime.backends.onnxruntime import KEPT_SIZES, OnnxGraphs
 
@@ -95,6 +98,16 @@ def test_wrong_inputs_are_named(small_bundle: Path) -> None:
         graphs.run("noise", torch.tensor([1]))
     with pytest.raises(StreamError, match=r"'seed': expected int64 \[1\].*float32"):
         graphs.run("noise", torch.tensor([1.0]), torch.tensor([0]))
+
+
+def test_streams_open_graphs_at_the_same_time(small_bundle: Path, random_models: Models) -> None:
+    graphs = OnnxGraphs(small_bundle, threads=1)
+    inputs = list(cases("dit_context", random_models, 1)[0].values())
+    (wanted,) = OnnxGraphs(small_bundle, threads=1).run("dit_context", *inputs)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: graphs.run("dit_context", *inputs)[0], range(32)))
+    assert all(torch.equal(value, wanted) for value in found)
+    assert sum(map(len, graphs._sessions.values())) == 1
 
 
 def test_back_ends_never_stand_in_for_each_other(small_bundle: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 
@@ -11,6 +11,18 @@ from dithead.errors import ConfigError
 from dithead.graphs import Graphs
 
 Backend = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+
+
+class RuntimeGraphs(Graphs, Protocol):
+    """:class:`~dithead.graphs.Graphs` as a back end runs them."""
+
+    @property
+    def precision(self) -> str:
+        """What is computed in: fp32, fp16 or bf16."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether what is queued on a GPU may be captured once and replayed (CUDA graphs)."""
 
 
 def open_graphs(
@@ -21,7 +33,7 @@ def open_graphs(
     device: torch.device | str = "cpu",
     audio_weights: Path | None = None,
     threads: int | None = None,
-) -> Graphs:
+) -> RuntimeGraphs:
     """Open a model for a back end; nothing else stands in for it.
 
     Args:

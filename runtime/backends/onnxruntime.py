@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,21 @@ class OnnxGraphs(BundleGraphs):
                 f"{bundle} was made for {', '.join(self._manifest.targets)} alone: export again "
                 f"with --targets {target}"
             )
-        self._precision = "fp32" if target == "cpu" else self._manifest.precision
+        self._computed_in = "fp32" if target == "cpu" else self._manifest.precision
         self._threads = threads or torch.get_num_threads()
+        self._opening = threading.Lock()  # streams, and their stages, ask from their own threads
         self._paths: dict[str, Path] = {}
         self._sessions: dict[str, OrderedDict[tuple[tuple[str, int], ...], Any]] = {}
+
+    @property
+    def precision(self) -> str:
+        """What the weights are computed in."""
+        return self._computed_in
+
+    @property
+    def replayable(self) -> bool:
+        """ONNX Runtime waits for its own stream, which cannot be captured."""
+        return False
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.
@@ -107,21 +119,22 @@ class OnnxGraphs(BundleGraphs):
 
     def _session(self, entry: GraphEntry, inputs: tuple[Tensor, ...]) -> Any:
         sizes = tuple(sorted(open_sizes(entry, inputs).items()))
-        sessions = self._sessions.setdefault(entry.name, OrderedDict())
-        if sizes not in sessions:
-            sessions[sizes] = self._open(self._path(entry), entry.name, sizes)
-            if len(sessions) > KEPT_SIZES:
-                sessions.popitem(last=False)
-        sessions.move_to_end(sizes)
-        return sessions[sizes]
+        with self._opening:
+            sessions = self._sessions.setdefault(entry.name, OrderedDict())
+            if sizes not in sessions:
+                sessions[sizes] = self._open(self._path(entry), entry.name, sizes)
+                if len(sessions) > KEPT_SIZES:
+                    sessions.popitem(last=False)
+            sessions.move_to_end(sizes)
+            return sessions[sizes]
 
     def _path(self, entry: GraphEntry) -> Path:
         """The file of a graph, checked once."""
         if entry.name not in self._paths:
-            file = entry.onnx_for(self._precision)
+            file = entry.onnx_for(self._computed_in)
             if file is None:
                 raise ExportError(
-                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}: export "
+                    f"{self._bundle} has graph '{entry.name}' not in {self._computed_in}: export "
                     "again"
                 )
             path = check_file(self._bundle, file.file)

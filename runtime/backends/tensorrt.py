@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class EngineGraphs(BundleGraphs):
         with torch.cuda.device(self._device):
             self._runtime = self._trt.Runtime(self._logger)
         self._engines: dict[tuple[str, int], Any] = {}
-        self._contexts: dict[tuple[str, int], Any] = {}
+        self._opening = threading.Lock()  # streams, and their stages, ask from their own threads
+        self._own = threading.local()  # a context is for one CUDA stream, thus for one thread
         noise = InitialNoise(self._config.vqgan.latent_channels, self._config.latent_size)
         self._modules: dict[str, nn.Module] = {
             "face_tracker": FaceTracker(self._config.face),
@@ -62,6 +64,16 @@ class EngineGraphs(BundleGraphs):
         }
         for module in self._modules.values():
             module.to(self._device).eval()
+
+    @property
+    def precision(self) -> str:
+        """What the weights are computed in."""
+        return self._manifest.precision
+
+    @property
+    def replayable(self) -> bool:
+        """Engines are queued like kernels, and may be captured."""
+        return True
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Queue a graph on the current stream: its inputs -> its outputs, in the table's order.
@@ -101,7 +113,24 @@ class EngineGraphs(BundleGraphs):
 
     def _context(self, entry: GraphEntry, batch: int) -> Any:
         key = entry.name, batch
-        if key not in self._contexts:
+        if not hasattr(self._own, "contexts"):
+            self._own.contexts = {}
+        contexts: dict[tuple[str, int], Any] = self._own.contexts
+        if key not in contexts:
+            context = self._engine(entry, batch).create_execution_context()
+            if context is None:
+                raise StreamError(
+                    f"graph '{entry.name}': no memory on {self._device} to run its engine in"
+                )
+            contexts[key] = context
+        return contexts[key]
+
+    def _engine(self, entry: GraphEntry, batch: int) -> Any:
+        """An engine, opened once; its contexts do not keep it alive."""
+        key = entry.name, batch
+        with self._opening:
+            if key in self._engines:
+                return self._engines[key]
             version = str(self._trt.__version__)
             file = find_engine(entry, self.flavour, version, self._bundle, batch)
             path = check_file(self._bundle, file.file)
@@ -113,14 +142,8 @@ class EngineGraphs(BundleGraphs):
                     f"for {file.compute_capability}): export again on this machine, or with "
                     f"--compute-capability {capability}"
                 )
-            self._engines[key] = engine  # a context does not keep it alive
-            context = engine.create_execution_context()
-            if context is None:
-                raise StreamError(
-                    f"graph '{entry.name}': no memory on {self._device} to run its engine in"
-                )
-            self._contexts[key] = context
-        return self._contexts[key]
+            self._engines[key] = engine
+            return engine
 
 
 def find_engine(

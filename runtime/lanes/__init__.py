@@ -66,12 +66,12 @@ class Lanes(Protocol):
         """A new buffer, on the device or, pinned, on the host."""
 
 
-def make_lanes(device: torch.device) -> Lanes:
-    """The lanes of a device."""
+def make_lanes(device: torch.device, replays: bool) -> Lanes:
+    """The lanes of a device, and whether they may record work once and replay it."""
     if device.type == "cuda":
         from dithead.runtime.lanes.cuda import CudaLanes
 
-        return CudaLanes(device)
+        return CudaLanes(device, replays)
     from dithead.runtime.lanes.host import HostLanes
 
     return HostLanes()

@@ -76,6 +76,8 @@ class CudaLane:
         self._host = host
         self._replays = replays
         self._stream = torch.cuda.Stream(device)
+        # What was queued before, such as copies of weights, comes first.
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         self._pinned: dict[tuple[Any, ...], Tensor] = {}
         self._replayed: dict[object, _Replayed] = {}
 
@@ -140,7 +142,7 @@ class CudaLanes:
             cannot be captured.
     """
 
-    def __init__(self, device: torch.device, replays: bool = True) -> None:
+    def __init__(self, device: torch.device, replays: bool) -> None:
         self._device = device
         self._replays = replays
 
