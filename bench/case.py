@@ -1,0 +1,86 @@
+"""One measurement: what is measured, and how a process of its own is made to do it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from dithead.errors import ConfigError, StreamError
+from dithead.runtime.backends import Backend
+
+Kind = Literal["file", "sessions"]
+
+PAPER_STEPS = 250
+"""Denoising steps of the DiT-Head paper, one stage after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        label: what a report calls it.
+        video, audio: played again and again for as many frames as are asked for.
+        frames: measured, after the ``warm_up`` frames.
+        overlap: whether stages run side by side.
+        threads: CPU threads of each stage.
+        streams: of one session, at the same time (``sessions`` alone).
+        pace: whether a session's frames are pushed at the clip's rate, not as fast as they go.
+    """
+
+    kind: Kind
+    label: str
+    video: str
+    audio: str
+    backend: Backend = "torch"
+    checkpoint: str = "tiny"
+    bundle: str | None = None
+    audio_weights: str | None = None
+    device: str = "cpu"
+    steps: int | None = None
+    frames: int = 120
+    warm_up: int = 20
+    overlap: bool = True
+    threads: int = 1
+    in_flight: int = 6
+    interpolate: int = 1
+    generate_every: int = 1
+    reference: Literal["previous", "fixed"] = "fixed"
+    streams: int = 1
+    pace: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "threads", "in_flight", "streams"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.warm_up < 1:
+            raise ConfigError(f"at least one frame must warm up, not {self.warm_up}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Case:
+        """A case as :func:`dataclasses.asdict` gave it."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def run_case(case: Case, timeout_s: float = 3600.0) -> dict[str, Any]:
+    """Measure a case in a process of its own, so that no case warms or burdens another.
+
+    Returns:
+        The figures; see :mod:`dithead.bench.child`.
+
+    Raises:
+        StreamError: the process failed; says with what.
+    """
+    command = [sys.executable, "-m", "dithead.bench.child", json.dumps(asdict(case))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise StreamError(f"'{case.label}' took more than {timeout_s:.0f} s") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise StreamError(f"'{case.label}' failed: {lines[-1]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures

@@ -1,0 +1,318 @@
+"""Measures one case and prints its figures as JSON: ``python -m dithead.bench.child CASE``.
+
+Run by :func:`dithead.bench.case.run_case`. A frame's latency lasts from the moment at which its
+decoding begins (or it is pushed) to that at which it is encoded (or pulled). Real-time factor is
+time spent for a second of video: below 1 is faster than real time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import tempfile
+import threading
+import time
+import wave
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dithead.bench.case import Case
+from dithead.bench.machine import cores
+from dithead.errors import DitheadError, MediaError
+from dithead.pipeline import Options
+from dithead.runtime.backends import RuntimeGraphs, open_graphs
+from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
+from dithead.runtime.pipeline import stream_file
+from dithead.runtime.session import Session, Stream
+from dithead.runtime.trace import Span, Trace
+
+SHOWN_FRAMES = 12
+"""Frames of which the report draws when each stage worked on them."""
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 95th and 99th percentile and mean, in milliseconds."""
+    values = 1000 * np.asarray(seconds, float)
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "mean": float(values.mean())}
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Load the model, run the case, and return its figures.
+
+    Raises:
+        DitheadError: whatever the run itself raises.
+    """
+    start = time.perf_counter()
+    torch.set_num_threads(1 if case.backend == "onnxruntime" else case.threads)
+    graphs = open_graphs(
+        case.backend,
+        checkpoint=case.checkpoint,
+        bundle=None if case.bundle is None else Path(case.bundle),
+        device=case.device,
+        audio_weights=None if case.audio_weights is None else Path(case.audio_weights),
+        threads=case.threads,
+    )
+    loaded_s = time.perf_counter() - start
+    meter = _Meter(graphs.device)
+    with tempfile.TemporaryDirectory() as folder:
+        run = _run_file if case.kind == "file" else _run_sessions
+        figures = run(case, graphs, Path(folder), meter)
+    figures |= meter.figures()
+    figures["load_s"] = loaded_s
+    figures["precision"] = graphs.precision
+    figures["case"] = asdict(case)
+    return figures
+
+
+class _Meter:
+    """Memory, energy and how busy the processor was, from the end of the warm-up to the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._nvml, self._handle = _nvml(device)
+        self._started: tuple[float, float, float | None] | None = None
+        self._stopped: tuple[float, float, float | None] | None = None
+
+    def start(self) -> None:
+        if self._started is None:
+            self._started = self._now()
+
+    def stop(self) -> None:
+        self._stopped = self._now()
+
+    def figures(self) -> dict[str, Any]:
+        assert self._started is not None
+        assert self._stopped is not None
+        wall, cpu = (b - a for a, b in zip(self._started[:2], self._stopped[:2], strict=True))
+        joules = None
+        if self._started[2] is not None and self._stopped[2] is not None:
+            joules = self._stopped[2] - self._started[2]
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "wall_s": wall,
+            "cores_busy": cpu / wall,
+            "cores": cores(),
+            "host_peak_mib": peak_kb / (1024 if sys.platform != "darwin" else 2**20),
+            "device_peak_mib": self._device_peak_mib(),
+            "gpu_joules": joules,
+        }
+
+    def _now(self) -> tuple[float, float, float | None]:
+        joules = None
+        if self._nvml is not None:
+            try:
+                joules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
+            except self._nvml.NVMLError:
+                self._nvml = None
+        return time.perf_counter(), time.process_time(), joules
+
+    def _device_peak_mib(self) -> float | None:
+        """What PyTorch reserved at most; with engines, what the whole device has in use."""
+        if self._device.type != "cuda":
+            return None
+        reserved = torch.cuda.max_memory_reserved(self._device)
+        free, total = torch.cuda.mem_get_info(self._device)
+        return max(reserved, total - free) / 2**20
+
+
+def _nvml(device: torch.device) -> tuple[Any, Any]:
+    """NVML and its handle of a GPU, where the package and the GPU are there."""
+    if device.type != "cuda":
+        return None, None
+    try:
+        import pynvml
+    except ImportError:
+        return None, None
+    try:
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return None, None
+
+
+def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
+    """From a file to a file: everything from decoding to encoding."""
+    frames = case.warm_up + case.frames
+    with VideoSource(case.video) as source:
+        rate = source.info.average_rate
+    audio = _speech(Path(case.audio), folder / "audio.wav", (frames - Fraction(1, 2)) / rate)
+    done_s: list[float] = []
+
+    def progress(number: int, _: float) -> None:
+        done_s.append(time.perf_counter())
+        if number == case.warm_up:
+            meter.start()
+
+    trace = Trace()
+    start = time.perf_counter()
+    summary = stream_file(
+        case.video,
+        audio,
+        folder / "out.mp4",
+        graphs,
+        _options(case),
+        backend=case.backend,
+        interpolate=case.interpolate,
+        extend="loop",
+        in_flight=case.in_flight,
+        overlap=case.overlap,
+        progress=progress,
+        trace=trace,
+    )
+    meter.stop()
+    if summary.frames != frames:
+        raise MediaError(f"expected {frames} frames, {summary.frames} came")
+    spans = [span for span in trace.spans if case.warm_up <= span.frame < frames]
+    begun: dict[int, float] = {}
+    ended: dict[int, float] = {}
+    stages = defaultdict(list)
+    for span in spans:
+        begun[span.frame] = min(begun.get(span.frame, math.inf), span.start_s)
+        ended[span.frame] = max(ended.get(span.frame, 0.0), span.end_s)
+        stages[span.stage].append(span.end_s - span.start_s)
+    seconds = done_s[-1] - done_s[case.warm_up - 1]
+    return {
+        "frames": case.frames,
+        "faces": summary.faces,
+        "size": [source.info.width, source.info.height],
+        "video_fps": float(rate),
+        "steps": summary.steps,
+        "fps": case.frames / seconds,
+        "real_time_factor": seconds * float(rate) / case.frames,
+        "first_frame_s": done_s[0] - start,
+        "latency_ms": percentiles([ended[n] - begun[n] for n in begun]),
+        "stages_ms": {name: percentiles(times) for name, times in stages.items()},
+        "spans": _shown(spans, case.warm_up),
+        "chrome": trace.to_chrome(),
+    }
+
+
+def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
+    """Streams of one session beside each other: from a pushed picture to a pulled one."""
+    with VideoSource(case.video) as source:
+        rate, pictures = float(source.info.average_rate), [frame.rgb() for frame in source]
+    length = case.warm_up + case.frames
+    samples = _samples(Path(case.audio), math.ceil((length / rate + 1) * SPEECH_RATE_HZ))
+    session, latencies = Session(graphs), [[0.0] * length for _ in range(case.streams)]
+    warm = threading.Barrier(case.streams, meter.start)
+    first_s, failed = [0.0] * case.streams, list[BaseException]()
+
+    def feed(stream: Stream, pushed_s: list[float]) -> None:
+        try:
+            stream.push_audio(samples)
+            start = time.perf_counter()
+            for number, picture in enumerate(islice(cycle(pictures), length)):
+                if case.pace:
+                    time.sleep(max(0.0, start + number / rate - time.perf_counter()))
+                pushed_s[number] = time.perf_counter()
+                stream.push_frame(picture, number / rate)
+            stream.finish()
+        except BaseException as error:
+            failed.append(error)
+
+    def speak(index: int) -> None:
+        pushed_s = [0.0] * length
+        try:
+            with session.open_stream(
+                _options(case), interpolate=case.interpolate, in_flight=case.in_flight
+            ) as stream:
+                feeder = threading.Thread(target=feed, args=(stream, pushed_s), daemon=True)
+                feeder.start()
+                for frame in stream.frames():
+                    if frame.between:
+                        continue
+                    latencies[index][frame.index] = time.perf_counter() - pushed_s[frame.index]
+                    if frame.index == case.warm_up - 1:
+                        warm.wait()
+                feeder.join()
+        except BaseException as error:
+            failed.append(error)
+            warm.abort()
+        first_s[index] = latencies[index][0]
+
+    speakers = [threading.Thread(target=speak, args=(n,)) for n in range(case.streams)]
+    for thread in speakers:
+        thread.start()
+    for thread in speakers:
+        thread.join()
+    meter.stop()
+    if failed:
+        raise failed[0]
+    seconds = meter.figures()["wall_s"]
+    total = case.frames * case.streams
+    settled = [latency for stream in latencies for latency in stream[case.warm_up :]]
+    return {
+        "frames": total,
+        "size": list(pictures[0].shape[1::-1]),
+        "video_fps": rate,
+        "steps": case.steps or graphs.config.diffusion.steps,
+        "fps": total / seconds,
+        "real_time_factor": seconds * rate / case.frames,
+        "first_frame_s": max(first_s),
+        "latency_ms": percentiles(settled),
+    }
+
+
+def _options(case: Case) -> Options:
+    return Options(steps=case.steps, reference=case.reference, generate_every=case.generate_every)
+
+
+def _samples(audio: Path, count: int) -> np.ndarray:
+    """So many samples of a recording, played again and again: (S,) float32 at 16 kHz."""
+    samples = np.concatenate(list(AudioSource(audio).blocks()))
+    return np.resize(samples, count)
+
+
+def _speech(audio: Path, target: Path, seconds: Fraction) -> Path:
+    """A recording of a length, made from another."""
+    samples = _samples(audio, round(seconds * SPEECH_RATE_HZ))
+    with wave.open(str(target), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SPEECH_RATE_HZ)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return target
+
+
+def _shown(spans: Sequence[Span], first: int) -> list[dict[str, Any]]:
+    """When each stage worked on a few frames in the middle of a run, in milliseconds."""
+    wanted = range(first + 5, first + 5 + SHOWN_FRAMES)
+    kept = [span for span in spans if span.frame in wanted]
+    origin = min((span.start_s for span in kept), default=0.0)
+    return [
+        {
+            "stage": span.stage,
+            "frame": span.frame,
+            "start": round(1000 * (span.start_s - origin), 3),
+            "end": round(1000 * (span.end_s - origin), 3),
+        }
+        for span in kept
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the case given as JSON."""
+    case = Case.from_dict(json.loads((argv or sys.argv[1:])[0]))
+    try:
+        figures = measure(case)
+    except DitheadError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

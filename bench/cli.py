@@ -1,0 +1,246 @@
+"""``dithead-bench``: how fast it is, by stage, end to end, and with several streams."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dithead.bench.case import PAPER_STEPS, Case, run_case
+from dithead.command import add_checkpoint_arguments, run_command
+from dithead.errors import ConfigError, DitheadError
+
+SCHEMA = 1
+INCLUDED = {
+    "stages": "decode, track, encode face, audio, denoise, decode face, blend, composite, encode "
+    "video: one stage after the other in one thread, each timed by itself",
+    "stream": "everything from decoding the input's video to encoding the output's, from files to "
+    "a file; loading the model is not",
+    "sessions": "everything from a pushed RGB picture to a pulled one; no decoding or encoding of "
+    "video",
+}
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, found {text!r}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dithead-bench",
+        description="Measure throughput and latency; every figure comes with the hardware.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    stages = commands.add_parser("stages", help="each stage by itself, one after the other")
+    stream = commands.add_parser(
+        "stream",
+        help="end to end from files to a file: stages side by side, one after the other, and at "
+        "the paper's setting",
+    )
+    sessions = commands.add_parser("sessions", help="streams of one session beside each other")
+    for command in (stages, stream, sessions):
+        _add_common(command)
+    sessions.add_argument(
+        "--streams", type=_numbers, default=[1, 2], help="streams at a time, such as 1,2,4"
+    )
+    sessions.add_argument(
+        "--pace", action="store_true", help="push frames at the clip's rate, as a call would"
+    )
+    stream.add_argument(
+        "--paper-frames",
+        type=int,
+        default=3,
+        help=f"frames at the paper's setting ({PAPER_STEPS} steps, stages in turn), from which its "
+        "speed is extrapolated; 0 leaves it out (default: 3)",
+    )
+    stream.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write a Chrome trace of the overlapped run"
+    )
+    report = commands.add_parser("report", help="one HTML page from the JSON of the others")
+    report.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    report.add_argument("-o", "--output", type=Path, default=Path("bench.html"))
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--video", type=Path, help="clip (default: the packaged demo's)")
+    parser.add_argument("--audio", type=Path, help="speech (default: the packaged demo's)")
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--bundle", type=Path, help="for every back end but torch")
+    parser.add_argument("--backend", default="torch", help="one or more, such as torch,onnxruntime")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=_numbers, default=[2], help="such as 2,4 (default: 2)")
+    parser.add_argument(
+        "--threads",
+        type=_numbers,
+        default=[1, 2],
+        help="CPU threads of each stage, swept where stages take turns (default: 1,2)",
+    )
+    parser.add_argument("--in-flight", type=int, default=6)
+    parser.add_argument("--interpolate", type=int, choices=(1, 2), default=1)
+    parser.add_argument(
+        "--generate-every", type=_numbers, default=[1], help="1, 2 or both, as 1,2 (default: 1)"
+    )
+    parser.add_argument("--reference", choices=("previous", "fixed"), default="fixed")
+    parser.add_argument("--frames", type=int, default=120, help="measured (default: 120)")
+    parser.add_argument("--warm-up", type=int, default=20, help="before them (default: 20)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench.json"))
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """What a command measures, in order."""
+    from dithead.bench import footage
+
+    common = {
+        "video": str(args.video or footage.carphone()),
+        "audio": str(args.audio or footage.speech()),
+        "checkpoint": getattr(args, "checkpoint", "tiny"),
+        "audio_weights": None if args.audio_weights is None else str(args.audio_weights),
+        "device": args.device,
+        "in_flight": args.in_flight,
+        "interpolate": args.interpolate,
+        "reference": args.reference,
+        "frames": args.frames,
+        "warm_up": args.warm_up,
+    }
+    made: list[Case] = []
+    backends = args.backend.split(",")
+    if args.bundle is None and any(name != "torch" for name in backends):
+        raise ConfigError("every back end but torch needs --bundle FOLDER, from dithead-export")
+    for backend, steps, every in product(backends, args.steps, args.generate_every):
+        name = f"{backend}, {steps} steps" + (", every 2nd generated" if every == 2 else "")
+        settings: dict[str, Any] = {
+            **common,
+            "backend": backend,
+            "bundle": None if backend == "torch" else str(args.bundle),
+            "steps": steps,
+            "generate_every": every,
+        }
+        if args.command == "sessions":
+            made += [
+                Case("sessions", f"{name}, {label}", streams=n, pace=args.pace, **settings)
+                for n, label in _counted(args.streams, "stream")
+            ]
+            continue
+        if args.command == "stream":
+            made.append(Case("file", f"{name}, side by side", **settings))
+        made += [
+            Case("file", f"{name}, in turn, {label}", overlap=False, threads=n, **settings)
+            for n, label in _counted(args.threads, "thread")
+        ]
+    if args.command == "stream" and args.paper_frames > 0:
+        paper = {**common, "frames": args.paper_frames, "warm_up": 1, "reference": "previous"}
+        made.append(
+            Case(
+                "file",
+                f"paper's setting: torch, {PAPER_STEPS} steps, in turn",
+                steps=PAPER_STEPS,
+                overlap=False,
+                threads=max(args.threads),
+                **paper,
+            )
+        )
+    return made
+
+
+def _counted(numbers: Sequence[int], what: str) -> list[tuple[int, str]]:
+    return [(n, f"{n} {what}" + ("" if n == 1 else "s")) for n in numbers]
+
+
+def measure_all(command: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure cases one after the other; one that fails is noted, and does not end the others.
+
+    Raises:
+        DitheadError: every one failed.
+    """
+    import torch
+
+    from dithead.bench.machine import describe
+
+    results: list[dict[str, Any]] = []
+    error: DitheadError | None = None
+    for case in cases:
+        try:
+            figures = run_case(case)
+        except DitheadError as raised:
+            error = raised
+            tell(f"  {error}")
+            results.append({"case": case.label, "error": str(error)})
+            continue
+        results.append(figures)
+        tell(as_line(figures))
+    if all("error" in result for result in results) and error is not None:
+        raise error
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "included": INCLUDED[command],
+        "machine": describe(torch.device(cases[0].device)),
+        "results": results,
+    }
+
+
+def as_line(figures: dict[str, Any]) -> str:
+    """A case's main figures in a line."""
+    latency = figures["latency_ms"]
+    return (
+        f"  {figures['case']['label']}: {figures['fps']:.2f} fps (real-time factor "
+        f"{figures['real_time_factor']:.2f}), latency p50 {latency['p50']:.0f} p95 "
+        f"{latency['p95']:.0f} ms, first frame {figures['first_frame_s']:.2f} s, "
+        f"{figures['cores_busy']:.2f} of {figures['cores']} cores, "
+        f"{figures['host_peak_mib']:.0f} MiB"
+    )
+
+
+def _measure(args: argparse.Namespace) -> None:
+    cases = cases_of(args)
+    if not args.output.parent.is_dir():
+        raise ConfigError(f"{args.output}: the folder {args.output.parent} does not exist")
+    print(f"{args.command}: {len(cases)} cases of {args.frames} frames, each in its own process")
+    found = measure_all(args.command, cases, lambda line: print(line, flush=True))
+    trace = getattr(args, "trace", None)
+    for number, result in enumerate(found["results"]):
+        chrome = result.pop("chrome", None)
+        if number == 0 and trace is not None and chrome is not None:
+            trace.write_text(json.dumps(chrome))
+            print(f"{trace}: open it in chrome://tracing or ui.perfetto.dev")
+    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{args.output}: written; dithead-bench report {args.output} draws it")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dithead.bench.report import render
+
+    found = []
+    for path in args.results:
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: not a result of dithead-bench ({error})") from error
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise ConfigError(f"{path}: not a result of this version of dithead-bench")
+        found.append(values)
+    args.output.write_text(render(found))
+    print(f"{args.output}: written")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``dithead-bench``.
+
+    Returns:
+        0 done, 1 failed, 2 misused, 130 or 143 interrupted.
+    """
+    args = _parser().parse_args(argv)
+    action = _report if args.command == "report" else _measure
+    return run_command("dithead-bench", lambda: action(args), "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
