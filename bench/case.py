@@ -27,6 +27,7 @@ class Case:
         frames: measured, after the ``warm_up`` frames.
         overlap: whether stages run side by side.
         threads: CPU threads of each stage.
+        batch: frames denoised at a time: of one stream, or, for ``sessions``, of several.
         streams: of one session, at the same time (``sessions`` alone).
         pace: whether a session's frames are pushed at the clip's rate, not as fast as they go.
     """
@@ -49,11 +50,12 @@ class Case:
     interpolate: int = 1
     generate_every: int = 1
     reference: Literal["previous", "fixed"] = "fixed"
+    batch: int = 1
     streams: int = 1
     pace: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frames", "threads", "in_flight", "streams"):
+        for name in ("frames", "threads", "in_flight", "batch", "streams"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.warm_up < 1:

@@ -167,6 +167,7 @@ def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) ->
         interpolate=case.interpolate,
         extend="loop",
         in_flight=case.in_flight,
+        batch=case.batch,
         overlap=case.overlap,
         progress=progress,
         trace=trace,
@@ -205,7 +206,7 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
         rate, pictures = float(source.info.average_rate), [frame.rgb() for frame in source]
     length = case.warm_up + case.frames
     samples = _samples(Path(case.audio), math.ceil((length / rate + 1) * SPEECH_RATE_HZ))
-    session, latencies = Session(graphs), [[0.0] * length for _ in range(case.streams)]
+    session, latencies = Session(graphs, case.batch), [[0.0] * length for _ in range(case.streams)]
     warm = threading.Barrier(case.streams, meter.start)
     first_s, failed = [0.0] * case.streams, list[BaseException]()
 

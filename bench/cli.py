@@ -84,6 +84,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="CPU threads of each stage, swept where stages take turns (default: 1,2)",
     )
     parser.add_argument("--in-flight", type=int, default=6)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="frames denoised at a time: of one stream, or, for sessions, of several (default: 1)",
+    )
     parser.add_argument("--interpolate", type=int, choices=(1, 2), default=1)
     parser.add_argument(
         "--generate-every", type=_numbers, default=[1], help="1, 2 or both, as 1,2 (default: 1)"
@@ -105,6 +111,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         "audio_weights": None if args.audio_weights is None else str(args.audio_weights),
         "device": args.device,
         "in_flight": args.in_flight,
+        "batch": args.batch,
         "interpolate": args.interpolate,
         "reference": args.reference,
         "frames": args.frames,
@@ -116,6 +123,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         raise ConfigError("every back end but torch needs --bundle FOLDER, from dithead-export")
     for backend, steps, every in product(backends, args.steps, args.generate_every):
         name = f"{backend}, {steps} steps" + (", every 2nd generated" if every == 2 else "")
+        name += f", batches of {args.batch}" if args.batch > 1 else ""
         settings: dict[str, Any] = {
             **common,
             "backend": backend,
@@ -137,6 +145,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         ]
     if args.command == "stream" and args.paper_frames > 0:
         paper = {**common, "frames": args.paper_frames, "warm_up": 1, "reference": "previous"}
+        paper["batch"] = 1
         made.append(
             Case(
                 "file",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -254,15 +254,6 @@ Read = Callable[[Tensor], Tensor]
 """Gives a tensor's values on the host: for a few numbers a frame that decide what is run next and
 where the rectangle is cut."""
 
-Replay = Callable[..., Any]
-"""``replay(key, work, *inputs)`` runs work whose shapes are the same each time; a runtime may have
-recorded it."""
-
-
-def run_now(key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Plainly run it."""
-    return work(*inputs)
-
 
 class SpeechGraph:
     """The ``audio_encoder`` graph on the grid of chunks."""
@@ -347,41 +338,48 @@ class FrameGenerator:
         (crop,) = self.graphs.run(f"face_crop.{rectangle.shape[0]}", rectangle, transform)
         return crop, self.graphs.run("masked_encoder", crop)[0]
 
+    def begin(self, crop: Tensor, index: int, fresh: bool) -> tuple[Tensor, Tensor]:
+        """What denoising a frame begins with.
+
+        Args:
+            crop: from :meth:`encode`. index: number of the frame. fresh: from :meth:`track`; the
+                reference is then made anew.
+
+        Returns:
+            Noise and reference, latents (1, C, s, s).
+        """
+        if fresh or self._reference is None:
+            (self._reference,) = self.graphs.run("reference_encoder", crop)
+        (noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
+        return noise, self._reference
+
+    def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
+        """All steps of DDIM: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
+        latents (B, C, s, s). Frames are independent of each other."""
+        (context,) = self.graphs.run("dit_context", windows)
+        latent, rows = noise, noise.shape[0]
+        for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
+            same = (value.expand(rows, *value.shape[1:]) for value in (modulation, *visit))
+            (latent,) = self.graphs.run("dit_step", latent, masked, reference, context, *same)
+        return latent
+
+    def keep(self, latent: Tensor) -> None:
+        """Take a frame's latent for the next one's reference, where that was asked for."""
+        if self.options.reference == "previous":
+            self._reference = latent
+
     def denoise(
-        self,
-        crop: Tensor,
-        masked: Tensor,
-        window: Tensor,
-        index: int,
-        fresh: bool,
-        replay: Replay = run_now,
+        self, crop: Tensor, masked: Tensor, window: Tensor, index: int, fresh: bool
     ) -> Tensor:
-        """Generate a frame's latent.
+        """Generate a frame's latent (1, C, s, s).
 
         Args:
             crop, masked: from :meth:`encode`. window: audio (window_frames, features).
-            index: number of the frame. fresh: from :meth:`track`; the reference is then made anew.
-            replay: runs :meth:`sample`.
-
-        Returns:
-            (1, C, s, s).
+            index, fresh: see :meth:`begin`.
         """
-        run = self.graphs.run
-        if fresh or self._reference is None:
-            (self._reference,) = run("reference_encoder", crop)
-        (latent,) = run("noise", self.seed, torch.full_like(self.seed, index))
-        latent = replay("sample", self.sample, latent, masked, self._reference, window)
-        if self.options.reference == "previous":
-            self._reference = latent
-        return latent
-
-    def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, window: Tensor) -> Tensor:
-        """All steps of DDIM: latents (1, C, s, s) and an audio window -> latent (1, C, s, s)."""
-        (context,) = self.graphs.run("dit_context", window[None])
-        latent = noise
-        for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
-            inputs = (latent, masked, reference, context, modulation, *visit)
-            (latent,) = self.graphs.run("dit_step", *inputs)
+        noise, reference = self.begin(crop, index, fresh)
+        latent = self.sample(noise, masked, reference, window[None])
+        self.keep(latent)
         return latent
 
     def decode(self, latent: Tensor) -> Tensor:

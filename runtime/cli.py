@@ -148,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
         help="frames on their way through the stages at a time",
     )
     parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="frames denoised at a time (with --reference fixed): throughput for latency",
+    )
+    parser.add_argument(
         "--no-overlap", action="store_true", help="run the stages one after the other"
     )
     parser.add_argument(
@@ -336,6 +342,7 @@ def _run(args: argparse.Namespace) -> Summary:
             extend=extend,
             encoding=encoding,
             in_flight=args.in_flight,
+            batch=args.batch,
             overlap=overlap,
             progress=_progress(total) if show else None,
         )

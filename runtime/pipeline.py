@@ -77,6 +77,7 @@ def stream_file(
     extend: ExtendMode | None = None,
     encoding: Encoding | None = None,
     in_flight: int = IN_FLIGHT,
+    batch: int = 1,
     overlap: bool = True,
     progress: Callable[[int, float], None] | None = None,
     trace: Trace | None = None,
@@ -100,6 +101,7 @@ def stream_file(
             holds a still picture and else cuts the audio.
         encoding: the container and the encoder.
         in_flight: frames that may be on their way through the stages at a time.
+        batch: frames that are denoised at a time, with a fixed reference.
         overlap: whether stages run side by side; else one after the other, in one thread.
         progress: called after each input frame with its number and its time in seconds, from
             another thread.
@@ -126,7 +128,9 @@ def stream_file(
             summary.steps = generator.steps
             paced = output.live and not (video.live or audio.live)
             writer = _Writer(sink, summary, interpolate, progress, _Pace() if paced else None)
-            stages = face_stages(generator, _FileSound(sound), trim=True, interpolate=interpolate)
+            stages = face_stages(
+                generator, _FileSound(sound), trim=True, interpolate=interpolate, batch=batch
+            )
             scheduler = Scheduler(
                 extend_frames(source, extend),
                 load_picture,

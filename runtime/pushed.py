@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator
+from dithead.runtime.batch import Batcher
 from dithead.runtime.channel import Channel, Closed, Stopped
 from dithead.runtime.lanes import Lanes
 from dithead.runtime.media import SPEECH_RATE_HZ
@@ -148,6 +149,8 @@ class PushedRun:
         portrait: tuple[np.ndarray, Fraction] | None,
         trace: Trace | None,
         lanes: Lanes,
+        batch: int,
+        batcher: Batcher | None,
     ) -> None:
         self._inbox: Channel[RgbFrame] = Channel(1)
         self._outbox: Channel[OutputFrame] = Channel(max(1, in_flight))
@@ -157,8 +160,15 @@ class PushedRun:
         self._last_out: RgbFrame | None = None
         self._portrait = portrait
         self._closed = False
+        member = None if batcher is None else batcher.join(lanes, generator.steps)
+        self._member = member
         stages = face_stages(
-            generator, self._sound, trim=portrait is not None, interpolate=interpolate
+            generator,
+            self._sound,
+            trim=portrait is not None,
+            interpolate=interpolate,
+            batch=batch,
+            together=member,
         )
         self._scheduler = Scheduler(
             self._pushed_frames() if portrait is None else _held(*portrait),
@@ -168,8 +178,8 @@ class PushedRun:
             BUFFERS,
             slots=in_flight,
             source_name="take in",
-            waits=(self._inbox, self._outbox, self._sound.channel),
-            ended=self._outbox.close,
+            waits=[self._inbox, self._outbox, self._sound.channel, *([member] if member else [])],
+            ended=self._end,
             trace=trace,
         )
         self._scheduler.start()
@@ -223,6 +233,12 @@ class PushedRun:
     def stop(self) -> None:
         self._closed = True
         self._scheduler.stop()
+
+    def _end(self) -> None:
+        """All frames are through."""
+        self._outbox.close()
+        if self._member is not None:
+            self._member.leave()
 
     def _raise_stopped(self) -> NoReturn:
         """Say why nothing more goes in or out."""

@@ -26,6 +26,7 @@ from torch import Tensor
 from dithead.errors import ConfigError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
+from dithead.runtime.batch import WAIT_S, Batcher
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
@@ -37,10 +38,23 @@ class Session:
 
     Args:
         graphs: the model, as a back end runs it.
+        batch: frames of different streams that may be denoised at a time. 1 keeps streams apart:
+            then each gives exactly the frames that it would give alone. More is faster on a GPU,
+            and equal within the rounding of another order of sums.
+        batch_wait_s: how long a stream waits for the others to make up a batch.
+
+    Raises:
+        ConfigError: the batch is smaller than 1.
     """
 
-    def __init__(self, graphs: RuntimeGraphs) -> None:
+    def __init__(self, graphs: RuntimeGraphs, batch: int = 1, batch_wait_s: float = WAIT_S) -> None:
+        if batch < 1:
+            raise ConfigError(f"batch must be at least 1, not {batch}")
         self.graphs = graphs
+        self._batcher: Batcher | None = None
+        if batch > 1:
+            lanes = make_lanes(graphs.device, graphs.replayable)
+            self._batcher = Batcher(lanes, batch, batch_wait_s)
 
     @classmethod
     def open(
@@ -52,8 +66,10 @@ class Session:
         device: torch.device | str = "cpu",
         audio_weights: str | Path | None = None,
         threads: int | None = None,
+        batch: int = 1,
     ) -> Session:
-        """Load a checkpoint or a bundle; see :func:`dithead.runtime.backends.open_graphs`."""
+        """Load a checkpoint or a bundle; see :func:`dithead.runtime.backends.open_graphs`. A bundle
+        must have been made for batches of that size (``dithead-export --batch``)."""
         return cls(
             open_graphs(
                 backend,
@@ -62,7 +78,8 @@ class Session:
                 device=device,
                 audio_weights=None if audio_weights is None else Path(audio_weights),
                 threads=threads,
-            )
+            ),
+            batch,
         )
 
     def open_stream(
@@ -71,6 +88,7 @@ class Session:
         *,
         interpolate: int = 1,
         in_flight: int = IN_FLIGHT,
+        batch: int = 1,
         portrait: np.ndarray | None = None,
         fps: Fraction | float = 25,
         trace: Trace | None = None,
@@ -82,6 +100,8 @@ class Session:
             options: what is asked of it. interpolate: 2 puts a frame between every two (RIFE).
             in_flight: frames that may be on their way at a time; fewer cost throughput, more cost
                 latency.
+            batch: frames of this stream that are denoised at a time, with a fixed reference; each
+                waits for the last of them.
             portrait: a still picture (H, W, 3) uint8 RGB in the place of pushed frames, held at
                 ``fps`` for as long as there is sound.
             trace: where every stage's work is noted. lanes: what orders the stages' work; None
@@ -106,6 +126,8 @@ class Session:
                 None if portrait is None else (portrait, rate),
                 trace,
                 lanes or make_lanes(self.graphs.device, self.graphs.replayable),
+                batch,
+                self._batcher,
             )
 
         return Stream(start)

@@ -7,7 +7,7 @@ one frame to the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
+from dithead.errors import ConfigError
 from dithead.graphs import Graphs
 from dithead.pipeline import Face, FrameGenerator, Patch, SpeechGraph, inside
+from dithead.runtime.batch import Member
 from dithead.runtime.lanes import Lane
 from dithead.runtime.scheduler import Item
 
@@ -191,46 +193,84 @@ class Hear(FaceStage):
 
 
 class Denoise(FaceStage):
-    """Generates the frame's latent; of every second frame alone, where asked to."""
+    """Generates the frames' latents; of every second frame alone, where asked to.
+
+    Args:
+        batch: frames that are denoised at a time; those before the last of them wait for it.
+        together: denoises with other streams; None by itself.
+    """
 
     name = "denoise"
 
-    def __init__(self, generator: FrameGenerator) -> None:
+    def __init__(
+        self, generator: FrameGenerator, batch: int = 1, together: Member | None = None
+    ) -> None:
         super().__init__(generator)
-        self.holds = int(generator.options.generate_every == 2)
-        self._held: Item | None = None
-        self._even = True  # whether the next face is generated at once
+        self._batch = batch
+        self._together = together
+        self._every = generator.options.generate_every
+        self.holds = batch * self._every - 1
+        self._waiting: list[Item] = []  # all that were not passed on yet, in order
+        self._begun: list[tuple[Item, Tensor, Tensor]] = []  # those to generate: noise, reference
+        self._odd: Item | None = None  # the last one, should it be filled in from its neighbours
+        self._even = True  # whether the next face is generated in any case
 
     def run(self, item: Item, lane: Lane) -> Iterable[Item]:
         face: Face | None = item.note.face
         passed: list[Item] = []
-        if self._held is not None and (face is None or face.fresh):
-            passed.extend(self.finish(lane))  # nothing to fill it in from
-        if face is None:
-            return [*passed, item]
-        if self.holds and not self._even and not face.fresh:
-            self._held, self._even = item, True
-            return passed
-        self.work(item, lane)
-        self._even = False
-        if self._held is not None:
-            self._held.note.filled = True
-            passed.append(self._held)
-            self._held = None
-        return [*passed, item]
-
-    def work(self, item: Item, lane: Lane) -> None:
-        crop, masked, window = (lane.get(item.slot[n]) for n in ("crop", "masked", "window"))
-        index, fresh = item.frame.index, item.note.face.fresh
-        latent = self.generator.denoise(crop, masked, window, index, fresh, lane.replay)
-        lane.put(item.slot["latent"], latent)
+        if self._odd is not None and (face is None or face.fresh):
+            passed = self._settle(lane)  # nothing to fill it in from
+        self._waiting.append(item)
+        if face is not None:
+            if self._every == 2 and not self._even and not face.fresh:
+                self._odd, self._even = item, True
+            else:
+                self._begin(item, lane)
+                self._even = False
+                if self._odd is not None:
+                    self._odd.note.filled, self._odd = True, None
+        full = len(self._begun) >= self._batch or len(self._waiting) > self.holds
+        if full or (not self._begun and self._odd is None):
+            passed += self._generated(lane)
+        return passed
 
     def finish(self, lane: Lane) -> Iterable[Item]:
-        if self._held is None:
-            return []
-        item, self._held = self._held, None
-        self.work(item, lane)
-        return [item]
+        return [*self._settle(lane), *self._generated(lane)]
+
+    def _settle(self, lane: Lane) -> list[Item]:
+        """Generate the frame that was to be filled in, with the batch that it belongs to."""
+        if self._odd is not None:
+            self._begin(self._odd, lane)
+            self._odd = None
+        return self._generated(lane) if len(self._begun) >= self._batch else []
+
+    def _begin(self, item: Item, lane: Lane) -> None:
+        crop, fresh = lane.get(item.slot["crop"]), item.note.face.fresh
+        self._begun.append((item, *self.generator.begin(crop, item.frame.index, fresh)))
+
+    def _generated(self, lane: Lane) -> list[Item]:
+        """Generate what has begun: the frames to pass on."""
+        if self._begun:
+            items, noise, reference = zip(*self._begun, strict=True)
+            masked = [lane.get(item.slot["masked"]) for item in items]
+            windows = [lane.get(item.slot["window"])[None] for item in items]
+            inputs = [_rows(values) for values in (noise, masked, reference, windows)]
+            work = self.generator.sample
+            if self._together is None:
+                latents = lane.replay(("sample", len(items)), work, *inputs)
+            else:
+                latents = self._together.run(lane, work, *inputs)
+            for row, item in enumerate(items):
+                lane.put(item.slot["latent"], latents[row : row + 1])
+            self.generator.keep(latents[-1:])
+            self._begun = []
+        passed = [item for item in self._waiting if item is not self._odd]
+        self._waiting = [] if self._odd is None else [self._odd]
+        return passed
+
+
+def _rows(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.cat(list(values))
 
 
 class DecodeFace(FaceStage):
@@ -351,16 +391,34 @@ def lay_on(frame: Frame, patch: Patch) -> Any:
 
 
 def face_stages(
-    generator: FrameGenerator, sound: Sound, *, trim: bool, interpolate: int
+    generator: FrameGenerator,
+    sound: Sound,
+    *,
+    trim: bool,
+    interpolate: int,
+    batch: int = 1,
+    together: Member | None = None,
 ) -> list[FaceStage]:
     """Every stage between the source and :class:`Deliver`.
 
     Args:
-        sound, trim: see :class:`Hear`. interpolate: 2 adds :class:`Interpolate`.
+        sound, trim: see :class:`Hear`. interpolate: 2 adds :class:`Interpolate`. batch, together:
+            see :class:`Denoise`.
+
+    Raises:
+        ConfigError: frames that depend on each other cannot be batched.
     """
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, not {batch}")
+    if batch > 1 and generator.options.reference == "previous":
+        raise ConfigError(
+            "with reference 'previous' a frame needs the one before: batch must be 1, or reference "
+            "'fixed'"
+        )
     stages: list[FaceStage] = [Track(generator), EncodeFace(generator)]
     stages.append(Hear(generator.graphs, sound, trim))
-    stages += [kind(generator) for kind in (Denoise, DecodeFace, Blend, Composite)]
+    stages.append(Denoise(generator, batch, together))
+    stages += [kind(generator) for kind in (DecodeFace, Blend, Composite)]
     if interpolate == 2:
         stages.append(Interpolate(generator))
     return stages

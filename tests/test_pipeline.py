@@ -257,7 +257,7 @@ def test_a_failing_stage_is_named_and_leaves_nothing(
         raise RuntimeError("out of memory")
 
     video, audio = portrait_clip("in.mp4", RATES["25"]), tone_file(1.0)
-    monkeypatch.setattr(FrameGenerator, "denoise", fail)
+    monkeypatch.setattr(FrameGenerator, "sample", fail)
     with pytest.raises(StreamError, match="'denoise' failed at frame 0: out of memory"):
         stream_file(video, audio, tmp_path / "out.mp4", random_models, Options(steps=1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["audio.wav", "in.mp4"]

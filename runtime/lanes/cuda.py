@@ -53,6 +53,7 @@ class _Replayed:
     """Work that was captured once, with its inputs and outputs where they were."""
 
     def __init__(self, work: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+        self._work = work  # what it refers to must live as long as the graph
         self._inputs = [value.clone() for value in inputs]
         for _ in range(_WARM_UP_RUNS):
             work(*self._inputs)

@@ -80,16 +80,22 @@ class Log:
 
 
 class RecordingLanes:
-    """See :class:`dithead.runtime.lanes.Lanes`; ``log`` holds what was noted."""
+    """See :class:`dithead.runtime.lanes.Lanes`.
 
-    def __init__(self) -> None:
-        self.log = Log()
+    Args:
+        log: where it is noted, with other streams; None for one of its own.
+        prefix: of all names, to tell streams apart.
+    """
+
+    def __init__(self, log: Log | None = None, prefix: str = "") -> None:
+        self.log = log or Log()
+        self._prefix = prefix
 
     def lane(self, name: str, *, host: bool = False) -> RecordingLane:
-        return RecordingLane(name, self.log)
+        return RecordingLane(self._prefix + name, self.log)
 
     def buffer(self, name: str, *, host: bool = False) -> HostBuffer:
-        return HostBuffer(name)
+        return HostBuffer(self._prefix + name)
 
 
 Clock = dict[str, int]

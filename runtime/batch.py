@@ -1,0 +1,201 @@
+"""The denoiser run once for several streams."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dithead.runtime.channel import Stopped
+from dithead.runtime.lanes import Buffer, Event, Lane, Lanes
+
+WAIT_S = 0.002
+"""How long a stream waits for the others: about a denoising step of a small model on a GPU."""
+
+
+@dataclass(slots=True)
+class Request:
+    """Work that one stream asks for."""
+
+    key: object
+    """What may run together has the same."""
+    work: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    ready: Event
+    """From when on the inputs may be read, and the result be written."""
+    result: Buffer
+    written: Event = None
+    taken: bool = False
+    done: bool = False
+    error: Exception | None = None
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension of each input, and of the result."""
+        return self.inputs[0].shape[0]
+
+
+class Batcher:
+    """Gathers what streams ask for at about the same time into one run of the same work.
+
+    The stream that has waited longest leads: it waits a moment for the others, runs what they ask
+    for together with its own, and hands each its part. While a batch runs, the next one gathers. Of
+    a batch that fails, each part is run by itself, so that one stream's fault stays its own.
+
+    Args:
+        lanes: make the lane that the work is queued on.
+        most: rows of a batch.
+        wait_s: how long the leader waits for streams that have not asked yet.
+    """
+
+    def __init__(self, lanes: Lanes, most: int, wait_s: float = WAIT_S) -> None:
+        self._lane = lanes.lane("denoise together")
+        self._most = most
+        self._wait_s = wait_s
+        self._changed = threading.Condition()
+        self._waiting: list[Request] = []
+        self._running = False
+        self._members: Counter[object] = Counter()
+
+    def join(self, lanes: Lanes, key: object) -> Member:
+        """Let a stream take part.
+
+        Args:
+            lanes: the stream's own. key: streams with the same may run together.
+        """
+        with self._changed:
+            self._members[key] += 1
+        return Member(self, key, lanes.buffer("together"))
+
+    def leave(self, key: object) -> None:
+        """A stream less to wait for."""
+        with self._changed:
+            self._members[key] -= 1
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let whoever waits see whether it was stopped."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def run(self, request: Request, stopped: threading.Event) -> None:
+        """Wait until a request is done, leading a batch where it is its turn.
+
+        Raises:
+            Stopped: before it was taken into a batch.
+        """
+        with self._changed:
+            self._waiting.append(request)
+            self._changed.notify_all()  # a leader may be gathering
+            self._changed.wait_for(
+                lambda: (
+                    request.done
+                    or (not request.taken and (stopped.is_set() or self._may_lead(request)))
+                )
+            )
+            if request.done:
+                return
+            if stopped.is_set():
+                self._waiting.remove(request)
+                self._changed.notify_all()
+                raise Stopped
+            self._running = True
+            self._changed.wait_for(lambda: self._gathered(request), self._wait_s)
+            batch = self._take(request)
+        try:
+            with self._lane.active():
+                self._execute(batch)
+        finally:
+            with self._changed:
+                self._running = False
+                for part in batch:
+                    part.done = True
+                self._changed.notify_all()
+
+    def _may_lead(self, request: Request) -> bool:
+        return not self._running and self._waiting[0] is request
+
+    def _gathered(self, leader: Request) -> bool:
+        fitting = [r for r in self._waiting if r.key == leader.key]
+        return (
+            len(fitting) >= self._members[leader.key] or sum(r.rows for r in fitting) >= self._most
+        )
+
+    def _take(self, leader: Request) -> list[Request]:
+        """The leader's batch: its own part first, then others' as they fit."""
+        batch, rows = [leader], leader.rows
+        for request in self._waiting:
+            if request is not leader and request.key == leader.key:
+                rows += request.rows
+                if rows > self._most:
+                    break
+                batch.append(request)
+        for request in batch:
+            request.taken = True
+            self._waiting.remove(request)
+        return batch
+
+    def _execute(self, batch: list[Request]) -> None:
+        lane, first = self._lane, batch[0]
+        for request in batch:
+            lane.wait(request.ready)
+        inputs = [torch.cat(parts) for parts in zip(*(r.inputs for r in batch), strict=True)]
+        try:
+            found = lane.replay((first.key, inputs[0].shape[0]), first.work, *inputs)
+        except Exception as error:
+            if len(batch) == 1:
+                first.error = error
+                return
+            for request in batch:
+                self._execute([request])
+            return
+        start = 0
+        for request in batch:
+            lane.put(request.result, found[start : start + request.rows])
+            start += request.rows
+        event = lane.record()
+        for request in batch:
+            request.written = event
+
+
+class Member:
+    """A stream's part in a :class:`Batcher`."""
+
+    def __init__(self, batcher: Batcher, key: object, result: Buffer) -> None:
+        self._batcher = batcher
+        self._key = key
+        self._result = result
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._left = False
+
+    def run(self, lane: Lane, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Like :meth:`Lane.replay`, together with other streams; every input and the result have a
+        first dimension of the same length.
+
+        Raises:
+            Stopped: :meth:`stop` was called. Or what the work raised.
+        """
+        request = Request(self._key, work, inputs, lane.record(), self._result)
+        self._batcher.run(request, self._stopped)
+        if request.error is not None:
+            raise request.error
+        lane.wait(request.written)
+        return lane.get(self._result)
+
+    def leave(self) -> None:
+        """The stream has ended. A second call does nothing."""
+        with self._lock:
+            left, self._left = self._left, True
+        if not left:
+            self._batcher.leave(self._key)
+
+    def stop(self) -> None:
+        """Turn the stream's thread away where it waits."""
+        self._stopped.set()
+        self._batcher.wake()
+        self.leave()

@@ -1,0 +1,171 @@
+"""Work of several streams run as one: who leads, who waits, whose fault it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dithead.runtime.batch import Batcher, Member
+from dithead.runtime.channel import Stopped
+from dithead.runtime.lanes.host import HostLane, HostLanes
+
+
+def double(values: Tensor) -> Tensor:
+    return 2 * values
+
+
+@pytest.fixture
+def sizes() -> list[int]:
+    """Rows of the batches that were run."""
+    return []
+
+
+@pytest.fixture
+def work(sizes: list[int]) -> Callable[[Tensor], Tensor]:
+    """Doubles what it is given, and refuses what is negative."""
+
+    def run(values: Tensor) -> Tensor:
+        sizes.append(values.shape[0])
+        if values.min() < 0:
+            raise ValueError("a negative number")
+        return 2 * values
+
+    return run
+
+
+def ask(
+    member: Member,
+    work: Callable[[Tensor], Tensor],
+    value: float,
+    rows: int = 1,
+) -> Tensor:
+    return member.run(HostLane("lane"), work, torch.full((rows, 2), value)).clone()
+
+
+def together(calls: list[Callable[[], Tensor]]) -> list[Tensor | BaseException]:
+    """What each call gives or raises, each in a thread of its own."""
+    results: list[Tensor | BaseException] = [RuntimeError("no result")] * len(calls)
+
+    def run(number: int) -> None:
+        try:
+            results[number] = calls[number]()
+        except BaseException as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    return results
+
+
+def test_what_is_asked_together_runs_together(
+    work: Callable[[Tensor], Tensor], sizes: list[int]
+) -> None:
+    batcher = Batcher(HostLanes(), most=8, wait_s=5.0)
+    members = [batcher.join(HostLanes(), "key") for _ in range(5)]
+    start = time.monotonic()
+    found = together([lambda m=m, n=n: ask(m, work, n) for n, m in enumerate(members)])
+    assert time.monotonic() - start < 4  # all have asked: nobody is waited for
+    assert sizes == [5]
+    for number, value in enumerate(found):
+        assert isinstance(value, Tensor)
+        assert torch.equal(value, torch.full((1, 2), 2.0 * number))
+
+
+def test_a_batch_has_so_many_rows_at_most(
+    work: Callable[[Tensor], Tensor], sizes: list[int]
+) -> None:
+    batcher = Batcher(HostLanes(), most=4, wait_s=0.2)
+    members = [batcher.join(HostLanes(), "key") for _ in range(4)]
+    together([lambda m=m: ask(m, work, 1, rows=3) for m in members[:2]])
+    assert sizes == [3, 3]
+    sizes.clear()
+    together([lambda m=m: ask(m, work, 1, rows=2) for m in members])
+    assert sizes == [4, 4]
+    sizes.clear()
+    assert ask(members[0], work, 1, rows=9).shape == (9, 2)  # one alone is never refused
+    assert sizes == [9]
+
+
+def test_other_work_runs_by_itself(work: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
+    batcher = Batcher(HostLanes(), most=8, wait_s=5.0)
+    members = [batcher.join(HostLanes(), key) for key in "aba"]
+    start = time.monotonic()
+    found = together([lambda m=m: ask(m, work, 1) for m in members])
+    assert time.monotonic() - start < 4  # for other work nobody waits
+    assert all(isinstance(value, Tensor) for value in found)
+    assert sorted(sizes) == [1, 2]
+
+
+def test_a_stream_waits_for_others_no_longer_than_was_said(
+    work: Callable[[Tensor], Tensor], sizes: list[int]
+) -> None:
+    batcher = Batcher(HostLanes(), most=8, wait_s=0.1)
+    first, second = batcher.join(HostLanes(), "key"), batcher.join(HostLanes(), "key")
+    start = time.monotonic()
+    ask(first, work, 1)
+    assert 0.1 <= time.monotonic() - start < 2
+    second.leave()
+    second.leave()  # counts once
+    start = time.monotonic()
+    ask(first, work, 1)
+    assert time.monotonic() - start < 0.09
+    assert sizes == [1, 1]
+
+
+def test_ones_fault_stays_its_own(work: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
+    batcher = Batcher(HostLanes(), most=8, wait_s=5.0)
+    members = [batcher.join(HostLanes(), "key") for _ in range(3)]
+    values = (1.0, -1.0, 2.0)
+    found = together(
+        [lambda m=m, v=v: ask(m, work, v) for m, v in zip(members, values, strict=True)]
+    )
+    assert sizes == [3, 1, 1, 1]
+    assert isinstance(found[1], ValueError)
+    for value, asked in zip((found[0], found[2]), (1.0, 2.0), strict=True):
+        assert isinstance(value, Tensor)
+        assert torch.equal(value, torch.full((1, 2), 2 * asked))
+
+
+def test_whoever_is_stopped_goes_and_the_others_stay() -> None:
+    batcher = Batcher(HostLanes(), most=1, wait_s=0.0)
+    members = [batcher.join(HostLanes(), "key") for _ in range(3)]
+    running, go_on = threading.Event(), threading.Event()
+
+    def slow(values: Tensor) -> Tensor:
+        running.set()
+        assert go_on.wait(10)
+        return values
+
+    def stop() -> Tensor:
+        assert running.wait(10)
+        time.sleep(0.1)  # the others wait behind the slow one
+        members[1].stop()
+        time.sleep(0.1)
+        go_on.set()
+        return torch.zeros(1)
+
+    def later(member: Member) -> Tensor:
+        assert running.wait(10)
+        return ask(member, double, 3)
+
+    found = together(
+        [
+            lambda: ask(members[0], slow, 1),
+            lambda: later(members[1]),
+            lambda: later(members[2]),
+            stop,
+        ]
+    )
+    assert isinstance(found[0], Tensor)
+    assert isinstance(found[1], Stopped)
+    assert isinstance(found[2], Tensor)
+    assert torch.equal(found[2], torch.full((1, 2), 6.0))
