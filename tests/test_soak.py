@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 # Memory of the process's own: pages that are mapped from files come and go with the page cache. The
 # median of each hundred frames, as what is held depends on how far each stage is at that moment.
+# Matroska, as an MP4 must keep its index until the end: 0.2 kB a frame (docs/architecture.md).
 SOAK = """
 import json, re, statistics, sys
 from pathlib import Path
@@ -22,17 +24,19 @@ from dithead.pipeline import Models, Options
 from dithead.runtime.pipeline import stream_file
 
 torch.set_num_threads(1)
-held = []
+hundred, medians = [], []
 
 def watch(frames, time_s):
     status = open("/proc/self/status").read()
-    held.append(int(re.search(r"RssAnon:\\s+(\\d+) kB", status)[1]))
+    hundred.append(int(re.search(r"RssAnon:\\s+(\\d+) kB", status)[1]))
+    if len(hundred) == 100:
+        medians.append(statistics.median(hundred))
+        hundred.clear()
 
 video, audio, output = map(Path, sys.argv[1:])
 summary = stream_file(
     video, audio, output, Models.load("tiny"), Options(steps=1), extend="loop", progress=watch
 )
-medians = [statistics.median(held[n : n + 100]) for n in range(0, len(held) - 99, 100)]
 print(json.dumps([summary.frames, summary.faces, summary.fps, medians]))
 """
 
@@ -42,7 +46,7 @@ print(json.dumps([summary.frames, summary.faces, summary.fps, medians]))
 def test_a_long_run(
     frames: int, carphone_clip: Path, tone_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    rate, output = Fraction(30000, 1001), tmp_path / "out.mp4"
+    rate, output = Fraction(30000, 1001), tmp_path / "out.mkv"
     audio = tone_file(float((frames - Fraction(1, 2)) / rate))
     command = [sys.executable, "-c", SOAK, str(carphone_clip), str(audio), str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -60,4 +64,7 @@ def test_a_long_run(
     assert abs(ends[-1] - float(frames * period)) <= float(period)
     settled = held[10:]
     assert len(settled) == frames // 100 - 10
-    assert max(settled) <= 1.02 * min(settled), held
+    level = statistics.median(settled)  # the allocator keeps some and gives some back
+    assert all(abs(value - level) <= 0.02 * level for value in settled), held
+    first, last = settled[: len(settled) // 3], settled[-len(settled) // 3 :]
+    assert statistics.median(last) <= 1.02 * statistics.median(first), held

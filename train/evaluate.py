@@ -165,6 +165,7 @@ class Job:
     align: Path | None = None
     reference: str = "previous"
     precision: str = "fp16"
+    generate_every: int = 1
 
 
 @cache
@@ -203,7 +204,11 @@ def _is_usable(item: tuple[Path, str]) -> bool:
 def _run(job: Job) -> dict[str, Any]:
     models = _models(job.checkpoint)
     clip = load_clip(job.video, models)
-    options = Options(steps=job.steps, reference=job.reference)  # type: ignore[arg-type]
+    options = Options(
+        steps=job.steps,
+        reference=job.reference,  # type: ignore[arg-type]
+        generate_every=job.generate_every,
+    )
     metric = _metric() if job.perceptual else None
 
     def make(samples: np.ndarray, frames: Iterable[tuple[Tensor, float]]) -> list[Tensor]:
@@ -416,6 +421,7 @@ def plan(arguments: argparse.Namespace, videos: list[Path], held_out: int) -> li
                     align,
                     "previous" if kind == "feedback" else arguments.reference,
                     arguments.precision,
+                    arguments.generate_every,
                 )
             )
     return jobs
@@ -438,6 +444,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--reference", choices=("previous", "fixed"), default="previous")
+    parser.add_argument(
+        "--generate-every", type=int, choices=(1, 2), default=1, help="2 fills every second face in"
+    )
     parser.add_argument("--align", type=Path, help="folder of GRID alignments")
     parser.add_argument("--perceptual", action="store_true", help="ST-LPIPS too (extra 'train')")
     parser.add_argument("--workers", type=int, default=2)

@@ -67,7 +67,11 @@ def open_graphs(
     if backend == "onnxruntime":
         from dithead.runtime.backends.onnxruntime import OnnxGraphs
 
-        return OnnxGraphs(bundle, where, threads)
+        graphs = OnnxGraphs(bundle, where, threads)
+        graphs.preload()
+        return graphs
     from dithead.runtime.backends.tensorrt import EngineGraphs
 
-    return EngineGraphs(bundle, where, backend)
+    engines = EngineGraphs(bundle, where, backend)
+    engines.preload()
+    return engines

@@ -41,6 +41,15 @@ class BundleGraphs:
         """A graph's entry in the manifest. Raises ExportError: the bundle has no such graph."""
         return self._entries.get(name) or self._manifest.graph(name)
 
+    def entries_to_preload(self) -> list[GraphEntry]:
+        """Graphs that every stream runs in one shape, whatever the size of frame and face."""
+        return [
+            entry
+            for entry in self._manifest.graphs
+            if not entry.name.rpartition(".")[2].isdigit()
+            and all(isinstance(n, int) for port in entry.inputs for n in port.shape)
+        ]
+
     @property
     def config(self) -> DitHeadConfig:
         """The model's configuration."""

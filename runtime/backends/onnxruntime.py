@@ -23,10 +23,10 @@ KEPT_SIZES = 4
 class OnnxGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's ONNX files.
 
-    On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened at
-    their first use, and checked against the manifest before. Where a graph leaves dimensions open,
-    it is opened for each size that it meets: then no arithmetic on shapes is left to run, which the
-    CUDA provider would hand to the CPU.
+    On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened by
+    :meth:`preload` or at their first use, and checked against the manifest before. Where a graph
+    leaves dimensions open, it is opened for each size that it meets: then no arithmetic on shapes
+    is left to run, which the CUDA provider would hand to the CPU.
 
     Args:
         bundle: folder written by dithead-export.
@@ -76,6 +76,15 @@ class OnnxGraphs(BundleGraphs):
         """ONNX Runtime waits for its own stream, which cannot be captured."""
         return False
 
+    def preload(self) -> None:
+        """Open what every stream runs, so that its first frame need not wait for it.
+
+        Raises:
+            ExportError: a file is missing or damaged.
+        """
+        for entry in self.entries_to_preload():
+            self._session(entry, ())
+
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.
 
@@ -118,7 +127,7 @@ class OnnxGraphs(BundleGraphs):
         return tuple(outputs)
 
     def _session(self, entry: GraphEntry, inputs: tuple[Tensor, ...]) -> Any:
-        sizes = tuple(sorted(open_sizes(entry, inputs).items()))
+        sizes = tuple(sorted(open_sizes(entry, inputs).items())) if inputs else ()
         with self._opening:
             sessions = self._sessions.setdefault(entry.name, OrderedDict())
             if sizes not in sessions:

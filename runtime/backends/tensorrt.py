@@ -75,6 +75,17 @@ class EngineGraphs(BundleGraphs):
         """Engines are queued like kernels, and may be captured."""
         return True
 
+    def preload(self) -> None:
+        """Open the engines that every stream runs, so that its first frame need not wait for them.
+
+        Raises:
+            ExportError: one is missing, damaged or does not open here.
+        """
+        with torch.cuda.device(self._device):
+            for entry in self.entries_to_preload():
+                if entry.engines:
+                    self._engine(entry, 1)
+
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Queue a graph on the current stream: its inputs -> its outputs, in the table's order.
 
