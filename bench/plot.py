@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 _WIDTH = 960
-_LABELS = 330  # pixels for the names of rows
+_LABELS = 420  # pixels for the names of rows
 _ROW = 26
 _HUES = 12  # colours of frames in a timeline
 
