@@ -253,6 +253,8 @@ class Demuxer:
                 timeout=timeout,
             )
         except (av.FFmpegError, OSError, ValueError) as error:
+            if self._pipe is not None and self._pipe.interrupt is not None:
+                raise self._pipe.interrupt from None
             reason = getattr(error, "strerror", None) or error
             raise MediaError(f"{given}: not a readable media file ({reason}){self.hint}") from error
 
@@ -284,13 +286,17 @@ class _Pipe:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.stopped = False
+        self.interrupt: BaseException | None = None
         self._file = file
 
     def read(self, size: int) -> bytes:
         """Up to so many bytes; none at the end."""
-        while not self.stopped:
-            if select.select([self._file], [], [], 0.1)[0]:
-                return os.read(self._file.fileno(), size)
+        try:
+            while not self.stopped:
+                if select.select([self._file], [], [], 0.1)[0]:
+                    return os.read(self._file.fileno(), size)
+        except BaseException as error:  # Ctrl-C, which FFmpeg would take for damage
+            self.interrupt = error
         return b""
 
 

@@ -36,10 +36,8 @@ from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
 DISCLOSURE = {
     "comment": "AI-generated: mouth region synthesised by DiT-Head",
     "synthetic_media": "yes",
-    # All that MPEG-TS has room for.
-    "service_name": "AI-generated video",
-    "service_provider": "DiT-Head",
 }
+_SERVICE = {"service_name": "AI-generated video", "service_provider": "DiT-Head"}
 
 _AUDIO_BITS_PER_S = 192_000
 _AUDIO_BITS_PER_SAMPLE_MAX = 6  # AAC's limit, for each channel
@@ -157,6 +155,8 @@ class Encoding:
         if codec in ("libx264", "libx265"):
             options["preset"] = self.preset or "veryfast"
         elif self.preset is not None:
+            if codec != "libsvtav1" and not codec.endswith(("_nvenc", "_qsv", "_amf")):
+                raise ConfigError(f"{codec} takes no preset")
             options["preset"] = self.preset
         if codec.startswith("libvpx"):
             options |= {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
@@ -276,9 +276,15 @@ class VideoSink:
             self._container = av.open(
                 target, "w", format=muxer, container_options=_muxer_options(muxer, self.to.streamed)
             )
-        self._container.metadata.update(DISCLOSURE)
+        # The name of the service is all that MPEG-TS has room for.
+        self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
+        refused = f"{self.to}: cannot encode {like.pix_fmt} with {codec}"
+        if codec.endswith("_nvenc"):
+            refused += ", which needs an NVIDIA GPU with NVENC and its driver"
+        if self.to.live:
+            refused = f"{self.to}: cannot be reached, or takes no {codec}"
         try:
-            with _reported(f"{self.to}: cannot encode {like.pix_fmt} with {codec}"):
+            with _reported(refused):
                 self._video = _add_video(
                     self._container,
                     _turned(like, self._turns),

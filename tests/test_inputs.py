@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -160,6 +161,15 @@ def test_a_silent_pipe_can_be_left(tmp_path: Path, pipe_of: Callable[..., Path])
     start = time.monotonic()
     assert 0 < len(list(source)) < 40
     assert time.monotonic() - start < 2
+
+
+def test_an_interrupt_while_a_pipe_is_opened_is_none_of_its_faults(
+    pipe_of: Callable[..., Path],
+) -> None:
+    pipe = pipe_of(b"", keep_open_s=5)
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        VideoSource(pipe)
 
 
 def test_picture_and_sound_too_far_apart_in_a_pipe(

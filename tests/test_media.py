@@ -351,6 +351,7 @@ def test_bad_output_is_refused_before_any_work(tmp_path: Path) -> None:
         (tmp_path / "out.mp4", {"pix_fmt": "nonsense"}, "unknown pixel format"),
         (tmp_path / "out.mp4", {"pix_fmt": "gbrp16le"}, "libx264 takes no gbrp16le; it takes"),
         (tmp_path / "out.mov", {"video_codec": "prores_ks", "crf": 3}, "prores_ks takes no crf"),
+        (tmp_path / "out.webm", {"preset": "slow"}, "libvpx-vp9 takes no preset"),
         (tmp_path / "out.webm", {"video_codec": "libx264"}, "libx264"),
     ]:
         with pytest.raises((ConfigError, MediaError), match=reason):
