@@ -31,6 +31,7 @@ from dithead.bench.machine import cores
 from dithead.errors import DitheadError, MediaError
 from dithead.pipeline import Options
 from dithead.runtime.backends import RuntimeGraphs, open_graphs
+from dithead.runtime.defaults import WAITING
 from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.pipeline import stream_file
 from dithead.runtime.session import Session, Stream
@@ -227,7 +228,10 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
         pushed_s = [0.0] * length
         try:
             with session.open_stream(
-                _options(case), interpolate=case.interpolate, in_flight=case.in_flight
+                _options(case),
+                interpolate=case.interpolate,
+                in_flight=case.in_flight,
+                waiting=WAITING if case.pace else 1,
             ) as stream:
                 feeder = threading.Thread(target=feed, args=(stream, pushed_s), daemon=True)
                 feeder.start()

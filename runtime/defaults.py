@@ -7,6 +7,9 @@ import os
 IN_FLIGHT = 6
 """Frames on their way at a time: fewer cost throughput, more cost latency."""
 
+WAITING = 24
+"""Pushed frames that may wait for their sound: up to 0.74 s of it, 23 frames at 30 fps."""
+
 
 def default_threads(overlap: bool) -> int:
     """CPU threads of each stage: where stages run side by side, a quarter of the cores, as the

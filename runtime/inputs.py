@@ -9,8 +9,7 @@ import select
 import stat
 import sys
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +21,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 
 from dithead.errors import ConfigError, MediaError
+from dithead.runtime.shared import Shared
 
 Kind = Literal["video", "audio"]
 
@@ -152,11 +152,9 @@ class Demuxer:
             if other not in chosen:
                 other.discard = Discard.all
         self.start_s = _start_s(self.container)
-        self._lock = threading.Lock()
-        self._held: dict[int, deque[Packet]] = {stream.index: deque() for stream in chosen}
         self._held_bytes = 0
-        self._packets = self.container.demux(chosen)
-        self._ended = False
+        self._counting = threading.Lock()
+        self._packets = self._shared()
 
     @property
     def hint(self) -> str:
@@ -175,39 +173,42 @@ class Demuxer:
         Raises:
             MediaError: too much of another track comes before it.
         """
-        with self._lock:
-            held = self._held[index]
-            while not held:
-                if self._ended:
-                    return None
-                try:
-                    packet = next(self._packets)
-                except StopIteration:
-                    self._ended = True
-                except av.FFmpegError:  # the rest cannot be read
-                    self.errors += 1
-                    self._ended = True
-                else:
-                    if packet.size or packet.dts is not None:  # else FFmpeg's sign of the end
-                        self._held[packet.stream_index].append(packet)
-                        self._held_bytes += packet.size
-                if self._held_bytes > _APART_BYTES:
-                    raise MediaError(
-                        f"{self.given}: picture and sound lie too far apart to be read in one "
-                        "pass: write it to a file and give that"
-                    )
-            packet = held.popleft()
-            self._held_bytes -= packet.size
-            return packet
+        packet = self._packets.take(index)
+        if packet is not None:
+            with self._counting:
+                self._held_bytes -= packet.size
+        return packet
 
     def seek(self, pts: int, stream: Any) -> None:
         """Go to the key frame at or before a time of a stream."""
-        with self._lock:
-            self.container.seek(pts, stream=stream)
-            for held in self._held.values():
-                held.clear()
-            self._held_bytes, self._ended = 0, False
-            self._packets = self.container.demux(list(self._streams.values()))
+        self.container.seek(pts, stream=stream)
+        self._held_bytes = 0
+        self._packets = self._shared()
+
+    def _shared(self) -> Shared[Packet]:
+        numbers = [stream.index for stream in self._streams.values()]
+        return Shared(self._demuxed(), numbers, lambda packet: (packet.stream_index,))
+
+    def _demuxed(self) -> Iterator[Packet]:
+        packets = self.container.demux(list(self._streams.values()))
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError:  # the rest cannot be read; a server's leaving is no damage
+                self.errors += not self.given.live
+                return
+            if not packet.size and packet.dts is None:  # FFmpeg's sign of the end
+                continue
+            with self._counting:
+                self._held_bytes += packet.size
+            if self._held_bytes > _APART_BYTES:
+                raise MediaError(
+                    f"{self.given}: picture and sound lie too far apart to be read in one pass: "
+                    "write it to a file and give that"
+                )
+            yield packet
 
     def stop(self) -> None:
         """End it early, from any thread: whoever waits for a pipe goes on as if at its end."""

@@ -7,26 +7,28 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 
-from dithead.runtime.frame import VideoFrame
+from dithead.runtime.frame import VideoFrame, planes
 
-_WAITING = 2  # frames that may wait: more would be latency
+_BYTES = 512 << 20  # of waiting frames, whatever their time
 
 
 class NewestFrames:
     """Reads frames in a thread of its own; where nobody takes them, drops the oldest that wait.
 
-    So what comes out is never older than a few frames, and nothing piles up where a source cannot
-    be told to wait.
+    So what comes out is never old, and nothing piles up where a source cannot be told to wait.
 
     Args:
         frames: the source; iterated, and closed, in that thread.
+        behind_s: how much earlier than the newest frame one may be before it is dropped; of the
+            latest two none is.
 
     Attributes:
         dropped: number of frames dropped so far.
     """
 
-    def __init__(self, frames: Generator[VideoFrame]) -> None:
+    def __init__(self, frames: Generator[VideoFrame], behind_s: float) -> None:
         self.dropped = 0
+        self._behind_s = behind_s
         self._waiting: deque[VideoFrame] = deque()
         self._changed = threading.Condition()
         self._ended = False
@@ -55,6 +57,17 @@ class NewestFrames:
             self._waiting.clear()
             self._changed.notify_all()
 
+    def _drop(self) -> None:
+        """Drop what is too old."""
+        newest = self._waiting[-1]
+        size = sum(plane.nbytes for plane in planes(newest.picture))
+        while len(self._waiting) > 2 and (
+            newest.time_s - self._waiting[0].time_s > self._behind_s
+            or len(self._waiting) * size > _BYTES
+        ):
+            self._waiting.popleft()
+            self.dropped += 1
+
     def _read(self, frames: Generator[VideoFrame]) -> None:
         try:
             with closing(frames):
@@ -63,9 +76,7 @@ class NewestFrames:
                         if self._ended:
                             return
                         self._waiting.append(frame)
-                        if len(self._waiting) > _WAITING:
-                            self._waiting.popleft()
-                            self.dropped += 1
+                        self._drop()
                         self._changed.notify_all()
         except BaseException as error:
             self._error = error

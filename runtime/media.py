@@ -7,11 +7,10 @@ video lines up with its own audio track and with any other audio file.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, tee
+from itertools import chain
 
 import av
 import numpy as np
@@ -21,6 +20,7 @@ from dithead.runtime.deinterlace import deinterlaced
 from dithead.runtime.frame import VideoFrame, convert_picture, working_format
 from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.live import NewestFrames
+from dithead.runtime.shared import Shared
 from dithead.runtime.track import Track
 
 SPEECH_RATE_HZ = 16_000
@@ -83,6 +83,7 @@ class VideoSource:
 
     Args:
         given: a path or URL, an :class:`Input`, or one that was opened to be shared.
+        behind_s: how old a frame of what is live may become before it is dropped.
 
     Attributes:
         given: the input.
@@ -97,9 +98,12 @@ class VideoSource:
             can be decoded.
     """
 
-    def __init__(self, given: str | os.PathLike[str] | Input | Demuxer) -> None:
+    def __init__(
+        self, given: str | os.PathLike[str] | Input | Demuxer, behind_s: float = 0.0
+    ) -> None:
         self._open = given if isinstance(given, Demuxer) else as_input(given)
         self.given = given.given if isinstance(given, Demuxer) else as_input(given)
+        self._behind_s = behind_s
         self.decode_errors = 0
         self.seekable = not self.given.once
         self.interlaced = False
@@ -132,9 +136,11 @@ class VideoSource:
         if self._opened is None and self.given.once:
             raise MediaError(f"{self.given} can be read once only, from front to back")
         frames, self._opened = self._opened or _VideoPass(self._open), None
-        newest = self._newest = NewestFrames(deinterlaced(frames)) if self.given.live else None
+        whole, newest = deinterlaced(frames), None
+        if self.given.live:
+            newest = self._newest = NewestFrames(whole, self._behind_s)
         try:
-            for frame in deinterlaced(frames) if newest is None else newest:
+            for frame in whole if newest is None else newest:
                 self.decode_errors = frames.errors
                 yield frame
         finally:
@@ -210,8 +216,7 @@ class AudioSource:
         except BaseException:
             track.close()
             raise
-        self._lock = threading.Lock()
-        self._readers: list[Iterator[np.ndarray]] | None = None
+        self._readers: Shared[np.ndarray] | None = None
         self._only = track.demuxer if self.given.once else None
         if not self.given.once:
             track.close()
@@ -226,7 +231,9 @@ class AudioSource:
                 f"{self.given}: {self.channels} audio channels in no usual layout; expected 1 to 8"
             ) from error
         if self.given.once:
-            self._readers = list(tee(self._decoded(track, chain([first], decoded)), 2))
+            self._readers = Shared(
+                self._decoded(track, chain([first], decoded)), (0, 1), lambda _: (0, 1)
+            )
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.blocks()
@@ -280,19 +287,9 @@ class AudioSource:
 
     def _frames(self, reader: int) -> Iterator[av.AudioFrame]:
         position = 0
-        for samples in self._samples() if self._readers is None else self._shared(reader):
+        for samples in self._samples() if self._readers is None else self._readers.read(reader):
             yield audio_frame(samples, position, self.sample_rate_hz, self.layout)
             position += samples.shape[1]
-
-    def _shared(self, reader: int) -> Iterator[np.ndarray]:
-        """One reader's view of the only pass."""
-        assert self._readers is not None
-        while True:
-            with self._lock:
-                samples = next(self._readers[reader], None)
-            if samples is None:
-                return
-            yield samples
 
     def _samples(self) -> Iterator[np.ndarray]:
         track = Track(self._open, "audio")

@@ -29,6 +29,8 @@ from dithead.runtime.scheduler import Item, Scheduler
 from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace
 
+_BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
+
 
 @dataclass(slots=True)
 class Summary:
@@ -118,7 +120,9 @@ def stream_file(
     shared = None
     if video.once and audio.text == video.text:
         shared = Demuxer(replace(video, audio_track=audio.audio_track), ["video", "audio"])
-    with VideoSource(shared or video) as source:
+    # Beside live sound, a frame may have to wait for its own.
+    behind_s = _BEHIND_S if audio.live else 0.0
+    with VideoSource(shared or video, behind_s) as source:
         sound = AudioSource(shared or audio)
         extend = extend or ("freeze" if source.info.still else "trim")
         with VideoSink(

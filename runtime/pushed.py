@@ -146,13 +146,14 @@ class PushedRun:
         generator: FrameGenerator,
         interpolate: int,
         in_flight: int,
+        waiting: int,
         portrait: tuple[np.ndarray, Fraction] | None,
         trace: Trace | None,
         lanes: Lanes,
         batch: int,
         batcher: Batcher | None,
     ) -> None:
-        self._inbox: Channel[RgbFrame] = Channel(1)
+        self._inbox: Channel[RgbFrame] = Channel(waiting)
         self._outbox: Channel[OutputFrame] = Channel(max(1, in_flight))
         self._sound = PushedSound()
         self._pushed = 0

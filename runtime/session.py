@@ -27,7 +27,7 @@ from dithead.errors import ConfigError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.batch import WAIT_S, Batcher
-from dithead.runtime.defaults import IN_FLIGHT
+from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
 from dithead.runtime.trace import Trace
@@ -88,6 +88,7 @@ class Session:
         *,
         interpolate: int = 1,
         in_flight: int = IN_FLIGHT,
+        waiting: int = WAITING,
         batch: int = 1,
         portrait: np.ndarray | None = None,
         fps: Fraction | float = 25,
@@ -100,6 +101,9 @@ class Session:
             options: what is asked of it. interpolate: 2 puts a frame between every two (RIFE).
             in_flight: frames that may be on their way at a time; fewer cost throughput, more cost
                 latency.
+            waiting: pushed frames that may wait before those. Live, sound for a frame comes up to
+                0.74 s after it, so that many frames must find room; where all sound is there, 1 is
+                enough.
             batch: frames of this stream that are denoised at a time, with a fixed reference; each
                 waits for the last of them.
             portrait: a still picture (H, W, 3) uint8 RGB in the place of pushed frames, held at
@@ -114,6 +118,8 @@ class Session:
             raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
         if portrait is not None:
             portrait = checked_picture(portrait)
+        if waiting < 1:
+            raise ConfigError(f"waiting must be at least 1, not {waiting}")
         rate = Fraction(fps).limit_denominator(100_100)
         if rate <= 0:
             raise ConfigError(f"fps must be above 0, not {fps}")
@@ -123,6 +129,7 @@ class Session:
                 FrameGenerator(self.graphs, options or Options()),
                 interpolate,
                 in_flight,
+                waiting,
                 None if portrait is None else (portrait, rate),
                 trace,
                 lanes or make_lanes(self.graphs.device, self.graphs.replayable),

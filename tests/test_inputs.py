@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +34,7 @@ from dithead.runtime.inputs import Demuxer, Input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import Encoding, VideoSink
+from dithead.runtime.shared import Shared
 
 
 def write_pictures(folder: Path, first: int, count: int) -> Path:
@@ -349,24 +350,25 @@ class Camera:
             self.ended.set()
 
 
-def test_of_what_is_live_the_oldest_frames_are_dropped() -> None:
+@pytest.mark.parametrize(("behind_s", "kept"), [(0.0, 2), (0.04, 2), (0.13, 4)])
+def test_of_what_is_live_the_oldest_frames_are_dropped(behind_s: float, kept: int) -> None:
     camera = Camera()
-    newest = NewestFrames(camera.frames(20))
+    newest = NewestFrames(camera.frames(20), behind_s)
     camera.told.release(12)
     end = time.monotonic() + 5
-    while newest.dropped < 10 and time.monotonic() < end:
+    while newest.dropped < 12 - kept and time.monotonic() < end:
         time.sleep(0.001)
-    assert (camera.given, newest.dropped) == (12, 10)  # it is not made to wait
-    assert [next(newest).index for _ in range(2)] == [10, 11]
+    assert (camera.given, newest.dropped) == (12, 12 - kept)  # it is not made to wait
+    assert [next(newest).index for _ in range(kept)] == list(range(12 - kept, 12))
     camera.told.release(8)
     assert camera.ended.wait(5)
-    assert [frame.index for frame in newest] == [18, 19]
-    assert newest.dropped == 16
+    assert [frame.index for frame in newest] == list(range(20 - kept, 20))
+    assert newest.dropped == 20 - 2 * kept
 
 
 def test_of_what_is_live_nothing_is_dropped_without_need() -> None:
     camera = Camera()
-    newest = NewestFrames(camera.frames(20))
+    newest = NewestFrames(camera.frames(20), 0.0)
     for index in range(20):
         camera.told.release()
         assert next(newest).index == index
@@ -378,12 +380,12 @@ def test_a_live_source_that_fails_says_so() -> None:
     camera = Camera()
     camera.told.release(3)
     with pytest.raises(MediaError, match="pulled out"):
-        list(NewestFrames(camera.frames(3, failing=True)))
+        list(NewestFrames(camera.frames(3, failing=True), 0.0))
 
 
 def test_a_live_source_can_be_left() -> None:
     camera = Camera()
-    newest = NewestFrames(camera.frames(10))
+    newest = NewestFrames(camera.frames(10), 0.0)
     camera.told.release()
     assert next(newest).index == 0
     threading.Timer(0.2, newest.stop).start()
@@ -408,6 +410,26 @@ def test_what_is_live(text: str, format_name: str | None, live: bool) -> None:
     given = Input(text, format_name)
     assert given.live == live
     assert given.once == live
+
+
+def test_a_reader_is_not_kept_waiting_by_another() -> None:
+    go_on = threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield from (1, 2, 3)
+        assert go_on.wait(10)
+        yield 4
+
+    shared = Shared(slow(), (0, 1), lambda item: (0, 1) if item != 2 else (0,))
+    results: list[list[int]] = []
+    first = threading.Thread(target=lambda: results.append(list(shared.read(0))))
+    first.start()
+    found = [shared.take(1), shared.take(1)]  # while the first waits for the fourth
+    assert found == [1, 3]
+    go_on.set()
+    assert list(shared.read(1)) == [4]
+    first.join(5)
+    assert results == [[1, 2, 3, 4]]
 
 
 def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

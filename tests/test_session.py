@@ -348,7 +348,7 @@ def test_a_portrait_speaks_for_as_long_as_there_is_sound(
 def test_a_source_that_runs_ahead_is_told(
     session: Session, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
-    with session.open_stream(Options(steps=1), in_flight=2) as stream:
+    with session.open_stream(Options(steps=1), in_flight=2, waiting=1) as stream:
         taken = 0  # without sound, nothing leaves
         for at in itertools.count():
             if not stream.push_frame(pictures[0], Fraction(at, FPS), timeout_s=0.2):
@@ -360,6 +360,19 @@ def test_a_source_that_runs_ahead_is_told(
         stream.push_audio(sound)
         stream.finish()
         assert len(list(stream.frames())) == taken
+
+
+def test_frames_may_wait_for_live_sound(
+    session: Session, pictures: list[np.ndarray], sound: np.ndarray
+) -> None:
+    with session.open_stream(Options(steps=1)) as stream:
+        for at in range(19):  # 0.74 s at 25 fps, before any sound has come
+            assert stream.push_frame(pictures[0], Fraction(at, FPS), timeout_s=0)
+            time.sleep(0.01)
+        stream.push_audio(np.resize(sound, 16000))
+        assert stream.pull(30) is not None
+    with pytest.raises(ConfigError, match="waiting must be at least 1"):
+        session.open_stream(waiting=0)
 
 
 def test_other_rates_are_resampled(session: Session, pictures: list[np.ndarray]) -> None:

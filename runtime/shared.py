@@ -1,0 +1,55 @@
+"""One pass over items, for several readers that go at their own pace."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """Gives each reader, from any thread, what is meant for it; what it has not taken waits.
+
+    A reader for which something waits gets it at once, even while another waits for the source.
+
+    Args:
+        items: the source.
+        readers: their numbers.
+        meant_for: tells the readers of an item.
+    """
+
+    def __init__(
+        self,
+        items: Iterator[T],
+        readers: Iterable[int],
+        meant_for: Callable[[T], Iterable[int]],
+    ) -> None:
+        self._items = items
+        self._held: dict[int, deque[T]] = {reader: deque() for reader in readers}
+        self._meant_for = meant_for
+        self._reading = threading.Lock()
+        self._ended = False
+
+    def take(self, reader: int) -> T | None:
+        """A reader's next item, None at the end. Raises what the source raises."""
+        held = self._held[reader]
+        while True:
+            if held:
+                return held.popleft()
+            with self._reading:
+                if held:
+                    continue
+                item = None if self._ended else next(self._items, None)
+                if item is None:
+                    self._ended = True
+                    return None
+                for other in self._meant_for(item):
+                    self._held[other].append(item)
+
+    def read(self, reader: int) -> Iterator[T]:
+        """A reader's items to the end."""
+        while (item := self.take(reader)) is not None:
+            yield item
