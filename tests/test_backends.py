@@ -94,6 +94,8 @@ def test_wrong_inputs_are_named(small_bundle: Path) -> None:
     graphs = OnnxGraphs(small_bundle)
     from dithead.errors import StreamError
 
+    with pytest.raises(StreamError, match=r"'window': .*for batches export again with --batch"):
+        graphs.run("dit_context", torch.zeros(2, *graphs.config.audio.window_shape))
     with pytest.raises(StreamError, match="takes 2 inputs"):
         graphs.run("noise", torch.tensor([1]))
     with pytest.raises(StreamError, match=r"'seed': expected int64 \[1\].*float32"):

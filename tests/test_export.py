@@ -237,7 +237,7 @@ def shared_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactor
     """A bundle in bfloat16 whose graphs take one or three streams."""
     folder = tmp_path_factory.mktemp("shared") / "bundle"
     arguments = ["--checkpoint", str(checkpoint_file), "--precision", "bf16", "--batch", "3,1"]
-    arguments += ["--graphs", "dit_step,dit_context,face_decoder,noise"]
+    arguments += ["--graphs", "dit_step,dit_context,face_decoder,noise,face_blend.64"]
     assert cli.main([*arguments, "-o", str(folder), "--quiet"]) == 0
     return folder
 
@@ -257,6 +257,19 @@ def test_streams_in_one_batch_equal_streams_alone(
             expected = together.narrow(axes[spec.outputs[0]], i, 1)
             torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(alone, models.run(name, *one)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_graphs_of_one_stream_stay_so_beside_those_of_several(shared_bundle: Path) -> None:
+    manifest = mf.read_manifest(shared_bundle)
+    shapes = {port.name: port.shape for port in manifest.graph("face_blend.64").inputs}
+    assert shapes["face"][0] == shapes["crop"][0] == 1
+    assert OnnxGraphs(shared_bundle).sizes_to_preload() == {
+        "dit_context": {"B": 1},
+        "dit_step": {"B": 1},
+        "face_decoder": {"B": 1},
+        "noise": {},
+    }
+    OnnxGraphs(shared_bundle).preload()
 
 
 def test_bfloat16_files_are_valid_and_hold_bfloat16(shared_bundle: Path) -> None:

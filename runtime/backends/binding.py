@@ -41,14 +41,15 @@ class BundleGraphs:
         """A graph's entry in the manifest. Raises ExportError: the bundle has no such graph."""
         return self._entries.get(name) or self._manifest.graph(name)
 
-    def entries_to_preload(self) -> list[GraphEntry]:
-        """Graphs that every stream runs in one shape, whatever the size of frame and face."""
-        return [
-            entry
-            for entry in self._manifest.graphs
-            if not entry.name.rpartition(".")[2].isdigit()
-            and all(isinstance(n, int) for port in entry.inputs for n in port.shape)
-        ]
+    def sizes_to_preload(self) -> dict[str, dict[str, int]]:
+        """Graphs that every stream runs, whatever the size of frame and face, by name: the sizes
+        of their open dimensions."""
+        found = {}
+        for entry in self._manifest.graphs:
+            open_names = {n for port in entry.inputs for n in port.shape if isinstance(n, str)}
+            if not entry.name.rpartition(".")[2].isdigit() and open_names <= {"B"}:
+                found[entry.name] = dict.fromkeys(open_names, 1)
+        return found
 
     @property
     def config(self) -> DitHeadConfig:
@@ -73,10 +74,12 @@ def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.devi
             isinstance(n, str) or n == m for n, m in zip(port.shape, value.shape, strict=True)
         )
         if dtype != port.dtype or not fits or value.device.type != device.type:
+            batched = list(port.shape[1:]) == list(value.shape[1:]) and port.shape[:1] == (1,)
+            remedy = "; for batches export again with --batch" if batched else ""
             raise StreamError(
                 f"graph '{entry.name}', input '{port.name}': expected {port.dtype} "
                 f"{list(port.shape)} on {device}, found {dtype} {list(value.shape)} on "
-                f"{value.device}"
+                f"{value.device}{remedy}"
             )
 
 

@@ -82,8 +82,8 @@ class OnnxGraphs(BundleGraphs):
         Raises:
             ExportError: a file is missing or damaged.
         """
-        for entry in self.entries_to_preload():
-            self._session(entry, ())
+        for name, sizes in self.sizes_to_preload().items():
+            self._session(self._entry(name), sizes)
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.
@@ -93,7 +93,7 @@ class OnnxGraphs(BundleGraphs):
         """
         entry = self._entry(name)
         check_inputs(entry, inputs, self._device)
-        session = self._session(entry, inputs)
+        session = self._session(entry, open_sizes(entry, inputs))
         names = [port.name for port in entry.outputs]
         if self._device.type == "cpu":
             feeds = {
@@ -126,8 +126,8 @@ class OnnxGraphs(BundleGraphs):
             raise StreamError(f"graph '{entry.name}' failed in ONNX Runtime: {error}") from error
         return tuple(outputs)
 
-    def _session(self, entry: GraphEntry, inputs: tuple[Tensor, ...]) -> Any:
-        sizes = tuple(sorted(open_sizes(entry, inputs).items())) if inputs else ()
+    def _session(self, entry: GraphEntry, open_to: dict[str, int]) -> Any:
+        sizes = tuple(sorted(open_to.items()))
         with self._opening:
             sessions = self._sessions.setdefault(entry.name, OrderedDict())
             if sizes not in sessions:

@@ -82,8 +82,8 @@ class EngineGraphs(BundleGraphs):
             ExportError: one is missing, damaged or does not open here.
         """
         with torch.cuda.device(self._device):
-            for entry in self.entries_to_preload():
-                if entry.engines:
+            for name in self.sizes_to_preload():
+                if (entry := self._entry(name)).engines:
                     self._engine(entry, 1)
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
