@@ -18,7 +18,7 @@ from dithead.runtime.defaults import IN_FLIGHT, default_threads
 
 if TYPE_CHECKING:
     from dithead.runtime.inputs import Input
-    from dithead.runtime.mux import Encoding
+    from dithead.runtime.outputs import Encoding
     from dithead.runtime.pipeline import Summary
 
 
@@ -258,7 +258,7 @@ def _progress(total: int | None) -> Callable[[int, float], None]:
 
 def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
     from dithead.runtime.inputs import Input
-    from dithead.runtime.mux import Encoding, Output
+    from dithead.runtime.outputs import Encoding, Output
 
     video = Input(args.video, args.input_format, args.fps, tuple(args.input_option))
     if args.audio == args.video and args.audio_format is None:

@@ -24,7 +24,8 @@ from dithead.runtime.frame import VideoFrame
 from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import Encoding, Output, VideoSink, as_output
+from dithead.runtime.mux import VideoSink
+from dithead.runtime.outputs import Encoding, Output, as_output
 from dithead.runtime.scheduler import Item, Scheduler
 from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace

@@ -18,7 +18,8 @@ import numpy as np
 
 from dithead.runtime.frame import VideoFrame, planes
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import Encoding, VideoSink
+from dithead.runtime.mux import VideoSink
+from dithead.runtime.outputs import Encoding
 
 # Plays the server that an RTMP client expects: takes what is sent, and copies it into a file.
 LISTENER = """

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dithead.runtime.frame import WORKING_FORMATS, copy_picture, planes
 from dithead.runtime.media import VideoSource
-from dithead.runtime.mux import Encoding, VideoSink
+from dithead.runtime.mux import VideoSink
+from dithead.runtime.outputs import Encoding
 
 
 @pytest.mark.parametrize("pix_fmt", WORKING_FORMATS)

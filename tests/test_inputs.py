@@ -33,7 +33,8 @@ from dithead.runtime.frame import VideoFrame, planes, upright
 from dithead.runtime.inputs import Demuxer, Input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import Encoding, VideoSink
+from dithead.runtime.mux import VideoSink
+from dithead.runtime.outputs import Encoding
 from dithead.runtime.shared import Shared
 
 

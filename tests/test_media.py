@@ -31,7 +31,8 @@ from dithead.errors import ConfigError, MediaError
 from dithead.runtime import extend as extend_module
 from dithead.runtime.extend import EXTEND_MODES, ExtendMode, extend_frames
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import Encoding, VideoSink
+from dithead.runtime.mux import VideoSink
+from dithead.runtime.outputs import Encoding
 
 STATM = Path("/proc/self/statm")
 

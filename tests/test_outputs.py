@@ -27,7 +27,8 @@ from clips import (
 from dithead.errors import MediaError
 from dithead.runtime.inputs import Demuxer, Input
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import DISCLOSURE, Encoding, VideoSink
+from dithead.runtime.mux import DISCLOSURE, VideoSink
+from dithead.runtime.outputs import Encoding
 
 SUFFIXES = [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".flv"]
 

@@ -24,7 +24,7 @@ from dithead.pipeline import Models, Options
 from dithead.runtime.frame import planes
 from dithead.runtime.inputs import Input
 from dithead.runtime.media import VideoSource
-from dithead.runtime.mux import Encoding
+from dithead.runtime.outputs import Encoding
 from dithead.runtime.pipeline import Summary, stream_file
 
 TIMES = [Fraction(i, 25) for i in range(14)]
