@@ -17,7 +17,7 @@ WAIT_S = 0.002
 """How long a stream waits for the others: about a denoising step of a small model on a GPU."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """Work that one stream asks for."""
 
