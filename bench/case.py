@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dithead.errors import ConfigError, StreamError
 from dithead.runtime.backends import Backend
+from dithead.runtime.defaults import IN_FLIGHT
 
 Kind = Literal["file", "sessions"]
 
@@ -46,7 +47,7 @@ class Case:
     warm_up: int = 20
     overlap: bool = True
     threads: int = 1
-    in_flight: int = 6
+    in_flight: int = IN_FLIGHT
     interpolate: int = 1
     generate_every: int = 1
     reference: Literal["previous", "fixed"] = "fixed"
@@ -60,11 +61,6 @@ class Case:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.warm_up < 1:
             raise ConfigError(f"at least one frame must warm up, not {self.warm_up}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
-        """A case as :func:`dataclasses.asdict` gave it."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def run_case(case: Case, timeout_s: float = 3600.0) -> dict[str, Any]:

@@ -27,11 +27,10 @@ import numpy as np
 import torch
 
 from dithead.bench.case import Case
-from dithead.bench.machine import cores
 from dithead.errors import DitheadError, MediaError
 from dithead.pipeline import Options
-from dithead.runtime.backends import RuntimeGraphs, open_graphs
-from dithead.runtime.defaults import WAITING
+from dithead.runtime.backends import RuntimeGraphs, limit_threads, open_graphs
+from dithead.runtime.defaults import WAITING, available_cores
 from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.pipeline import stream_file
 from dithead.runtime.session import Session, Stream
@@ -55,7 +54,7 @@ def measure(case: Case) -> dict[str, Any]:
         DitheadError: whatever the run itself raises.
     """
     start = time.perf_counter()
-    torch.set_num_threads(1 if case.backend == "onnxruntime" else case.threads)
+    limit_threads(case.backend, case.threads)
     graphs = open_graphs(
         case.backend,
         checkpoint=case.checkpoint,
@@ -103,7 +102,7 @@ class _Meter:
         return {
             "wall_s": wall,
             "cores_busy": cpu / wall,
-            "cores": cores(),
+            "cores": available_cores(),
             "host_peak_mib": peak_kb / (1024 if sys.platform != "darwin" else 2**20),
             "device_peak_mib": self._device_peak_mib(),
             "gpu_joules": joules,
@@ -209,7 +208,7 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
     samples = _samples(Path(case.audio), math.ceil((length / rate + 1) * SPEECH_RATE_HZ))
     session, latencies = Session(graphs, case.batch), [[0.0] * length for _ in range(case.streams)]
     warm = threading.Barrier(case.streams, meter.start)
-    first_s, failed = [0.0] * case.streams, list[BaseException]()
+    failed: list[BaseException] = []
 
     def feed(stream: Stream, pushed_s: list[float]) -> None:
         try:
@@ -245,7 +244,6 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
         except BaseException as error:
             failed.append(error)
             warm.abort()
-        first_s[index] = latencies[index][0]
 
     speakers = [threading.Thread(target=speak, args=(n,)) for n in range(case.streams)]
     for thread in speakers:
@@ -265,7 +263,7 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
         "steps": case.steps or graphs.config.diffusion.steps,
         "fps": total / seconds,
         "real_time_factor": seconds * rate / case.frames,
-        "first_frame_s": max(first_s),
+        "first_frame_s": max(stream[0] for stream in latencies),
         "latency_ms": percentiles(settled),
     }
 
@@ -309,7 +307,7 @@ def _shown(spans: Sequence[Span], first: int) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure the case given as JSON."""
-    case = Case.from_dict(json.loads((argv or sys.argv[1:])[0]))
+    case = Case(**json.loads((argv or sys.argv[1:])[0]))
     try:
         figures = measure(case)
     except DitheadError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from dithead.bench.case import PAPER_STEPS, Case, run_case
 from dithead.command import add_checkpoint_arguments, run_command
 from dithead.errors import ConfigError, DitheadError
+from dithead.runtime.defaults import IN_FLIGHT
 
 SCHEMA = 1
 INCLUDED = {
@@ -83,7 +84,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default=[1, 2],
         help="CPU threads of each stage, swept where stages take turns (default: 1,2)",
     )
-    parser.add_argument("--in-flight", type=int, default=6)
+    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT)
     parser.add_argument(
         "--batch",
         type=int,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import dithead
+from dithead.runtime.defaults import available_cores
 
 _PACKAGES = ["dithead", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"]
 _PACKAGES += ["triton", "flash-attn", "xformers", "av", "numpy"]
@@ -23,7 +24,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "taken_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_name(),
-        "cores": cores(),
+        "cores": available_cores(),
         "memory_gib": _memory_gib(),
         "gpu": _gpu(device) if device.type == "cuda" else None,
         "system": platform.platform(),
@@ -31,13 +32,6 @@ def describe(device: torch.device) -> dict[str, Any]:
         "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
         "commit": _commit(),
     }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

@@ -246,8 +246,8 @@ class _Exporter:
         generator = torch.Generator().manual_seed(SEED)
         config = self.models.config
         # The first is what the graph is traced with, which must not take a batch of 1 for a rule.
-        batches = [max(self.options.batches), *self.options.batches] if spec.shared else []
-        batches = batches[:RANDOM_CASES]
+        asked = self.options.batches if spec.shared else (1,)
+        batches = [max(asked), *asked][:RANDOM_CASES]
         batches += [1] * (RANDOM_CASES - len(batches))
         random = [example_inputs(spec, config, generator, batch) for batch in batches]
         name = f"{spec.name}.{precision}.{key[:8]}.onnx"

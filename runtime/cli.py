@@ -274,8 +274,9 @@ def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
     return video, replace(audio, audio_track=args.audio_track), encoding
 
 
-def _frames_to_come(video: Input, audio: Input, extend: str | None) -> int | None:
-    """Open the inputs, so that bad ones fail before the models are loaded, and count the frames.
+def _frames_to_come(video: Input, audio: Input, extend: str | None, show: bool) -> int | None:
+    """Open the inputs, so that bad ones fail before the models are loaded, and count the frames
+    where that is to be shown.
 
     What can be read but once is left for the run.
     """
@@ -289,7 +290,7 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None) -> int | Non
                 frames = None
     if not audio.once:
         sound = AudioSource(audio)
-        if sys.stderr.isatty():  # takes decoding it once
+        if show:  # takes decoding it once
             sound_s = sound.duration_s
     if sound_s is None or rate is None:
         return frames
@@ -297,10 +298,8 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None) -> int | Non
 
 
 def _run(args: argparse.Namespace) -> Summary:
-    import torch
-
     from dithead.pipeline import Options
-    from dithead.runtime.backends import Backend, open_graphs
+    from dithead.runtime.backends import Backend, limit_threads, open_graphs
     from dithead.runtime.pipeline import stream_file
 
     overlap = not args.no_overlap
@@ -314,14 +313,13 @@ def _run(args: argparse.Namespace) -> Summary:
     show = sys.stderr.isatty() and not args.quiet
     extend = getattr(args, "extend", None)
     video, audio, encoding = _media(args)
-    total = _frames_to_come(video, audio, extend)
+    total = _frames_to_come(video, audio, extend, show)
     backend: Backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
     if args.bundle is not None and (hasattr(args, "checkpoint") or args.audio_weights):
         raise ConfigError(
             "--bundle holds its own weights: leave --checkpoint and --audio-weights out"
         )
-    # PyTorch's threads would wait busily beside ONNX Runtime's.
-    torch.set_num_threads(1 if backend == "onnxruntime" else threads)
+    limit_threads(backend, threads)
     graphs = open_graphs(
         backend,
         checkpoint=getattr(args, "checkpoint", "tiny"),

@@ -11,9 +11,16 @@ WAITING = 24
 """Pushed frames that may wait for their sound: up to 0.74 s of it, 23 frames at 30 fps."""
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def default_threads(overlap: bool) -> int:
     """CPU threads of each stage: where stages run side by side, a quarter of the cores, as the
     slowest keeps about a third of a run's work and others run beside it. (Measured on two cores,
     where one thread is best.)"""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // 4) if overlap else cores or 1
+    cores = available_cores()
+    return max(1, cores // 4) if overlap else cores

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from clips import raw_times
 
 from dithead.config import DitHeadConfig
 from dithead.diffusion import InitialNoise
@@ -55,11 +56,6 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[VideoFrame]:
     return frames
 
 
-def times_of(path: Path) -> list[Fraction]:
-    with av.open(str(path)) as container:
-        return [f.pts * f.time_base for f in container.decode(video=0)]
-
-
 def audio_end_s(path: Path) -> float:
     with av.open(str(path)) as container:
         return max(f.time + f.samples / f.sample_rate for f in container.decode(audio=0))
@@ -81,12 +77,12 @@ def test_every_frame_keeps_its_time(
     tmp_path: Path,
 ) -> None:
     video, out = portrait_clip("in.mp4", RATES[rate]), tmp_path / "out.mp4"
-    expected = times_of(video)
+    expected = raw_times(video)
     summary = stream_file(
         video, tone_file(4.0), out, random_models, Options(steps=1), interpolate=interpolate
     )
     n = len(expected)
-    found = times_of(out)
+    found = raw_times(out)
     assert (summary.frames, summary.faces) == (n, n)
     assert summary.frames_written == len(found) == (n if interpolate == 1 else 2 * n - 1)
     assert found[::interpolate] == expected
@@ -106,7 +102,7 @@ def test_length_is_that_of_the_shorter(
     video, out = portrait_clip("in.mp4", RATES["25"]), tmp_path / "out.mp4"
     for seconds, frames in ((0.3, 8), (0.555, 14), (2.0, 14)):
         summary = stream_file(video, tone_file(seconds), out, random_models, Options(steps=1))
-        assert len(times_of(out)) == frames
+        assert len(raw_times(out)) == frames
         assert bool(summary.notes) == (seconds != 0.555)
 
 
@@ -120,7 +116,7 @@ def test_video_is_extended_to_the_audio(
 ) -> None:
     video, out = portrait_clip("in.mp4", RATES["25"]), tmp_path / "out.mp4"
     stream_file(video, tone_file(1.0), out, random_models, Options(steps=1), extend=mode)
-    assert times_of(out) == [Fraction(i, 25) for i in range(25)]
+    assert raw_times(out) == [Fraction(i, 25) for i in range(25)]
 
 
 @pytest.mark.parametrize("reference", ["previous", "fixed"])

@@ -209,6 +209,18 @@ def close(frames: list[OutputFrame], expected: list[np.ndarray]) -> bool:
     )
 
 
+def rows_denoised(patch: pytest.MonkeyPatch) -> list[int]:
+    """Collects how many frames the denoiser is given at a time."""
+    rows, sample = [], FrameGenerator.sample
+
+    def noted(self: FrameGenerator, noise: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        rows.append(noise.shape[0])
+        return sample(self, noise, *others)
+
+    patch.setattr(FrameGenerator, "sample", noted)
+    return rows
+
+
 @given(
     batch=st.integers(2, 5), spare=st.integers(0, 3), every=st.sampled_from([1, 2]), data=st.data()
 )
@@ -226,14 +238,8 @@ def test_frames_denoised_together_equal_those_alone(
     torch.set_num_threads(1)
     options = Options(steps=2, seed=3, generate_every=every)
     in_flight = batch * every + (every == 2) + spare
-    rows, sample = [], FrameGenerator.sample
-
-    def noted(self: FrameGenerator, noise: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        rows.append(noise.shape[0])
-        return sample(self, noise, *others)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FrameGenerator, "sample", noted)
+        rows = rows_denoised(patch)
         with session.open_stream(options, batch=batch, in_flight=in_flight) as stream:
             found = collect(stream, pictures, [sound])
     assert close(found, specification(options))
@@ -249,13 +255,7 @@ def test_streams_denoised_together_equal_those_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.set_num_threads(1)
-    rows, sample = [], FrameGenerator.sample
-
-    def noted(self: FrameGenerator, noise: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        rows.append(noise.shape[0])
-        return sample(self, noise, *others)
-
-    monkeypatch.setattr(FrameGenerator, "sample", noted)
+    rows = rows_denoised(monkeypatch)
     session, log = Session(random_models, batch=4), Log()
     session._batcher = Batcher(RecordingLanes(log), 4, wait_s=0.5)
     asked = [

@@ -25,6 +25,12 @@ class RuntimeGraphs(Graphs, Protocol):
         """Whether what is queued on a GPU may be captured once and replayed (CUDA graphs)."""
 
 
+def limit_threads(backend: Backend, threads: int) -> None:
+    """Give each stage so many CPU threads. Beside ONNX Runtime, which has its own, PyTorch's would
+    wait busily: there it gets one."""
+    torch.set_num_threads(1 if backend == "onnxruntime" else threads)
+
+
 def open_graphs(
     backend: Backend,
     *,

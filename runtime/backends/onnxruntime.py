@@ -60,7 +60,7 @@ class OnnxGraphs(BundleGraphs):
                 f"{bundle} was made for {', '.join(self._manifest.targets)} alone: export again "
                 f"with --targets {target}"
             )
-        self._computed_in = "fp32" if target == "cpu" else self._manifest.precision
+        self._precision = "fp32" if target == "cpu" else self._manifest.precision
         self._threads = threads or torch.get_num_threads()
         self._opening = threading.Lock()  # streams, and their stages, ask from their own threads
         self._paths: dict[str, Path] = {}
@@ -69,7 +69,7 @@ class OnnxGraphs(BundleGraphs):
     @property
     def precision(self) -> str:
         """What the weights are computed in."""
-        return self._computed_in
+        return self._precision
 
     @property
     def replayable(self) -> bool:
@@ -140,10 +140,10 @@ class OnnxGraphs(BundleGraphs):
     def _path(self, entry: GraphEntry) -> Path:
         """The file of a graph, checked once."""
         if entry.name not in self._paths:
-            file = entry.onnx_for(self._computed_in)
+            file = entry.onnx_for(self._precision)
             if file is None:
                 raise ExportError(
-                    f"{self._bundle} has graph '{entry.name}' not in {self._computed_in}: export "
+                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}: export "
                     "again"
                 )
             path = check_file(self._bundle, file.file)
