@@ -115,22 +115,28 @@ class VideoSink:
         target: Any = sys.stdout.buffer if self.to.text == "-" else self.to.text
         if not self.to.streamed:
             self._final = Path(self.to.text)
-            self._temporary = target = _create_temporary(self._final)
+            self._temporary = _temporary_name(self._final)
             # Runs when this object is dropped and at exit, should nobody call close or abort.
-            self._remove_temporary = weakref.finalize(self, target.unlink, missing_ok=True)
-            target = str(target.absolute())
-        with _reported(f"{self.to}: cannot be written to"):
-            self._container = av.open(
-                target, "w", format=muxer, container_options=_muxer_options(muxer, self.to.streamed)
-            )
-        # The name of the service is all that MPEG-TS has room for.
-        self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
+            self._remove_temporary = weakref.finalize(self, self._temporary.unlink, missing_ok=True)
+            target = str(self._temporary.absolute())
         refused = f"{self.to}: cannot encode {like.pix_fmt} with {codec}"
         if codec.endswith("_nvenc"):
             refused += ", which needs an NVIDIA GPU with NVENC and its driver"
         if self.to.live:
             refused = f"{self.to}: cannot be reached, or takes no {codec}"
+        # All that follows is undone if it is interrupted, at whatever line.
         try:
+            if self._final is not None:
+                _create(self._temporary, self._final)
+            with _reported(f"{self.to}: cannot be written to"):
+                self._container = av.open(
+                    target,
+                    "w",
+                    format=muxer,
+                    container_options=_muxer_options(muxer, self.to.streamed),
+                )
+            # The name of the service is all that MPEG-TS has room for.
+            self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
             with _reported(refused):
                 self._video = _add_video(
                     self._container,
@@ -149,13 +155,13 @@ class VideoSink:
                 )
                 # Opens the encoders and writes the header: what they refuse shows now.
                 self._container.start_encoding()
+            if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
+                self.notes.append(
+                    f"the transparency was left out, which {codec} has not; a .webm keeps it"
+                )
         except BaseException:
             self.abort()
             raise
-        if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
-            self.notes.append(
-                f"the transparency was left out, which {codec} has not; a .webm keeps it"
-            )
 
     def __enter__(self) -> VideoSink:
         return self
@@ -220,9 +226,11 @@ class VideoSink:
         self._closed = True
         # The file goes first: the muxer then does not stop to move its index to the front.
         if self._final is not None:
-            self._remove_temporary()
-        with suppress(av.FFmpegError, OSError):
-            self._container.close()
+            with suppress(OSError):
+                self._remove_temporary()
+        if hasattr(self, "_container"):  # else interrupted before there was one
+            with suppress(av.FFmpegError, OSError):
+                self._container.close()
 
 
 class _AudioTrack:
@@ -285,18 +293,20 @@ def _reported(message: str) -> Iterator[None]:
         raise MediaError(f"{message}: {reason}") from error
 
 
-def _create_temporary(final: Path) -> Path:
-    """Create the hidden file beside the final one that will be renamed to it."""
+def _temporary_name(final: Path) -> Path:
+    """The hidden file beside the final one that will be renamed to it."""
     if final.is_dir():
         raise MediaError(f"{final}: is a folder; expected the name of a file")
     if not final.parent.is_dir():
         raise MediaError(f"{final}: the folder {final.parent} does not exist; make it first")
-    temporary = final.with_name(f".dithead-{secrets.token_hex(4)}{final.suffix}")
+    return final.with_name(f".dithead-{secrets.token_hex(8)}{final.suffix}")
+
+
+def _create(temporary: Path, final: Path) -> None:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise MediaError(f"{final}: cannot write in {final.parent}: {error.strerror}") from error
-    return temporary
 
 
 def _add_video(

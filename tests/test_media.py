@@ -6,10 +6,13 @@ import dataclasses
 import itertools
 import os
 import resource
+import sys
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import av
@@ -29,6 +32,7 @@ from clips import (
 
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime import extend as extend_module
+from dithead.runtime import mux
 from dithead.runtime.extend import EXTEND_MODES, ExtendMode, extend_frames
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
@@ -386,6 +390,54 @@ def test_an_interrupted_writer_leaves_nothing(
                 if frame.index == 30:
                     raise error
     assert sorted(tmp_path.iterdir()) == before
+
+
+@contextmanager
+def interrupted(at: int) -> Iterator[None]:
+    """Ctrl-C when the writer's module is about to run its so-manieth line."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != mux.__file__:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def test_a_writer_interrupted_at_any_line_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
+    with VideoSource(write_clip(tmp_path / "in.mp4", count=1)) as source:
+        info, frame = source.info, next(iter(source))
+    folder, done, line = tmp_path / "out", False, 0
+    folder.mkdir()
+    while not done:
+        line += 1
+        sink = None
+        try:
+            with interrupted(line):
+                sink = VideoSink(folder / "out.mp4", info)
+                sink.write(frame)
+                sink.close()
+                done = True
+        except KeyboardInterrupt:
+            if sink is not None:
+                sink.abort()
+            for left in folder.iterdir():  # while the error is still there, and all it holds
+                assert left.name == "out.mp4", line
+                assert len(raw_times(left)) == 1
+                left.unlink()
+    assert line > 50
 
 
 def test_an_earlier_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
