@@ -48,6 +48,7 @@ from dithead.graphs import (
 )
 from dithead.interpolation import load_interpolator
 from dithead.model import DitHead
+from dithead.transfer import to_device
 
 ReferenceMode = Literal["previous", "fixed"]
 
@@ -282,11 +283,11 @@ class FrameGenerator:
         self.options = options
         config = graphs.config.diffusion
         self.steps = options.steps or config.steps
-        visits = torch.tensor([*ddim_timesteps(config, self.steps), -1], device=graphs.device)
-        self.visits = visits[:, None]  # (steps + 1, 1)
+        visits = torch.tensor([*ddim_timesteps(config, self.steps), -1])
+        self.visits = to_device(visits, graphs.device)[:, None]  # (steps + 1, 1)
         with torch.inference_mode():
             self.modulations = [graphs.run("dit_timestep", now)[0] for now in self.visits[:-1]]
-        self.seed = torch.tensor([options.seed], device=graphs.device)
+        self.seed = torch.full((1,), options.seed, device=graphs.device)
         self.locator = FaceLocator(
             partial(graphs.run, "face_detector"),
             partial(graphs.run, "face_landmarks"),

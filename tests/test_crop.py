@@ -19,6 +19,7 @@ from dithead.face.crop import (
     paste_face,
     placement_from_mesh,
     rectangle_mask,
+    stable_template,
     transform_from_placement,
 )
 from dithead.face.sampling import invert_similarity
@@ -38,7 +39,7 @@ def mesh_at(cx: float, cy: float, side: float, roll: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("roll", [0.0, 0.4, -2.0])
 def test_placement_is_recovered_from_the_stable_points(roll: float) -> None:
-    found = placement_from_mesh(mesh_at(81.5, 60.25, 97.0, roll))[0]
+    found = placement_from_mesh(mesh_at(81.5, 60.25, 97.0, roll), stable_template())[0]
     expected = torch.tensor([81.5, 60.25, math.log(97.0), roll])
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
 

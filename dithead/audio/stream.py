@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dithead.audio.config import US_PER_FEATURE, AudioConfig
 from dithead.errors import ConfigError, StreamError
+from dithead.transfer import to_device
 
 
 class ChunkEncoder(Protocol):
@@ -104,7 +105,7 @@ def _encode_chunks(encoder: ChunkEncoder, chunks: Tensor) -> Tensor:
     """Run the encoder without gradients: (B, chunk_samples) -> (B, hop_features, F)."""
     # A copy, so that memory alignment cannot make kernels round differently.
     with torch.no_grad():
-        return encoder(chunks.to(encoder.device, copy=True))
+        return encoder(to_device(chunks, encoder.device))
 
 
 def _sample_from_hops(
@@ -118,8 +119,8 @@ def _sample_from_hops(
     skipped = first - hops.start * per_hop
     return sample_window(
         rows[skipped : skipped + count],
-        torch.tensor(first, device=rows.device),
-        torch.tensor(time_us, device=rows.device),
+        torch.full((), first, device=rows.device),
+        torch.full((), time_us, device=rows.device),
         config,
     )
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dithead.face.sampling import compose, invert_similarity, pixel_centres, resample
+from dithead.transfer import written
 
 STABLE_POINTS: tuple[int, ...] = (33, 133, 362, 263, 168, 6, 197, 127, 356, 54, 284, 10, 151, 9)
 """Mesh points that the crop hangs on: eye corners, nose bridge, temples, forehead."""
@@ -68,18 +69,22 @@ BLEND_ANCHORS = 4
 """Numbers that they leave: nose base down, left side, right side, chin down."""
 
 
-def placement_from_mesh(mesh: Tensor) -> Tensor:
+def stable_template() -> Tensor:
+    """Where the stable points are in the mean face: (P, 2) in crop units."""
+    return torch.tensor(_TEMPLATE)
+
+
+def placement_from_mesh(mesh: Tensor, template: Tensor) -> Tensor:
     """Least-squares similarity from the template to a mesh's stable points.
 
     Args:
-        mesh: (B, 468, 2 or 3) in frame pixels.
+        mesh: (B, 468, 2 or 3) in frame pixels. template: from :func:`stable_template`.
 
     Returns:
         (B, 4): centre x, centre y (pixels), natural logarithm of the crop's side (pixels), roll
         (radians).
     """
-    template = torch.tensor(_TEMPLATE, dtype=torch.float32, device=mesh.device)  # (P, 2)
-    points = mesh[:, list(STABLE_POINTS), :2].float()  # (B, P, 2)
+    points = _points(mesh, STABLE_POINTS)  # (B, P, 2)
     t_mean, p_mean = template.mean(0), points.mean(1)  # (2,), (B, 2)
     t, p = template - t_mean, points - p_mean[:, None]
     norm = t.square().sum()
@@ -89,6 +94,11 @@ def placement_from_mesh(mesh: Tensor) -> Tensor:
     cy = p_mean[:, 1] - sine * t_mean[0] - cosine * t_mean[1]
     side = torch.sqrt(cosine.square() + sine.square()).clamp(min=1.0)
     return torch.stack([cx, cy, torch.log(side), torch.atan2(sine, cosine)], dim=1)
+
+
+def _points(mesh: Tensor, which: tuple[int, ...]) -> Tensor:
+    """Some of a mesh's points: (B, 468, 2 or 3) -> (B, P, 2)."""
+    return torch.stack([mesh[:, point, :2] for point in which], dim=1).float()
 
 
 def transform_from_placement(placement: Tensor) -> Tensor:
@@ -131,16 +141,20 @@ def paste_face(
         (B, C, height, width); outside the crop its edge pixels are repeated.
     """
     side = crop.shape[2]
-    pixels_of_units = torch.tensor([[side, 0.0, side / 2], [0.0, side, side / 2]])
-    matrix = compose(pixels_of_units.to(crop.device)[None], invert_similarity(transform))
+    pixels_of_units = _scaling(side, side / 2, crop.device)
+    matrix = compose(pixels_of_units, invert_similarity(transform))
     samples = pixel_centres(height, width, density, crop.device)
     return resample(crop, matrix, samples, width, density)
 
 
 def _units_of_crop_pixels(size: int, device: torch.device) -> Tensor:
     """The map (1, 2, 3) from a crop's pixels to crop units."""
-    scale = 1.0 / size
-    return torch.tensor([[[scale, 0.0, -0.5], [0.0, scale, -0.5]]], device=device)
+    return _scaling(1.0 / size, -0.5, device)
+
+
+def _scaling(scale: float, offset: float, device: torch.device) -> Tensor:
+    """The map (1, 2, 3) of x to scale * x + offset, and of y likewise."""
+    return written([scale, 0.0, offset, 0.0, scale, offset], device).view(1, 2, 3)
 
 
 def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
@@ -152,7 +166,7 @@ def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
     Returns:
         (B, BLEND_ANCHORS) in crop units: nose base down, left side, right side, chin down.
     """
-    delta = mesh[:, list(BLEND_POINTS), :2].float() - placement[:, None, :2]  # (B, 4, 2)
+    delta = _points(mesh, BLEND_POINTS) - placement[:, None, :2]  # (B, 4, 2)
     c, s = torch.cos(placement[:, 3:]), torch.sin(placement[:, 3:])  # (B, 1)
     side = torch.exp(placement[:, 2:3])
     x = (c * delta[..., 0] + s * delta[..., 1]) / side  # (B, 4)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dithead.errors import ConfigError
 from dithead.face.mesh import roi_from_detection, roi_from_mesh
+from dithead.transfer import to_device
 
 MIN_MESH_SCORE = 0.5
 MIN_OVERLAP = 0.2
@@ -100,7 +101,7 @@ class FaceLocator:
             return None
         box, keypoints = face
         self._since_detection = 0
-        region = roi_from_detection(keypoints[None], box[None]).to(frame.device)
+        region = to_device(roi_from_detection(keypoints[None], box[None]), frame.device)
         mesh = self._fit(frame, region)
         if mesh is None:
             return None

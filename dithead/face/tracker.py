@@ -14,6 +14,7 @@ from dithead.face.crop import (
     blend_anchors,
     blend_polygon,
     placement_from_mesh,
+    stable_template,
     transform_from_placement,
 )
 
@@ -28,10 +29,13 @@ class FaceTracker(nn.Module):
     """Mesh and previous state -> smoothed crop transform, smoothed outline of the blend, new state.
     Causal, no weights."""
 
+    template: Tensor
+
     def __init__(self, config: FaceConfig) -> None:
         super().__init__()
         self.cutoff_hz = config.smoothing_cutoff_hz
         self.speed_gain = config.smoothing_speed_gain
+        self.register_buffer("template", stable_template(), persistent=False)
 
     @staticmethod
     def initial_state(device: torch.device | None = None) -> Tensor:
@@ -51,7 +55,7 @@ class FaceTracker(nn.Module):
             Transform (2, 3) from crop units to frame pixels; polygon (P, 2) in crop units, of what
             is to be replaced; new state (STATE_SIZE,).
         """
-        placement = placement_from_mesh(mesh[None])  # (1, 4)
+        placement = placement_from_mesh(mesh[None], self.template)  # (1, 4)
         raw = torch.cat([placement, blend_anchors(mesh[None], placement)], dim=1)[0]  # (8,)
         previous, speed, started = state[:_TRACKED], state[_TRACKED:-1], state[-1]
         elapsed = elapsed_s.clamp(min=1e-3)
