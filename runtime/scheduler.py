@@ -126,8 +126,10 @@ class Scheduler:
         self._waits = waits
         self._ended = ended
         self._free: Channel[Slot] = Channel()
-        for number in range(slots):
-            self._free.put(Slot(lanes, buffers, number))
+        # Kept until the threads are gone: work that is still queued may use their buffers.
+        self._slots = [Slot(lanes, buffers, number) for number in range(slots)]
+        for slot in self._slots:
+            self._free.put(slot)
         self._inboxes: list[Channel[Item]] = [Channel() for _ in stages]
         self.busy_s: dict[str, float] = {
             name: 0.0 for name in (source_name, *(s.name for s in stages))
@@ -137,13 +139,17 @@ class Scheduler:
         self._lock = threading.Lock()
         self._source_lane = lanes.lane(source_name)
         self._lanes = [lanes.lane(stage.name, host=stage.host) for stage in stages]
-        workers: list[tuple[str, Callable[[], None]]] = []
+        workers: list[tuple[str, Callable[[], None], Lane]] = []
         if overlap:
-            workers = [(source_name, self._feed)]
-            workers += [(s.name, partial(self._work, n)) for n, s in enumerate(stages)]
+            workers = [(source_name, self._feed, self._source_lane)]
+            workers += [
+                (s.name, partial(self._work, n), self._lanes[n]) for n, s in enumerate(stages)
+            ]
         self._threads = [
-            threading.Thread(target=self._guard, args=(work,), name=f"dithead {name}", daemon=True)
-            for name, work in workers
+            threading.Thread(
+                target=self._guard, args=(work, [lane]), name=f"dithead {name}", daemon=True
+            )
+            for name, work, lane in workers
         ]
 
     def start(self) -> None:
@@ -161,7 +167,7 @@ class Scheduler:
             DitheadError: a stage failed; the message names it and the frame.
         """
         if not self._threads:
-            self._guard(self._in_turn)
+            self._guard(self._in_turn, [self._source_lane, *self._lanes])
         # In pieces: a wait without an end cannot be interrupted by Ctrl-C everywhere.
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._done.wait(
@@ -195,8 +201,9 @@ class Scheduler:
         for waited in (*self._inboxes, *self._waits):
             waited.stop()
 
-    def _guard(self, work: Callable[[], None]) -> None:
-        """Run a thread's work; what it raises stops the others."""
+    def _guard(self, work: Callable[[], None], lanes: Sequence[Lane]) -> None:
+        """Run a thread's work; what it raises stops the others. Ends when its lanes' work is done:
+        the buffers may be freed then."""
         try:
             with torch.inference_mode():
                 work()
@@ -205,6 +212,11 @@ class Scheduler:
         except BaseException as error:
             self._fail(error)
         finally:
+            try:
+                for lane in lanes:
+                    lane.drain()
+            except Exception as error:
+                self._fail(error)
             if not self._threads or threading.current_thread() is self._threads[-1]:
                 self._done.set()
 

@@ -51,6 +51,9 @@ class Lane(Protocol):
     def read(self, value: Tensor) -> Tensor:
         """A tensor's values on the host. Waits for this lane alone."""
 
+    def drain(self) -> None:
+        """Wait on the host until all that was queued is done."""
+
     def replay(self, key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
         """Run work of fixed shapes; an implementation may record it once and replay it."""
 

@@ -1,12 +1,13 @@
 """Lanes on a GPU: CUDA streams, ordered by CUDA events; pinned staging; CUDA graphs.
 
-Nothing here waits for the whole device. The host waits in two places, each for one event of one
-lane: where a few numbers decide what is run next (:meth:`CudaLane.read`), and where a host lane
-takes a finished picture.
+The host waits in two places, each for one event of one lane: where a few numbers decide what is run
+next (:meth:`CudaLane.read`), and where a host lane takes a finished picture. It waits for the whole
+device when a graph is captured, once for each shape, and for each lane when its thread ends.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from torch import Tensor
 
 _POLL_S = 20e-6
 _WARM_UP_RUNS = 3  # before a capture, as torch.cuda.graphs asks for
+
+# A capture begins with a wait for the whole device, which CUDA refuses while another is going on.
+_capturing = threading.Lock()
 
 
 class CudaBuffer:
@@ -59,7 +63,10 @@ class _Replayed:
             work(*self._inputs)
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with (
+            _capturing,
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             self._outputs = work(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -120,6 +127,9 @@ class CudaLane:
         self._pinned[key].copy_(value, non_blocking=True)
         _until_reached(self.record())
         return self._pinned[key].clone()
+
+    def drain(self) -> None:
+        _until_reached(self.record())
 
     def replay(self, key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
         if not self._replays:

@@ -62,6 +62,9 @@ class RecordingLane:
     def read(self, value: Tensor) -> Tensor:
         return value
 
+    def drain(self) -> None:
+        pass
+
     def replay(self, key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
         return work(*inputs)
 
