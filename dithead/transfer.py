@@ -22,4 +22,5 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
 
 def written(values: Sequence[float], device: torch.device) -> Tensor:
     """A few numbers (N,) float32, written on the device itself."""
-    return torch.stack([torch.full((), value, device=device) for value in values])
+    parts = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
+    return torch.stack(parts)
