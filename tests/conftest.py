@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import wave
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import HAS_RTX, SMALL
+from emulated_cuda import EmulatedCuda
 
 from dithead import checkpoint
 from dithead.audio import AudioConfig, load_audio_encoder
@@ -105,6 +106,14 @@ def random_models() -> Models:
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
     return Models(model, audio, load_face_detector(), load_face_mesh())
+
+
+@pytest.fixture
+def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
+    """A CUDA device in the process, for this thread and those of streams."""
+    device = EmulatedCuda()
+    with device.replacing_cuda(monkeypatch), torch.inference_mode():
+        yield device
 
 
 @pytest.fixture

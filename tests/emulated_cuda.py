@@ -65,8 +65,12 @@ class Stream:
     """Stands in for torch.cuda.Stream."""
 
     def __init__(self, owner: EmulatedCuda) -> None:
-        self.name = f"stream {next(_numbers)}"
+        self.cuda_stream = next(_numbers)
+        self.name = f"stream {self.cuda_stream}"
         self._owner = owner
+
+    def synchronize(self) -> None:
+        self._owner.wait_for(self, "Stream.synchronize")
 
     def wait_event(self, event: Event) -> None:
         self._owner.note(self.name, "wait", event.name)
@@ -130,6 +134,10 @@ class EmulatedCuda:
         self._here = threading.local()
         self._default = Stream(self)
         self._references: Counter[str] = Counter()
+        self._used_on: dict[str, set[str]] = {}  # memory -> streams, beside that which allocated it
+        self._addressed: weakref.WeakValueDictionary[int, DeviceTensor] = (
+            weakref.WeakValueDictionary()
+        )
         self._allocated: dict[str, str] = {}  # memory -> stream
         self._pinned: dict[int, tuple[str, Tensor]] = {}
         self._noted: Counter[str] = Counter()  # by thread
@@ -137,8 +145,22 @@ class EmulatedCuda:
         self._capturing = False
         self._ended: str | None = None
 
+    @contextmanager
+    def replacing_cuda(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Take torch.cuda's place, for this thread and those of streams."""
+        self._replace_cuda(monkeypatch)
+        set_device(self)
+        overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            with self.active():
+                yield
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
+            set_device(None)
+
     def active(self) -> AbstractContextManager[Any]:
-        """Let this thread use the device."""
+        """Let this thread, too, use the device."""
         return DeviceMode()
 
     def races(self) -> list[str]:
@@ -162,7 +184,7 @@ class EmulatedCuda:
             if not on_device(value) and value.dim() > 0 and func not in _INDEXED:
                 raise RuntimeError(f"{func}: a tensor of the host among those of the device")
         if func in _READ_BACK or (func in _INDEXED and _waits_for_indices(args[1])):
-            self._wait_for(self.stream, str(func))
+            self.wait_for(self.stream, str(func))
         return self._execute(func, args, kwargs)
 
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -209,7 +231,10 @@ class EmulatedCuda:
                 if self._ended is not None and getattr(self._here, "ended", None) != self._ended:
                     self._here.ended = self._ended
                     self.note_host("wait", self._ended)
-                self.note(self._launch(self._allocated[key]), "write", key)
+                stream = self._launch(self._allocated[key])
+                for other in self._used_on.pop(key, ()):
+                    self._order(other, stream)
+                self.note(stream, "write", key)
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A copy within the device, or to or from it."""
@@ -230,7 +255,7 @@ class EmulatedCuda:
         pinned = None if host is None else self._pinned.get(memory(host))
         if blocking or pinned is None:
             way, kind = "to" if to_device else "from", "pinned" if pinned else "pageable"
-            self._wait_for(self.stream, f"{func}: a copy {way} the device, {kind} memory")
+            self.wait_for(self.stream, f"{func}: a copy {way} the device, {kind} memory")
         if self._captured is not None:
             raise RuntimeError(f"{func}: a copy to or from the host was captured")
         if target is not None:
@@ -259,6 +284,41 @@ class EmulatedCuda:
         for act, value in accesses(func, args, kwargs, found):
             self._by_host(act, value)
         return found
+
+    def address_of(self, tensor: DeviceTensor) -> int:
+        """Where a tensor's values are."""
+        address = tensor.inner.data_ptr()
+        self._addressed[address] = tensor
+        return address
+
+    def addressed(self, address: int) -> DeviceTensor:
+        """The tensor whose address was asked for."""
+        return self._addressed[address]
+
+    def use_on(self, tensor: DeviceTensor, stream: Stream) -> None:
+        """Keep a tensor's memory until what is queued on a stream is done."""
+        with self._lock:
+            self._used_on.setdefault(tensor.key, set()).add(stream.name)
+
+    def run_library(
+        self,
+        compute: Callable[..., tuple[Tensor, ...]],
+        inputs: list[DeviceTensor],
+        outputs: list[DeviceTensor],
+    ) -> None:
+        """Do what a library has queued on the current stream."""
+        for output, value in zip(outputs, compute(*map(inner, inputs)), strict=True):
+            output.inner.copy_(value)
+        if self._captured is not None:
+            self._captured.append((compute, inputs, {}, outputs))
+        self.account(compute, inputs, {}, outputs)
+
+    def ran_by_itself(self, inputs: list[DeviceTensor], outputs: list[DeviceTensor]) -> None:
+        """Note what a library did on a stream of its own, waiting for it on the host."""
+        own = Stream(self)
+        with self.on_stream(own):
+            self.account(None, inputs, {}, outputs)
+        self.wait_for(own, "a library's own stream")
 
     def account(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Note what a kernel of the device reads and writes."""
@@ -299,12 +359,16 @@ class EmulatedCuda:
         with self._lock:
             if self._launched.get((lane, stream)) != self._noted[lane]:
                 self._launched[lane, stream] = self._noted[lane]
-                event = f"launch {next(_numbers)}"
-                self._entries.append(Entry(lane, "record", event))
-                self._entries.append(Entry(stream, "wait", event))
+                self._order(lane, stream)
         return stream
 
-    def _wait_for(self, stream: Stream, what: str) -> None:
+    def _order(self, before: str, after: str) -> None:
+        """Order what a lane has done so far before what another does from now on."""
+        event = f"order {next(_numbers)}"
+        self._entries.append(Entry(before, "record", event))
+        self._entries.append(Entry(after, "wait", event))
+
+    def wait_for(self, stream: Stream, what: str) -> None:
         """Let the host wait for a stream."""
         if self._captured is not None:
             raise RuntimeError(f"{what}: not permitted while a graph is captured")
@@ -351,9 +415,7 @@ class EmulatedCuda:
             self._here.captured = None
             self._capturing = False
 
-    def replace_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Take torch.cuda's place, also in the threads of streams."""
-        set_device(self)
+    def _replace_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tensor, numpy, guard = torch.tensor, Tensor.numpy, Scheduler._guard
         join = threading.Thread.join
         put, get, module = Channel.put, Channel.get, Models.module

@@ -19,6 +19,12 @@ class Runs(Protocol):
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a kernel, on the device or on the host."""
 
+    def address_of(self, tensor: DeviceTensor) -> int:
+        """Where a tensor's values are; libraries are given it."""
+
+    def use_on(self, tensor: DeviceTensor, stream: Any) -> None:
+        """Keep a tensor's memory until what is queued on a stream is done."""
+
 
 _running: list[Runs] = []
 
@@ -62,6 +68,12 @@ class DeviceTensor(Tensor):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner})"
+
+    def data_ptr(self) -> int:
+        return _running[0].address_of(self)
+
+    def record_stream(self, stream: Any) -> None:
+        _running[0].use_on(self, stream)
 
     # PyTorch's own methods of the following names ask CUDA for the current device.
 
@@ -146,7 +158,10 @@ def memory(tensor: Tensor) -> int:
 
 
 def accesses(func: Any, args: Any, kwargs: Any, made: Any) -> list[tuple[str, Tensor]]:
-    """What a kernel reads and writes; nothing where it only looks at memory in another way."""
+    """What a kernel reads and writes; nothing where it only looks at memory in another way. A
+    library's work reads what it is given, and writes what it made."""
+    if not hasattr(func, "_schema"):
+        return [("read", value) for value in args] + [("write", value) for value in made]
     found: list[tuple[str, Tensor]] = []
     named = [*zip(func._schema.arguments, args, strict=False)]
     by_name = {argument.name: argument for argument in func._schema.arguments}

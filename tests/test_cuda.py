@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from streams import collect, warble
 
 from dithead.pipeline import Models, Options, revoice
 from dithead.runtime.lanes.cuda import CudaLanes
@@ -36,8 +35,7 @@ def pictures() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def sound() -> np.ndarray:
-    time_s = np.arange(round(FRAMES / 25 * 16000)) / 16000
-    return (0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)).astype(np.float32)
+    return warble(FRAMES / 25)
 
 
 def run(
@@ -46,22 +44,10 @@ def run(
     sound: np.ndarray,
     options: Options,
     lanes: CudaLanes | None = None,
-    at: Callable[[int], object] = lambda number: None,
+    came: Callable[[int], object] = lambda count: None,
 ) -> list[OutputFrame]:
     with Session(models).open_stream(options, lanes=lanes) as stream:
-
-        def feed() -> None:
-            stream.push_audio(sound)
-            for number, image in enumerate(pictures):
-                at(number)
-                stream.push_frame(image, Fraction(number, 25))
-            stream.finish()
-
-        thread = threading.Thread(target=feed)
-        thread.start()
-        frames = list(stream.frames())
-        thread.join()
-    return frames
+        return collect(stream, pictures, [sound], came)
 
 
 def test_streams_equal_the_specification(
@@ -82,12 +68,12 @@ def test_streams_equal_the_specification(
 def test_nothing_waits_for_the_device(
     models: Models, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
-    def at(number: int) -> None:
-        if number == FRAMES // 2:  # by then, buffers are there and graphs are captured
+    def came(count: int) -> None:
+        if count == FRAMES // 4:  # by then, buffers are there and graphs are captured
             torch.cuda.set_sync_debug_mode("error")
 
     try:
-        assert len(run(models, pictures, sound, Options(steps=2), at=at)) == FRAMES
+        assert len(run(models, pictures, sound, Options(steps=2), came=came)) == FRAMES
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import FPS, collect, feed, warble
 
 from dithead.errors import ConfigError, StreamError
 from dithead.pipeline import FrameGenerator, Models, Options, revoice
@@ -23,7 +24,6 @@ from dithead.runtime.lanes.recording import Entry, Log, RecordingLanes, races
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import AsyncStream, Session, Stream
 
-FPS = 25
 TIMES = [Fraction(i, FPS) for i in range(9)]
 BLANK = 5
 
@@ -42,9 +42,7 @@ def pictures() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def sound() -> np.ndarray:
-    """0.4 s of a warbling tone."""
-    time_s = np.arange(6400) / 16000
-    return (0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)).astype(np.float32)
+    return warble(0.4)
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +80,6 @@ def pieces(sound: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
             return
         yield sound[start : start + size]
         start += size
-
-
-def feed(stream: Stream, pictures: list[np.ndarray], sound: list[np.ndarray]) -> None:
-    """Push everything: sound from one thread, frames from another."""
-
-    def hear() -> None:
-        for piece in sound:
-            stream.push_audio(piece)
-        stream.finish_audio()
-
-    thread = threading.Thread(target=hear)
-    thread.start()
-    for image, at in zip(pictures, TIMES, strict=True):
-        assert stream.push_frame(image, at)
-    thread.join()
-    stream.finish()
-
-
-def collect(
-    stream: Stream, pictures: list[np.ndarray], sound: list[np.ndarray]
-) -> list[OutputFrame]:
-    """Feed a stream from other threads and pull all that comes."""
-    thread = threading.Thread(target=feed, args=(stream, pictures, sound))
-    thread.start()
-    frames = list(stream.frames())
-    thread.join()
-    return frames
 
 
 def same(frames: list[OutputFrame], expected: list[np.ndarray]) -> bool:

@@ -1,0 +1,70 @@
+"""What the tests of streams share: sound, and feeding from other threads."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from dithead.errors import StreamError
+from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.session import Stream
+
+FPS = 25
+
+
+def warble(seconds: float) -> np.ndarray:
+    """A warbling tone, (S,) float32 at 16 kHz."""
+    time_s = np.arange(round(16000 * seconds)) / 16000
+    return (0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)).astype(np.float32)
+
+
+def feed(stream: Stream, pictures: Sequence[np.ndarray], sound: Sequence[np.ndarray]) -> None:
+    """Push everything: pieces of sound from one thread, frames from another."""
+
+    def hear() -> None:
+        with contextlib.suppress(StreamError):  # the frames get it, too
+            for piece in sound:
+                stream.push_audio(piece)
+            stream.finish_audio()
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    for number, image in enumerate(pictures):
+        assert stream.push_frame(image, Fraction(number, FPS))
+    thread.join()
+    stream.finish()
+
+
+def start_feeding(
+    stream: Stream, pictures: Sequence[np.ndarray], sound: Sequence[np.ndarray]
+) -> threading.Thread:
+    """Feed a stream from other threads, until it fails or is closed."""
+
+    def work() -> None:
+        with contextlib.suppress(StreamError):  # whoever pulls gets it, too
+            feed(stream, pictures, sound)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def collect(
+    stream: Stream,
+    pictures: Sequence[np.ndarray],
+    sound: Sequence[np.ndarray],
+    came: Callable[[int], object] = lambda count: None,
+) -> list[OutputFrame]:
+    """Feed a stream from other threads and pull all that comes; ``came`` is told how many frames
+    have come."""
+    thread = start_feeding(stream, pictures, sound)
+    frames = []
+    for frame in stream.frames():
+        frames.append(frame)
+        came(len(frames))
+    thread.join()
+    return frames
