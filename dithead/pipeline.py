@@ -109,6 +109,10 @@ class Models:
         Args:
             audio_weights: folder of the speech encoder where it is not the packaged one (wav2vec2).
         """
+        if torch.device(device).type == "cuda":
+            # On by default for convolutions; it has float16's digits, too few for a face's place
+            # and for quiet sounds.
+            torch.backends.cudnn.allow_tf32 = False
         dithead = DitHead.load(checkpoint)
         audio = load_audio_encoder(dithead.config.audio, audio_weights)
         modules: list[nn.Module] = [dithead, audio, load_face_detector(), load_face_mesh()]

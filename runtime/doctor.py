@@ -74,8 +74,10 @@ def look_at_torch() -> list[Finding]:
         ("flash_attn", "flash-attn", "flash"),
         ("xformers.ops", "xformers", "xformers"),
         ("triton", "triton", "triton"),
+        ("cuda.bindings", "cuda-bindings", "gpu"),
     ):
-        purpose = "kernels" if extra == "triton" else "an attention back end"
+        purposes = {"triton": "kernels", "gpu": "the streams of --device cuda"}
+        purpose = purposes.get(extra, "an attention back end")
         found.append(_extra("PyTorch", module, package, extra, purpose))
     return found
 

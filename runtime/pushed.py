@@ -163,26 +163,36 @@ class PushedRun:
         self._closed = False
         member = None if batcher is None else batcher.join(lanes, generator.steps)
         self._member = member
-        stages = face_stages(
-            generator,
-            self._sound,
-            trim=portrait is not None,
-            interpolate=interpolate,
-            batch=batch,
-            together=member,
-        )
-        self._scheduler = Scheduler(
-            self._pushed_frames() if portrait is None else _held(*portrait),
-            load_picture,
-            [*stages, Deliver("deliver", self._deliver)],
-            lanes,
-            BUFFERS,
-            slots=in_flight,
-            source_name="take in",
-            waits=[self._inbox, self._outbox, self._sound.channel, *([member] if member else [])],
-            ended=self._end,
-            trace=trace,
-        )
+        try:
+            stages = face_stages(
+                generator,
+                self._sound,
+                trim=portrait is not None,
+                interpolate=interpolate,
+                batch=batch,
+                together=member,
+            )
+            self._scheduler = Scheduler(
+                self._pushed_frames() if portrait is None else _held(*portrait),
+                load_picture,
+                [*stages, Deliver("deliver", self._deliver)],
+                lanes,
+                BUFFERS,
+                slots=in_flight,
+                source_name="take in",
+                waits=[
+                    self._inbox,
+                    self._outbox,
+                    self._sound.channel,
+                    *([member] if member else []),
+                ],
+                ended=self._end,
+                trace=trace,
+            )
+        except BaseException:
+            if member is not None:
+                member.leave()  # or the others would wait for it
+            raise
         self._scheduler.start()
 
     def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int) -> None:

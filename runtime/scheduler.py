@@ -189,12 +189,17 @@ class Scheduler:
         return self._error is not None
 
     def stop(self) -> None:
-        """Stop wherever the frames are, and wait until the threads are gone."""
+        """Stop wherever the frames are, and wait until the threads are gone. Frees the buffers."""
         self._stop_channels()
         end = time.monotonic() + STOP_S
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):
+            # Not when the collector of cycles comes by, which knows nothing of a GPU's memory.
+            for held in (self._slots, self._stages, self._lanes):
+                held.clear()
+            self._ended = None
 
     def _stop_channels(self) -> None:
         self._free.stop()

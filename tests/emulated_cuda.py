@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -42,6 +42,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dithead.pipeline import Models
 from dithead.runtime.channel import Channel
+from dithead.runtime.lanes import cuda
 from dithead.runtime.lanes.recording import Entry, races
 from dithead.runtime.scheduler import Scheduler
 
@@ -104,11 +105,21 @@ class Graph:
 
     def __init__(self, owner: EmulatedCuda) -> None:
         self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.users: list[weakref.ref[Any]] = []
+        """What libraries keep for the kernels that they have launched."""
         self._owner = owner
+
+    def capture_begin(self, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local", "other threads go on calling CUDA"
+        self._owner.begin_capture(self)
+
+    def capture_end(self) -> None:
+        self._owner.end_capture()
 
     def replay(self) -> None:
         """Run the captured kernels again, on the memory that they were captured with."""
         self._owner.replays += 1
+        assert all(user() is not None for user in self.users), "a library's state is gone"
         for func, args, kwargs, made in self.calls:
             found = func(*tree_map(inner, args), **tree_map(inner, kwargs))
             kept = {memory(value) for value in tree_leaves((args, kwargs)) if on_device(value)}
@@ -134,7 +145,6 @@ class EmulatedCuda:
         self._here = threading.local()
         self._default = Stream(self)
         self._references: Counter[str] = Counter()
-        self._used_on: dict[str, set[str]] = {}  # memory -> streams, beside that which allocated it
         self._addressed: weakref.WeakValueDictionary[int, DeviceTensor] = (
             weakref.WeakValueDictionary()
         )
@@ -142,7 +152,7 @@ class EmulatedCuda:
         self._pinned: dict[int, tuple[str, Tensor]] = {}
         self._noted: Counter[str] = Counter()  # by thread
         self._launched: dict[tuple[str, str], int] = {}
-        self._capturing = False
+        self._capturing: str | None = None  # a stream's name
         self._ended: str | None = None
 
     @contextmanager
@@ -193,7 +203,7 @@ class EmulatedCuda:
         found = func(*tree_map(inner, args), **tree_map(inner, kwargs))
         made = self._wrapped(func, found, [t for t in tree_leaves((args, kwargs)) if on_device(t)])
         if self._captured is not None:
-            self._captured.append((func, args, kwargs, made))
+            self._captured.calls.append((func, args, kwargs, made))
         self.account(func, args, kwargs, made)
         return made
 
@@ -231,10 +241,7 @@ class EmulatedCuda:
                 if self._ended is not None and getattr(self._here, "ended", None) != self._ended:
                     self._here.ended = self._ended
                     self.note_host("wait", self._ended)
-                stream = self._launch(self._allocated[key])
-                for other in self._used_on.pop(key, ()):
-                    self._order(other, stream)
-                self.note(stream, "write", key)
+                self.note(self._launch(self._allocated[key]), "write", key)
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A copy within the device, or to or from it."""
@@ -295,22 +302,19 @@ class EmulatedCuda:
         """The tensor whose address was asked for."""
         return self._addressed[address]
 
-    def use_on(self, tensor: DeviceTensor, stream: Stream) -> None:
-        """Keep a tensor's memory until what is queued on a stream is done."""
-        with self._lock:
-            self._used_on.setdefault(tensor.key, set()).add(stream.name)
-
     def run_library(
         self,
         compute: Callable[..., tuple[Tensor, ...]],
         inputs: list[DeviceTensor],
         outputs: list[DeviceTensor],
+        user: Any,
     ) -> None:
-        """Do what a library has queued on the current stream."""
+        """Do what a library has queued on the current stream, with what it keeps for that."""
         for output, value in zip(outputs, compute(*map(inner, inputs)), strict=True):
             output.inner.copy_(value)
         if self._captured is not None:
-            self._captured.append((compute, inputs, {}, outputs))
+            self._captured.calls.append((compute, inputs, {}, outputs))
+            self._captured.users.append(weakref.ref(user))
         self.account(compute, inputs, {}, outputs)
 
     def ran_by_itself(self, inputs: list[DeviceTensor], outputs: list[DeviceTensor]) -> None:
@@ -356,6 +360,8 @@ class EmulatedCuda:
     def _launch(self, stream: str) -> str:
         """What this thread has done, and waited for, comes before what it queues now."""
         lane = f"host {threading.get_ident()}"
+        if self._captured is None and stream == self._capturing:
+            raise RuntimeError("work on a stream whose work another thread captures")
         with self._lock:
             if self._launched.get((lane, stream)) != self._noted[lane]:
                 self._launched[lane, stream] = self._noted[lane]
@@ -386,34 +392,30 @@ class EmulatedCuda:
         return getattr(self._here, "stream", self._default)
 
     @contextmanager
-    def on_stream(self, stream: Stream) -> Iterator[None]:
+    def on_stream(self, stream: Stream | None) -> Iterator[None]:
         """Stands in for torch.cuda.stream."""
-        before, self._here.stream = self.stream, stream
+        before, self._here.stream = self.stream, stream or self.stream
         try:
             yield
         finally:
             self._here.stream = before
 
     @property
-    def _captured(self) -> list[Any] | None:
+    def _captured(self) -> Graph | None:
         return getattr(self._here, "captured", None)
 
-    @contextmanager
-    def capture(self, graph: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
-        """Stands in for torch.cuda.graph, which begins with a wait for the whole device: CUDA
-        refuses that while anything is captured."""
-        assert stream is self.stream
-        assert capture_error_mode == "thread_local", "other threads go on calling CUDA"
+    def begin_capture(self, graph: Graph) -> None:
+        """Capture what this thread launches on its stream from now on."""
+        assert self.stream is not self._default
         with self._lock:
-            if self._capturing:
-                raise RuntimeError("a wait for the device while another thread captures a graph")
-            self._capturing = True
-        self._here.captured = graph.calls
-        try:
-            yield
-        finally:
-            self._here.captured = None
-            self._capturing = False
+            if self._capturing is not None:
+                raise RuntimeError("two threads capture at a time, with one random generator")
+            self._capturing = self.stream.name
+        self._here.captured = graph
+
+    def end_capture(self) -> None:
+        """Launch as usual."""
+        self._here.captured = self._capturing = None
 
     def _replace_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tensor, numpy, guard = torch.tensor, Tensor.numpy, Scheduler._guard
@@ -456,13 +458,14 @@ class EmulatedCuda:
             self.note_host("wait", f"handed over {id(item)}")
             return item
 
-        stand_ins: list[tuple[Any, str, Callable[..., Any]]] = [
+        stand_ins: list[tuple[Any, str, Any]] = [
             (torch.cuda, "_lazy_init", lambda: None),
-            (torch.cuda, "Stream", lambda device=None: Stream(self)),
+            (cuda, "_new_stream", lambda device: Stream(self)),
+            (cuda, "_free_streams", defaultdict(list)),
             (torch.cuda, "Event", lambda: Event(self)),
             (torch.cuda, "CUDAGraph", lambda: Graph(self)),
-            (torch.cuda, "graph", self.capture),
             (torch.cuda, "stream", self.on_stream),
+            (torch.cuda, "current_device", lambda: 0),
             (torch.cuda, "current_stream", lambda device=None: self.stream),
             (torch, "tensor", make_tensor),
             (Tensor, "numpy", as_numpy),

@@ -22,9 +22,6 @@ class Runs(Protocol):
     def address_of(self, tensor: DeviceTensor) -> int:
         """Where a tensor's values are; libraries are given it."""
 
-    def use_on(self, tensor: DeviceTensor, stream: Any) -> None:
-        """Keep a tensor's memory until what is queued on a stream is done."""
-
 
 _running: list[Runs] = []
 
@@ -71,9 +68,6 @@ class DeviceTensor(Tensor):
 
     def data_ptr(self) -> int:
         return _running[0].address_of(self)
-
-    def record_stream(self, stream: Any) -> None:
-        _running[0].use_on(self, stream)
 
     # PyTorch's own methods of the following names ask CUDA for the current device.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator, Models, Options, revoice
 from dithead.runtime.lanes import cuda
-from dithead.runtime.lanes.cuda import CudaLane, CudaLanes
+from dithead.runtime.lanes.cuda import CudaBuffer, CudaLane, CudaLanes
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import Session
 
@@ -228,6 +228,43 @@ def test_graphs_are_captured_one_at_a_time(
     assert capture_in_two_threads() == []
     monkeypatch.setattr(cuda, "_capturing", contextlib.nullcontext())
     assert capture_in_two_threads() != []
+
+
+def test_a_lane_has_a_stream_for_itself_and_gives_it_back(emulated_cuda: EmulatedCuda) -> None:
+    lanes = CudaLanes(DEVICE, replays=True)
+    held = [lanes.lane(str(number)) for number in range(40)]
+    streams = {lane._stream for lane in held}
+    assert len(streams) == 40
+    held.clear()
+    assert lanes.lane("next")._stream in streams
+    assert lanes.lane("host", host=True)._stream is None
+
+
+def test_what_fails_while_it_is_captured_is_told(emulated_cuda: EmulatedCuda) -> None:
+    lane, runs = CudaLane("lane", DEVICE, host=False, replays=True), []
+
+    def work(x: Tensor) -> Tensor:
+        runs.append(x)
+        if len(runs) == 4:  # after the warm-up
+            raise ValueError("no such thing")
+        return x + 1
+
+    with lane.active():
+        with pytest.raises(ValueError, match="no such thing"):
+            lane.replay("key", work, torch.ones(3, device=DEVICE))
+        assert lane.replay("key", work, torch.ones(3, device=DEVICE)).tolist() == [2.0] * 3
+
+
+def test_a_buffer_keeps_a_few_shapes(emulated_cuda: EmulatedCuda) -> None:
+    lane, buffer = (
+        CudaLane("lane", DEVICE, host=False, replays=False),
+        CudaBuffer("b", DEVICE, False),
+    )
+    with lane.active():
+        for size in (*range(1, 20), 19):
+            lane.put(buffer, torch.full((size,), size))
+            assert lane.get(buffer).tolist() == [size] * size
+    assert len(buffer._storage) == len(buffer._staging) == 4
 
 
 def test_memory_that_another_stream_still_uses_is_not_freed_unnoticed(

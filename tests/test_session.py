@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -281,6 +283,28 @@ def test_a_closed_stream_leaves_the_batch_to_the_others(
         first.close()
         assert close(collect(second, pictures, [sound]), specification(options))
     assert not threads_of_streams()
+
+
+def test_a_stream_that_cannot_be_is_not_waited_for(random_models: Models) -> None:
+    session = Session(random_models, batch=2)
+    with pytest.raises(ConfigError, match="frames in flight"):
+        session.open_stream(Options(steps=2, generate_every=2), in_flight=1)
+    assert session._batcher is not None
+    assert session._batcher._members[2] == 0
+
+
+def test_closing_frees_the_buffers_at_once(
+    session: Session, pictures: list[np.ndarray], sound: np.ndarray
+) -> None:
+    gc.disable()  # it knows nothing of a GPU's memory
+    try:
+        with session.open_stream(Options(steps=1)) as stream:
+            slot = weakref.ref(stream._run._scheduler._slots[0])
+            collect(stream, pictures, [sound])
+            assert slot() is not None
+        assert slot() is None
+    finally:
+        gc.enable()
 
 
 def test_batches_that_cannot_be(session: Session, random_models: Models) -> None:

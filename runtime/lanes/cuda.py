@@ -1,30 +1,54 @@
 """Lanes on a GPU: CUDA streams, ordered by CUDA events; pinned staging; CUDA graphs.
 
-The host waits in two places, each for one event of one lane: where a few numbers decide what is run
-next (:meth:`CudaLane.read`), and where a host lane takes a finished picture. It waits for the whole
-device when a graph is captured, once for each shape, and for each lane when its thread ends.
+Nothing here waits for the whole device. The host waits for one event of one lane: where a few
+numbers decide what is run next (:meth:`CudaLane.read`), where a host lane takes a finished picture,
+and when a lane's thread ends.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dithead.errors import BackendUnavailable
+
 _POLL_S = 20e-6
 _WARM_UP_RUNS = 3  # before a capture, as torch.cuda.graphs asks for
 
-# A capture begins with a wait for the whole device, which CUDA refuses while another is going on.
-_capturing = threading.Lock()
+_KEPT_SHAPES = 4  # of a buffer, such as those of a face that is now larger, now smaller
+
+_capturing = threading.Lock()  # graphs share the generator of random numbers
+# A lane has its stream for itself. (PyTorch hands the same 32 out again and again: work of one lane
+# would be captured into another's graph.)
+_free_streams: defaultdict[torch.device, list[Any]] = defaultdict(list)
+
+
+def _new_stream(device: torch.device) -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise BackendUnavailable(
+            "--device cuda needs the package cuda-bindings, which PyTorch brings along on Linux: "
+            "pip install cuda-bindings"
+        ) from error
+    with torch.cuda.device(device):
+        torch.cuda.current_stream().query()  # lets the device's context be this thread's, too
+        status, handle = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise BackendUnavailable(f"{device} gives no CUDA stream: {status.name}")
+    return torch.cuda.ExternalStream(int(handle), device)
 
 
 class CudaBuffer:
-    """Storage that stays where it is, one for every shape that was met, and the latest tensor."""
+    """Storage that stays where it is, for each of the latest shapes, and the latest tensor."""
 
     def __init__(self, name: str, device: torch.device, host: bool) -> None:
         self.name = name
@@ -47,6 +71,8 @@ class CudaBuffer:
     def _made(kept: dict[tuple[Any, ...], Tensor], value: Tensor, device: torch.device) -> Tensor:
         key = (*value.shape, value.dtype)
         if key not in kept:
+            if len(kept) == _KEPT_SHAPES:  # a slot that is used again is done with the others
+                del kept[next(iter(kept))]
             kept[key] = torch.empty(
                 value.shape, dtype=value.dtype, device=device, pin_memory=device.type == "cpu"
             )
@@ -62,12 +88,16 @@ class _Replayed:
         for _ in range(_WARM_UP_RUNS):
             work(*self._inputs)
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        with (
-            _capturing,
-            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
-        ):
-            self._outputs = work(*self._inputs)
+        # Not by torch.cuda.graph, which makes all streams wait and empties the allocator's caches.
+        with _capturing:
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._outputs = work(*self._inputs)
+            except BaseException:
+                with suppress(RuntimeError):  # that the capture is void
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
 
     def __call__(self, *inputs: Tensor) -> Any:
         for kept, value in zip(self._inputs, inputs, strict=True):
@@ -77,15 +107,22 @@ class _Replayed:
 
 
 class CudaLane:
-    """A CUDA stream; see :class:`dithead.runtime.lanes.Lane`."""
+    """A CUDA stream; see :class:`dithead.runtime.lanes.Lane`. A host lane has none: what it has
+    waited for is done, and what it does is done before it goes on."""
 
     def __init__(self, name: str, device: torch.device, host: bool, replays: bool) -> None:
         self.name = name
-        self._host = host
         self._replays = replays
-        self._stream = torch.cuda.Stream(device)
-        # What was queued before, such as copies of weights, comes first.
-        self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._stream: Any = None
+        if not host:
+            free = _free_streams[device]
+            try:
+                self._stream = free.pop()
+            except IndexError:
+                self._stream = _new_stream(device)
+            weakref.finalize(self, free.append, self._stream)
+            # What was queued before, such as copies of weights, comes first.
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._pinned: dict[tuple[Any, ...], Tensor] = {}
         self._replayed: dict[object, _Replayed] = {}
 
@@ -94,7 +131,9 @@ class CudaLane:
         with torch.cuda.stream(self._stream):
             yield
 
-    def record(self) -> torch.cuda.Event:
+    def record(self) -> torch.cuda.Event | None:
+        if self._stream is None:
+            return None
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
@@ -102,7 +141,7 @@ class CudaLane:
     def wait(self, event: torch.cuda.Event | None) -> None:
         if event is None:
             return
-        if self._host:
+        if self._stream is None:
             _until_reached(event)
         else:
             self._stream.wait_event(event)
@@ -139,9 +178,9 @@ class CudaLane:
         return self._replayed[key](*inputs)
 
 
-def _until_reached(event: torch.cuda.Event) -> None:
+def _until_reached(event: torch.cuda.Event | None) -> None:
     """Wait on the host; polled, as a wait inside CUDA would hold up other threads' launches."""
-    while not event.query():
+    while event is not None and not event.query():
         time.sleep(_POLL_S)
 
 
