@@ -216,6 +216,9 @@ def _build(
     config = builder.create_builder_config()
     # TF32 has float16's digits: float32 graphs mean what they say.
     config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT-RTX: what it takes for an engine that CUDA graphs can capture.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if spec.dynamic:
         config.add_optimization_profile(_profile(builder, network, spec))

@@ -4,6 +4,7 @@ and are as strict as the originals about names, shapes and streams."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from emulated_cuda import EmulatedCuda
+from emulated_tensor import DeviceTensor
 from torch import Tensor
 
 from dithead.export import manifest as mf
@@ -29,6 +31,7 @@ class Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._stream: int | None = None
+        self._working: DeviceTensor | None = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         port = self._engine.inputs[name]
@@ -45,17 +48,29 @@ class Context:
         self._addresses[name] = address
         return True
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self._shapes.keys() == self._engine.inputs.keys()
+        return 64 * max(map(math.prod, self._shapes.values()))
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size == self.update_device_memory_size_for_shapes()
+        self._working = self._engine.device.addressed(address)
+        assert self._working.numel() == size
+
     def execute_async_v3(self, stream: int) -> bool:
         assert self._stream in (None, stream), "a context is used on two streams"
         self._stream = stream
         device, engine = self._engine.device, self._engine
         assert stream == device.stream.cuda_stream
-        assert self._shapes.keys() == engine.inputs.keys()
+        assert self._working is not None
         inputs = [device.addressed(self._addresses[name]) for name in engine.inputs]
         outputs = [device.addressed(self._addresses[name]) for name in engine.outputs]
         for name, value in zip(engine.inputs, inputs, strict=True):
             assert tuple(value.shape) == self._shapes[name]
-        device.run_library(engine.compute, inputs, outputs)
+        # The working memory is written, too, which orders it like everything else.
+        results = [*outputs, self._working]
+        self._working = None  # for each run anew
+        device.run_library(engine.compute, inputs, results, self)
         return True
 
 
@@ -73,12 +88,14 @@ class Engine:
         assert file is not None
         self._session = onnxruntime.InferenceSession(str(bundle / file.file.path))
 
-    def create_execution_context(self) -> Context:
+    def create_execution_context(self, strategy: str) -> Context:
+        assert strategy == "user managed"
         return Context(self)
 
     def compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         feeds = dict(zip(self.inputs, (value.numpy() for value in inputs), strict=True))
-        return tuple(map(torch.from_numpy, self._session.run(list(self.outputs), feeds)))
+        found = map(torch.from_numpy, self._session.run(list(self.outputs), feeds))
+        return *found, torch.zeros((), dtype=torch.uint8)
 
 
 def emulate_tensorrt(monkeypatch: pytest.MonkeyPatch, device: EmulatedCuda, bundle: Path) -> None:
@@ -104,7 +121,12 @@ def emulate_tensorrt(monkeypatch: pytest.MonkeyPatch, device: EmulatedCuda, bund
         def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
             return Engine(device, *engines[data], bundle) if data in engines else None
 
-    library = SimpleNamespace(__version__=versions.pop(), Logger=Logger, Runtime=Runtime)
+    library = SimpleNamespace(
+        __version__=versions.pop(),
+        Logger=Logger,
+        Runtime=Runtime,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+    )
     monkeypatch.setattr(tensorrt_back_end, "load_flavour", lambda flavour: library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))

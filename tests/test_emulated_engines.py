@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from dithead.pipeline import Options
 from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.backends.tensorrt import EngineGraphs
+from dithead.runtime.batch import Batcher
+from dithead.runtime.lanes import make_lanes
 from dithead.runtime.session import Session
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
@@ -73,6 +76,26 @@ def test_engines_make_the_frames_of_their_graphs(
     assert emulated_cuda.waits == []
     assert emulated_cuda.races() == []
     assert emulated_cuda.replays > FRAMES
+
+
+@needs_rtx
+def test_a_speaker_that_leaves_takes_no_engine_from_the_others(
+    shipped_bundle: Path,
+    emulated_cuda: EmulatedCuda,
+    pictures: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emulate_tensorrt(monkeypatch, emulated_cuda, shipped_bundle)
+    session = Session(EngineGraphs(shipped_bundle, "cuda", "tensorrt-rtx"), batch=1)
+    session._batcher = Batcher(make_lanes(session.graphs.device, True), most=1, wait_s=0.0)
+    options, sound = Options(steps=1), [warble(FRAMES / 25)]
+    with session.open_stream(options) as stays:
+        with session.open_stream(options) as leaves:
+            assert len(collect(leaves, pictures[:2], sound)) == 2
+        del leaves
+        gc.collect()
+        assert len(collect(stays, pictures, sound)) == FRAMES
+    assert emulated_cuda.races() == []
 
 
 def test_onnxruntime_on_cuda_makes_the_frames_of_the_cpu(
@@ -140,7 +163,7 @@ def test_a_batch_takes_the_engine_built_for_it(
         torch.testing.assert_close(found.cpu(), wanted)
     with pytest.raises(ExportError, match=r"for 1,2 streams at once, not for 3.*--batch 1,2,3"):
         graphs.run("dit_context", windows.to("cuda"))
-    with pytest.raises(StreamError, match="on cuda, found float32"):
+    with pytest.raises(StreamError, match="on cuda:0, found float32"):
         graphs.run("dit_context", windows[:1])
 
 

@@ -26,7 +26,10 @@ class BundleGraphs:
 
     def __init__(self, bundle: Path, device: torch.device) -> None:
         self._bundle = bundle
-        self._device = device
+        self._device = torch.device("cpu")
+        if device.type == "cuda":
+            number = torch.cuda.current_device() if device.index is None else device.index
+            self._device = torch.device("cuda", number)
         self._manifest = read_manifest(bundle)
         self._config = self._manifest.model_config()
         self._entries = {entry.name: entry for entry in self._manifest.graphs}
@@ -73,7 +76,7 @@ def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.devi
         fits = len(port.shape) == value.dim() and all(
             isinstance(n, str) or n == m for n, m in zip(port.shape, value.shape, strict=True)
         )
-        if dtype != port.dtype or not fits or value.device.type != device.type:
+        if dtype != port.dtype or not fits or value.device != device:
             batched = list(port.shape[1:]) == list(value.shape[1:]) and port.shape[:1] == (1,)
             remedy = "; for batches export again with --batch" if batched else ""
             raise StreamError(

@@ -112,7 +112,7 @@ class OnnxGraphs(BundleGraphs):
     ) -> tuple[Tensor, ...]:
         """Inputs are read and outputs written where they are, on the device."""
         binding = session.io_binding()
-        index = self._device.index or 0
+        index = self._device.index
         kept = [value.detach().contiguous() for value in inputs]
         outputs = allocate(entry, kept, self._device)
         ports = [*zip(entry.inputs, kept, strict=True), *zip(entry.outputs, outputs, strict=True)]
@@ -166,7 +166,7 @@ class OnnxGraphs(BundleGraphs):
             # A node that the provider cannot take is an error, never a slip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # TF32 has float16's digits, too few for coordinates.
-            provider = (self.provider, {"device_id": self._device.index or 0, "use_tf32": 0})
+            provider = (self.provider, {"device_id": self._device.index, "use_tf32": 0})
         try:
             session = self._ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's own classes, which it does not document

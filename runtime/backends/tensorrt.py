@@ -18,6 +18,8 @@ from dithead.face.tracker import FaceTracker
 from dithead.graphs import Noise
 from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs, open_sizes
 
+_KEPT_SIZES = 64
+
 
 class EngineGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's engines.
@@ -55,7 +57,7 @@ class EngineGraphs(BundleGraphs):
             self._runtime = self._trt.Runtime(self._logger)
         self._engines: dict[tuple[str, int], Any] = {}
         self._opening = threading.Lock()  # streams, and their stages, ask from their own threads
-        self._own = threading.local()  # a context is for one CUDA stream, thus for one thread
+        self._contexts: dict[tuple[str, int, int], _Context] = {}  # graph, batch, CUDA stream
         noise = InitialNoise(self._config.vqgan.latent_channels, self._config.latent_size)
         self._modules: dict[str, nn.Module] = {
             "face_tracker": FaceTracker(self._config.face),
@@ -84,7 +86,8 @@ class EngineGraphs(BundleGraphs):
         with torch.cuda.device(self._device):
             for name in self.sizes_to_preload():
                 if (entry := self._entry(name)).engines:
-                    self._engine(entry, 1)
+                    with self._opening:
+                        self._engine(entry, 1)
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Queue a graph on the current stream: its inputs -> its outputs, in the table's order.
@@ -99,49 +102,29 @@ class EngineGraphs(BundleGraphs):
         check_inputs(entry, inputs, self._device)
         with torch.cuda.device(self._device):
             batch = open_sizes(entry, inputs).get("B", 1)
-            return self._execute(self._context(entry, batch), entry, inputs)
+            context = self._context(entry, batch)
+            with context.lock:
+                return context.queue(entry, inputs, self._device)
 
-    def _execute(
-        self, context: Any, entry: GraphEntry, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        kept = [value.detach().contiguous() for value in inputs]
-        results = allocate(entry, kept, self._device)
-        for port, tensor in zip(entry.inputs, kept, strict=True):
-            if not context.set_input_shape(port.name, tuple(tensor.shape)):
-                raise StreamError(
-                    f"graph '{entry.name}': its engine was not built for '{port.name}' of shape "
-                    f"{tuple(tensor.shape)} (docs/export.md has the ranges)"
-                )
-            context.set_tensor_address(port.name, tensor.data_ptr())
-        for port, tensor in zip(entry.outputs, results, strict=True):
-            context.set_tensor_address(port.name, tensor.data_ptr())
-        stream = torch.cuda.current_stream(self._device)
-        if not context.execute_async_v3(stream.cuda_stream):
-            raise StreamError(f"graph '{entry.name}': its engine did not run on {self._device}")
-        for tensor in kept:
-            tensor.record_stream(stream)
-        return tuple(results)
-
-    def _context(self, entry: GraphEntry, batch: int) -> Any:
-        key = entry.name, batch
-        if not hasattr(self._own, "contexts"):
-            self._own.contexts = {}
-        contexts: dict[tuple[str, int], Any] = self._own.contexts
-        if key not in contexts:
-            context = self._engine(entry, batch).create_execution_context()
-            if context is None:
-                raise StreamError(
-                    f"graph '{entry.name}': no memory on {self._device} to run its engine in"
-                )
-            contexts[key] = context
-        return contexts[key]
+    def _context(self, entry: GraphEntry, batch: int) -> _Context:
+        """What runs a graph on the current stream. It lives as long as the back end: a CUDA graph
+        that was captured goes on using it."""
+        key = entry.name, batch, torch.cuda.current_stream(self._device).cuda_stream
+        with self._opening:
+            if key not in self._contexts:
+                strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+                context = self._engine(entry, batch).create_execution_context(strategy)
+                if context is None:
+                    raise StreamError(
+                        f"graph '{entry.name}': no memory on {self._device} to run its engine in"
+                    )
+                self._contexts[key] = _Context(context)
+            return self._contexts[key]
 
     def _engine(self, entry: GraphEntry, batch: int) -> Any:
         """An engine, opened once; its contexts do not keep it alive."""
         key = entry.name, batch
-        with self._opening:
-            if key in self._engines:
-                return self._engines[key]
+        if key not in self._engines:
             version = str(self._trt.__version__)
             file = find_engine(entry, self.flavour, version, self._bundle, batch)
             path = check_file(self._bundle, file.file)
@@ -154,7 +137,48 @@ class EngineGraphs(BundleGraphs):
                     f"--compute-capability {capability}"
                 )
             self._engines[key] = engine
-            return engine
+        return self._engines[key]
+
+
+class _Context:
+    """An engine's state on one CUDA stream, for one thread at a time.
+
+    The memory that an engine works in is PyTorch's, taken for each run in the size that the shapes
+    ask for: TensorRT would take it once for the largest shapes, and may not take any while a CUDA
+    graph is captured.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self.lock = threading.Lock()
+        self._context = context
+        self._sizes: dict[tuple[tuple[int, ...], ...], int] = {}  # bytes by shapes
+
+    def queue(
+        self, entry: GraphEntry, inputs: tuple[Tensor, ...], device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Queue a run on the current stream: inputs -> outputs."""
+        context, stream = self._context, torch.cuda.current_stream(device)
+        kept = [value.detach().contiguous() for value in inputs]
+        results = allocate(entry, kept, device)
+        for port, tensor in zip(entry.inputs, kept, strict=True):
+            if not context.set_input_shape(port.name, tuple(tensor.shape)):
+                raise StreamError(
+                    f"graph '{entry.name}': its engine was not built for '{port.name}' of shape "
+                    f"{tuple(tensor.shape)} (docs/export.md has the ranges)"
+                )
+            context.set_tensor_address(port.name, tensor.data_ptr())
+        for port, tensor in zip(entry.outputs, results, strict=True):
+            context.set_tensor_address(port.name, tensor.data_ptr())
+        shapes = tuple(tuple(tensor.shape) for tensor in kept)
+        if shapes not in self._sizes:
+            if len(self._sizes) == _KEPT_SIZES:
+                self._sizes.clear()
+            self._sizes[shapes] = context.update_device_memory_size_for_shapes()
+        working = torch.empty(self._sizes[shapes], dtype=torch.uint8, device=device)
+        context.set_device_memory(working.data_ptr(), working.numel())
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise StreamError(f"graph '{entry.name}': its engine did not run on {device}")
+        return tuple(results)
 
 
 def find_engine(
