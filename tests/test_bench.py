@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -17,6 +19,7 @@ from dithead.bench.case import Case, run_case
 from dithead.bench.child import measure, percentiles
 from dithead.bench.plot import Bar, bars
 from dithead.errors import ConfigError, StreamError
+from dithead.runtime.session import Stream
 
 TIMES = [Fraction(i, 25) for i in range(10)]
 STAGES = {
@@ -88,13 +91,25 @@ def test_a_run_from_file_to_file(case: Callable[..., Case], overlap: bool) -> No
 
 
 @pytest.mark.parametrize("pace", [False, True])
-def test_streams_of_a_session(case: Callable[..., Case], pace: bool) -> None:
+def test_streams_of_a_session(
+    case: Callable[..., Case], pace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed_s: defaultdict[int, list[float]] = defaultdict(list)
+    push_frame = Stream.push_frame
+
+    def noted(stream: Stream, *arguments: Any) -> bool:
+        pushed_s[id(stream)].append(time.perf_counter())
+        return push_frame(stream, *arguments)
+
+    monkeypatch.setattr(Stream, "push_frame", noted)
     found = measure(case("sessions", streams=2, pace=pace))
     assert found["frames"] == 32
     assert found["latency_ms"]["p50"] > 0
     assert found["fps"] == pytest.approx(32 / found["wall_s"])
-    if pace:  # 25 frames a second and stream, and never more
-        assert found["fps"] < 60
+    for times_s in pushed_s.values():
+        assert len(times_s) == 3 + 16
+        if pace:  # none before its time
+            assert times_s[-1] - times_s[0] > (len(times_s) - 1) / 25 - 0.05
 
 
 def test_a_case_that_fails_says_with_what(case: Callable[..., Case]) -> None:
