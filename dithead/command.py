@@ -7,38 +7,49 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from dithead.errors import ConfigError, DitheadError
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C so that nothing half-written is left."""
+    """SIGTERM or SIGHUP, treated as Ctrl-C so that nothing half-written is left."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def _terminate(number: int, frame: object) -> None:
-    raise Terminated
+    raise Terminated(number)
 
 
 def run_command(program: str, action: Callable[[], None], interrupted: str) -> int:
     """Run a command's action and tell its errors on stderr, each in one line.
 
     Args:
-        interrupted: what to say after Ctrl-C or SIGTERM, such as that nothing was written.
+        interrupted: what to say after Ctrl-C, SIGTERM or the terminal's closing, such as that
+            nothing was written.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 misused, 130 or 143 interrupted.
+        The exit code: 0 done, 1 failed, 2 misused, 129, 130 or 143 interrupted.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        hang_up = getattr(signal, "SIGHUP", None)
+        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # else nohup
+            signal.signal(hang_up, _terminate)
     try:
         action()
     except DitheadError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as interrupt:
-        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+        number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+        with suppress(OSError):  # the terminal may be gone
+            print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
+        return 128 + number
     return 0
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
+import signal
+import stat
 import sys
+import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil, floor
@@ -28,7 +32,7 @@ from av.video.format import VideoFormat
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from dithead.errors import MediaError
+from dithead.errors import ConfigError, MediaError
 from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture, has_alpha, upright
 from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
@@ -48,6 +52,8 @@ _RESAMPLER_SLACK_S = Fraction(1, 1000)
 
 _ROTATING = {"mp4", "mov", "matroska", "webm"}  # they tell players to turn the picture
 
+_TAGGED = {"mp4", "mov"}
+
 # For MP4 and MOV: tags of any name, not a fixed list; and the index in front, to play while
 # loading, or, where nothing can be written in front later, in pieces.
 _TAGS, _INDEX_FIRST = "+use_metadata_tags", "+faststart"
@@ -55,6 +61,8 @@ _PIECES = "+frag_keyframe+delay_moov+default_base_moof"
 _STREAMED = {"flush_packets": "1"}
 _PIECE_US = 500_000
 _KEY_FRAME_S = 2  # a viewer of a stream waits no longer for the next key frame
+_CLUSTERS, _CLUSTER_MS = {"matroska", "webm"}, 100  # Matroska's pieces
+_ABORT_S = 1.0  # for which a write that goes on is waited for
 
 
 class VideoSink:
@@ -84,10 +92,10 @@ class VideoSink:
         notes: what the user should know of the encoding.
 
     Raises:
-        MediaError: the folder is missing or not writable, the extension is unknown, the server does
-            not answer or the encoder refuses, all before any work; `write` and `close` raise it
-            too.
-        ConfigError: the encoder has no such option.
+        MediaError: the folder is missing or not writable, the extension is unknown, the server
+            cannot be reached or the encoder refuses the pictures, all before any work; `write` and
+            `close` raise it too.
+        ConfigError: the encoder has no such option, or refuses what was asked of it.
     """
 
     def __init__(
@@ -104,6 +112,8 @@ class VideoSink:
         self.frames_written = 0
         self.notes: list[str] = []
         self._closed = False
+        self._writing = threading.Lock()  # held while the container is in use
+        self._pipe: _Pipe | None = None
         self._last: VideoFrame | None = None
         encoding = encoding or Encoding()
         muxer = self.to.muxer(encoding)
@@ -112,7 +122,10 @@ class VideoSink:
         options = encoding.options(codec, self.to.streamed)
         self._turns = 0 if muxer in _ROTATING else like.rotation_deg // 90 % 4
         self._final: Path | None = None
-        target: Any = sys.stdout.buffer if self.to.text == "-" else self.to.text
+        target: Any = self.to.text
+        if target == "-":
+            sys.stdout.flush()
+            target = self._pipe = _Pipe(sys.stdout.fileno())
         if not self.to.streamed:
             self._final = Path(self.to.text)
             self._temporary = _temporary_name(self._final)
@@ -124,6 +137,7 @@ class VideoSink:
             refused += ", which needs an NVIDIA GPU with NVENC and its driver"
         if self.to.live:
             refused = f"{self.to}: cannot be reached, or takes no {codec}"
+        asked = [f"{name} {value}" for name, value in encoding.asked().items()]
         # All that follows is undone if it is interrupted, at whatever line.
         try:
             if self._final is not None:
@@ -137,7 +151,7 @@ class VideoSink:
                 )
             # The name of the service is all that MPEG-TS has room for.
             self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
-            with _reported(refused):
+            with _reported(refused, asked):
                 self._video = _add_video(
                     self._container,
                     _turned(like, self._turns),
@@ -154,7 +168,8 @@ class VideoSink:
                     None if audio is None else _AudioTrack(self._container, audio, audio_codec)
                 )
                 # Opens the encoders and writes the header: what they refuse shows now.
-                self._container.start_encoding()
+                with _killable() if self.to.live else nullcontext():
+                    self._container.start_encoding()
             if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
                 self.notes.append(
                     f"the transparency was left out, which {codec} has not; a .webm keeps it"
@@ -191,7 +206,7 @@ class VideoSink:
         picture.duration = round((frame.end_s - frame.time_s) / self.time_base)
         # The decoder's frame type would force the encoder's.
         picture.pict_type = PictureType.NONE
-        with _reported(f"{self.to}: cannot write frame {frame.index}"):
+        with self._writing, _reported(f"{self.to}: cannot write frame {frame.index}"):
             self._container.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.advance(frame.time_s)
@@ -205,7 +220,7 @@ class VideoSink:
         try:
             if self._last is None:
                 raise MediaError(f"{self.to}: not written, as there was no frame to write")
-            with _reported(f"{self.to}: cannot be finished"):
+            with self._writing, _reported(f"{self.to}: cannot be finished"):
                 self._container.mux(self._video.encode(None))
                 if self._audio is not None:
                     self._audio.finish(self._last.end_s, self._last.end_s - self._last.time_s)
@@ -219,18 +234,28 @@ class VideoSink:
         if self._final is not None:
             self._remove_temporary.detach()
 
+    def stop(self) -> None:
+        """End a wait for whoever reads standard output, from any thread."""
+        if self._pipe is not None:
+            self._pipe.stopped = True
+
     def abort(self) -> None:
         """Stop and leave no file. Harmless after `close`."""
         if self._closed:
             return
         self._closed = True
+        self.stop()
         # The file goes first: the muxer then does not stop to move its index to the front.
         if self._final is not None:
             with suppress(OSError):
                 self._remove_temporary()
-        if hasattr(self, "_container"):  # else interrupted before there was one
-            with suppress(av.FFmpegError, OSError):
-                self._container.close()
+        # A server that takes nothing any more is left with the thread that waits for it.
+        if hasattr(self, "_container") and self._writing.acquire(timeout=_ABORT_S):
+            try:
+                with suppress(av.FFmpegError, OSError):
+                    self._container.close()
+            finally:
+                self._writing.release()
 
 
 class _AudioTrack:
@@ -283,13 +308,55 @@ class _AudioTrack:
         self._container.mux(self._stream.encode(None))
 
 
+class _Pipe:
+    """What PyAV writes a pipe through: everything at once, and a wait that can be ended."""
+
+    def __init__(self, number: int) -> None:
+        self.stopped = False
+        self._number = number
+        # A pipe that can be written to takes so much without a wait; a file takes anything.
+        waits = not stat.S_ISREG(os.fstat(number).st_mode)
+        self._most = getattr(select, "PIPE_BUF", 512) if waits else 1 << 20
+
+    def write(self, data: bytes) -> int:
+        """All of it."""
+        left = memoryview(data)
+        while left:
+            if self.stopped:
+                raise BrokenPipeError("the output was stopped")
+            if os.name != "posix" or select.select([], [self._number], [], 0.1)[1]:
+                left = left[os.write(self._number, left[: self._most]) :]
+        return len(data)
+
+
 @contextmanager
-def _reported(message: str) -> Iterator[None]:
-    """Turn what FFmpeg or the system refuses into a `MediaError`."""
+def _killable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process at once: PyAV waits for a server's answer in a call
+    during which no handler of Python's can run. There is no file to be left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _reported(message: str, asked: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what FFmpeg or the system refuses into a `MediaError`, or, where FFmpeg says that it is
+    for an option that was asked for, into a `ConfigError`."""
+    try:
+        yield
+    except av.error.ProtocolNotFoundError as error:
+        raise MediaError(f"{message}: this FFmpeg was built without that protocol") from error
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if asked and isinstance(error, av.error.ArgumentError):
+            raise ConfigError(f"{message} with {', '.join(asked)}: {reason}") from error
         raise MediaError(f"{message}: {reason}") from error
 
 
@@ -333,6 +400,8 @@ def _add_video(
     stream.color_primaries = like.color_primaries
     stream.color_trc = like.color_trc
     stream.max_b_frames = 0
+    if stream.codec_context.codec.canonical_name == "hevc" and container.format.name in _TAGGED:
+        stream.codec_context.codec_tag = "hvc1"  # the one that Apple's players take
     # Take the frames' own durations: without this, the encoder ends the last one by the mean rate.
     stream.codec_context.flags |= Flags.frame_duration
     if like.sample_aspect_ratio:
@@ -344,7 +413,9 @@ def _add_video(
 
 def _muxer_options(muxer: str, streamed: bool) -> dict[str, str]:
     options = dict(_STREAMED) if streamed else {}
-    if muxer in ("mp4", "mov"):
+    if streamed and muxer in _CLUSTERS:
+        options["cluster_time_limit"] = str(_CLUSTER_MS)
+    if muxer in _TAGGED:
         options["movflags"] = _TAGS + (_PIECES if streamed else _INDEX_FIRST)
         if streamed:
             options["frag_duration"] = str(_PIECE_US)

@@ -97,6 +97,16 @@ class Encoding:
                     "those that matter here"
                 )
 
+    def asked(self) -> dict[str, object]:
+        """What was asked of the encoder, by the names of the command's options."""
+        given = {
+            "crf": self.crf,
+            "bitrate": self.bitrate_bps,
+            "preset": self.preset,
+            "pix-fmt": self.pix_fmt,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
     def options(self, codec: str, streamed: bool) -> dict[str, str]:
         """FFmpeg's options for an encoder."""
         options: dict[str, str] = {}

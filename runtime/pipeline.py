@@ -150,6 +150,7 @@ def stream_file(
             try:
                 scheduler.start()
                 scheduler.wait()
+                writer.done = True
             finally:
                 scheduler.stop()
             summary.stage_s = scheduler.busy_s
@@ -231,6 +232,8 @@ class _Writer:
         pace: _Pace | None,
     ) -> None:
         self.last: VideoFrame | None = None
+        self.done = False
+        """Whether all frames are written."""
         self._sink = sink
         self._summary = summary
         self._interpolate = interpolate
@@ -238,7 +241,9 @@ class _Writer:
         self._pace = pace
 
     def stop(self) -> None:
-        """End the waiting for a frame's turn."""
+        """End the waiting for a frame's turn, and for a reader that does not read."""
+        if not self.done:
+            self._sink.stop()
         if self._pace is not None:
             self._pace.stop()
 
@@ -281,8 +286,9 @@ def _notes(
         notes.append(f"{source.dropped} frames of the live source came too fast and were dropped")
     if source.interlaced:
         notes.append("the video is interlaced: the lines of its frames were made whole")
-    if source.decode_errors:
-        notes.append(f"{source.decode_errors} damaged pieces of the video were left out")
+    for track, name in ((source, "video"), (sound, "audio")):
+        if track.decode_errors:
+            notes.append(f"{track.decode_errors} damaged pieces of the {name} were left out")
     return notes
 
 

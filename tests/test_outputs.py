@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -24,7 +28,7 @@ from clips import (
     write_clip,
 )
 
-from dithead.errors import MediaError
+from dithead.errors import ConfigError, MediaError
 from dithead.runtime.inputs import Demuxer, Input
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import DISCLOSURE, VideoSink
@@ -33,25 +37,33 @@ from dithead.runtime.outputs import Encoding
 SUFFIXES = [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".flv"]
 
 
-class Pipe(io.RawIOBase):
-    """A standard output that cannot be gone back in, and may be closed by its reader."""
+class Reader:
+    """Somebody who reads standard output: all of it or so many bytes, at once or later."""
 
-    def __init__(self, open_for: int = sys.maxsize) -> None:
-        super().__init__()
+    def __init__(
+        self, patch: pytest.MonkeyPatch, most: int = sys.maxsize, at_once: bool = True
+    ) -> None:
         self.taken = bytearray()
-        self._open_for = open_for
+        self._source, target = os.pipe()
+        self._stdout = io.TextIOWrapper(os.fdopen(target, "wb"))
+        patch.setattr("sys.stdout", self._stdout)
+        self._thread = threading.Thread(target=self._read, args=(most,))
+        if at_once:
+            self.start()
 
-    def writable(self) -> bool:
-        return True
+    def start(self) -> None:
+        self._thread.start()
 
-    def seekable(self) -> bool:
-        return False
+    def _read(self, most: int) -> None:
+        while len(self.taken) < most and (data := os.read(self._source, 1 << 16)):
+            self.taken += data
+        os.close(self._source)
 
-    def write(self, data: Any) -> int:
-        if len(self.taken) > self._open_for:
-            raise BrokenPipeError(32, "Broken pipe")
-        self.taken += data
-        return len(data)
+    def finish(self) -> bytes:
+        """All that was written, once the writer has closed its end."""
+        self._stdout.close()
+        self._thread.join()
+        return bytes(self.taken)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -72,17 +84,19 @@ def test_standard_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str | None, found: str
 ) -> None:
     clip = write_clip(tmp_path / "in.mp4", rate="29.97", sound=tone(44100, 1.4))
-    pipe, halfway = Pipe(), 0
-    monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=pipe))
+    reader, halfway = Reader(monkeypatch), 0
     with VideoSource(clip) as source:
         sound, encoding = AudioSource(clip), Encoding(container)
         with VideoSink("-", source.info, audio=sound, encoding=encoding) as sink:
             for frame in source:
                 sink.write(frame)
-                halfway = halfway or (frame.index == 20 and len(pipe.taken))
-    assert 1000 < halfway < len(pipe.taken)  # goes out as it comes
+                if frame.index == 20:
+                    time.sleep(0.1)
+                    halfway = len(reader.taken)
+    taken = reader.finish()
+    assert 0.2 * len(taken) < halfway < len(taken)  # goes out as it comes
     out = tmp_path / "out"
-    out.write_bytes(pipe.taken)
+    out.write_bytes(taken)
     with av.open(str(out)) as result:
         assert result.format.name.startswith(found)
         assert len(result.streams.audio) == 1
@@ -93,13 +107,13 @@ def test_standard_output(
     assert all(abs(a - times[0] - b) <= tolerance_s for a, b in zip(times, wanted, strict=True))
     if container == "mp4":
         assert said(out)["synthetic_media"] == "yes"
-        assert b"moof" in pipe.taken
+        assert b"moof" in taken
 
 
 def test_a_reader_that_goes_away_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=Pipe(open_for=2000)))
+    reader = Reader(monkeypatch, most=2000)
     with (
         VideoSource(write_clip(tmp_path / "in.mp4")) as source,
         pytest.raises(MediaError, match=r"standard output: cannot .*Broken pipe"),
@@ -107,6 +121,91 @@ def test_a_reader_that_goes_away_is_told_of(
     ):
         for frame in source:
             sink.write(frame)
+            time.sleep(0.01)
+    reader.finish()
+
+
+def test_a_reader_that_does_not_read_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(monkeypatch, at_once=False)
+    clip = write_clip(tmp_path / "in.mp4", size=(640, 480), count=40)
+    stuck: list[Exception] = []
+    with VideoSource(clip) as source:
+        sink = VideoSink("-", source.info, encoding=Encoding(crf=0))
+
+        def write() -> None:
+            try:
+                for frame in source:
+                    sink.write(frame)
+            except MediaError as error:
+                stuck.append(error)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join(1.0)
+        assert thread.is_alive(), "the pipe was to be full"
+        start = time.monotonic()
+        sink.abort()
+        thread.join(2.0)
+        assert not thread.is_alive()
+        assert time.monotonic() - start < 2
+    assert "was stopped" in str(stuck[0])
+    reader.start()
+    assert reader.finish()
+
+
+OPENS = """
+import signal, sys, threading
+from dithead.runtime.media import VideoSource
+from dithead.runtime.mux import VideoSink
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: print("a handler ran", flush=True))
+with VideoSource(sys.argv[1]) as source:
+    VideoSink(sys.argv[2], source.info)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has other signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_never_answers_can_be_left(tmp_path: Path, number: signal.Signals) -> None:
+    clip = write_clip(tmp_path / "in.mp4", count=2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"rtmp://127.0.0.1:{server.getsockname()[1]}/live/name"
+        process = subprocess.Popen([sys.executable, "-c", OPENS, str(clip), address])
+        try:
+            server.settimeout(60)
+            connection, _ = server.accept()
+            with connection:
+                time.sleep(0.2)
+                process.send_signal(number)
+                assert process.wait(5) == -number
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_protocol_that_ffmpeg_lacks_is_named(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "in.mp4", count=2)
+    with VideoSource(clip) as source:
+        try:
+            sink = VideoSink("srt://127.0.0.1:9", source.info)
+        except MediaError as error:
+            assert "built without that protocol" in str(error)
+        else:  # this FFmpeg has it
+            sink.abort()
+
+
+def test_what_an_encoder_refuses_of_what_was_asked_is_named(tmp_path: Path) -> None:
+    with VideoSource(write_clip(tmp_path / "in.mp4", count=2)) as source:
+        for codec, preset in (("libx264", "bogus"), ("libsvtav1", "slow")):
+            with pytest.raises(ConfigError, match=f"{codec} with preset {preset}"):
+                VideoSink(
+                    tmp_path / "out.mp4",
+                    source.info,
+                    encoding=Encoding(video_codec=codec, preset=preset),
+                )
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_a_server_is_sent_everything(tmp_path: Path) -> None:
@@ -189,7 +288,10 @@ def test_the_encoder_is_the_one_asked_for(
         for frame in source:
             sink.write(frame)
     with av.open(str(out)) as result:
-        assert result.streams.video[0].codec_context.name in (name, f"lib{name}", "libdav1d")
+        codec = result.streams.video[0].codec_context
+        assert codec.name in (name, f"lib{name}", "libdav1d")
+        if name == "hevc":
+            assert codec.codec_tag == "hvc1"  # or Apple's players refuse it
     assert len(raw_times(out)) == 8
 
 
