@@ -290,7 +290,7 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None, show: bool) 
                 frames = None
     if not audio.once:
         sound = AudioSource(audio)
-        if show:  # takes decoding it once
+        if show and not audio.scheme:  # takes decoding it once
             sound_s = sound.duration_s
     if sound_s is None or rate is None:
         return frames

@@ -230,8 +230,12 @@ class Demuxer:
         if given.text == "-":
             target = self._pipe = _Pipe(sys.stdin.buffer)
         elif given._is_pipe and given.format not in _LIVE_FORMATS:
-            target = self._pipe = _Pipe(open(given.text, "rb", buffering=0))  # noqa: SIM115
-        elif not given.scheme and given.format not in _LIVE_FORMATS:
+            try:
+                file = open(given.text, "rb", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise MediaError(f"{given}: cannot be opened: {error.strerror}") from error
+            target = self._pipe = _Pipe(file)
+        elif not given.scheme and given.format not in _LIVE_FORMATS | {"lavfi"}:
             # Absolute, so that FFmpeg never takes the part before a colon for a protocol.
             target = os.path.abspath(given.text)
             if given.pattern and not os.path.exists(target):
@@ -253,6 +257,8 @@ class Demuxer:
                 metadata_errors="replace",
                 timeout=timeout,
             )
+        except av.error.ProtocolNotFoundError as error:
+            raise MediaError(f"{given}: this FFmpeg was built without that protocol") from error
         except (av.FFmpegError, OSError, ValueError) as error:
             if self._pipe is not None and self._pipe.interrupt is not None:
                 raise self._pipe.interrupt from None
@@ -315,7 +321,14 @@ def _first_number(given: Input) -> int:
     numbers = [int(m[1]) for m in map(wanted.fullmatch, names) if m is not None]
     if not numbers:
         raise MediaError(f"{given}: no picture of that pattern")
-    return min(numbers)
+    first = min(numbers)
+    missing = set(range(first, max(numbers))) - set(numbers)
+    if missing:  # FFmpeg would end there without a word
+        raise MediaError(
+            f"{given}: there is no number {min(missing)}, and {max(numbers)} is the last: number "
+            "the pictures without gaps"
+        )
+    return first
 
 
 def _streams(container: InputContainer, kind: Kind) -> list[Any]:

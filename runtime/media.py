@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
+from typing import cast
 
 import av
 import numpy as np
+from av.format import Flags as FormatFlags
 
 from dithead.errors import MediaError
 from dithead.runtime.deinterlace import deinterlaced
@@ -25,10 +27,11 @@ from dithead.runtime.track import Track
 
 SPEECH_RATE_HZ = 16_000
 
-# An audio track's times may be off by less than this much (rounded time stamps); a gap up to the
-# second length is filled with silence; more than that is a broken clock and ignored.
+# An audio track's times may be off by less than this much (rounded time stamps).
 _AUDIO_JITTER_S = Fraction(1, 10)
-_AUDIO_GAP_S = Fraction(60)
+# A clock that goes back by more than the one, or, where that may be (sound, and containers in which
+# time starts anew), forward by more than the other is a new one: it continues the old one's time.
+_BACK_S, _FORWARD_S = Fraction(1), Fraction(60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +308,7 @@ class AudioSource:
                 if frame is not None and frame.pts is not None:
                     due = round((frame.pts * track.stream.time_base - track.start_s) * rate) + shift
                     late = due - written
-                    if abs(late) > _AUDIO_GAP_S * rate and written:
+                    if written and not -_BACK_S * rate <= late <= _FORWARD_S * rate:
                         shift -= late
                     elif written == 0 or abs(late) > _AUDIO_JITTER_S * rate:
                         samples = samples[:, max(0, -late) :]
@@ -382,7 +385,13 @@ class _VideoPass:
         self._index = 0
         self._start = round(self.info.start_s / self.info.time_base)
         self._period = 1 / (self.info.average_rate * self.info.time_base)
-        self.clock = _Clock(self._start, self._period, self.info.time_base)
+        self.clock = self._new_clock()
+
+    def _new_clock(self) -> _Clock:
+        starts_anew = cast(int, FormatFlags.ts_discont.value)
+        flags = self.demuxer.container.format.flags
+        forward_s = _FORWARD_S if flags & starts_anew else None
+        return _Clock(self._start, self._period, self.info.time_base, forward_s)
 
     @property
     def demuxer(self) -> Demuxer:
@@ -418,7 +427,7 @@ class _VideoPass:
         except av.FFmpegError:
             return None
         self._decoded = chain(self._track)
-        self.clock = _Clock(self._start, self._period, self.info.time_base)
+        self.clock = self._new_clock()
         first = next(self, None)
         intact = first is not None and first.picture.key_frame and not first.picture.is_corrupt
         return first if intact and not self.clock.repaired else None
@@ -438,13 +447,17 @@ class _Clock:
         start: the stream's time that counts as zero, in ticks.
         period: ticks between frames at the average rate.
         time_base: seconds in one tick.
+        forward_s: a leap by more starts a new timeline, too; None where any may be meant.
     """
 
-    def __init__(self, start: int, period: Fraction, time_base: Fraction) -> None:
+    def __init__(
+        self, start: int, period: Fraction, time_base: Fraction, forward_s: Fraction | None = None
+    ) -> None:
         self.repaired = False
         self._shift = -start
         self._period = period
-        self._second = 1 / time_base
+        self._back = _BACK_S / time_base
+        self._forward = None if forward_s is None else forward_s / time_base
         self._last: Fraction | None = None
         self._last_dts: int | None = None
 
@@ -460,10 +473,13 @@ class _Clock:
         else:
             now = last + self._period
         earliest = 0 if last is None else round(last) + 1
+        if self._forward is not None and last is not None and now - last > self._forward:
+            self._shift += round(last + self._period - now)
+            self.repaired, now = True, last + self._period
         self.repaired |= pts is None or round(now) < earliest
         if round(now) < earliest:
             given, now = now, Fraction(earliest)
-            if last is None or last - given > self._second:
+            if last is None or last - given > self._back:
                 now = now if last is None else last + self._period
                 self._shift += round(now - given)
         self._last, self._last_dts = now, dts
@@ -496,5 +512,5 @@ def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:
         start_s=track.start_s,
         duration_s=duration_s or None,
         frame_count=stream.frames or None,
-        still=single and not track.demuxer.given.pattern,
+        still=single and not (track.demuxer.given.pattern or track.demuxer.given.once),
     )

@@ -317,7 +317,8 @@ class Scheduler:
         """What a stage still holds."""
         stage, lane = self._stages[number], self._lanes[number]
         with lane.active():
-            held = list(stage.finish(lane))
+            with self._at(stage.name, None):
+                held = list(stage.finish(lane))
             for done in held:
                 done.written = lane.record()
         return held
@@ -329,8 +330,8 @@ class Scheduler:
             self._free.put(item.slot)
 
     @contextmanager
-    def _at(self, stage: str, index: int) -> Iterator[None]:
-        """Time the work of a stage on a frame, and name both in what it raises."""
+    def _at(self, stage: str, index: int | None) -> Iterator[None]:
+        """Time the work of a stage on a frame, or at the end, and name both in what it raises."""
         start = time.perf_counter()
         try:
             yield
@@ -338,8 +339,9 @@ class Scheduler:
             raise
         except Exception as error:
             kind = type(error) if isinstance(error, DitheadError) else StreamError
-            raise kind(f"stage '{stage}' failed at frame {index}: {error}") from error
+            where = "at the end" if index is None else f"at frame {index}"
+            raise kind(f"stage '{stage}' failed {where}: {error}") from error
         end = time.perf_counter()
         self.busy_s[stage] += end - start
-        if self._trace is not None:
+        if self._trace is not None and index is not None:
             self._trace.add(stage, index, start, end)

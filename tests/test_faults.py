@@ -105,6 +105,19 @@ def test_a_stage_that_fails(
         assert job().frames_written == 2 * FRAMES - 1
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_stage_that_fails_at_the_end(
+    job: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(stages.Denoise, "finish", fail)
+    with pytest.raises(StreamError, match=r"^stage 'denoise' failed at the end: out of memory$"):
+        job(overlap=overlap)
+    assert left(tmp_path) == []
+
+
 def test_a_full_disk(
     job: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

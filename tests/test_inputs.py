@@ -85,6 +85,52 @@ def test_pictures_in_a_row(tmp_path: Path) -> None:
         assert [frame.time_s for frame in source] == [Fraction(i, 25) for i in range(5)]
 
 
+def test_a_number_that_is_missing_is_named(tmp_path: Path) -> None:
+    pattern = write_pictures(tmp_path / "frames", 4, 6)
+    (pattern.parent / "Bild 0006.png").unlink()
+    with pytest.raises(MediaError, match=r"no number 6, and 9 is the last: .* without gaps"):
+        VideoSource(Input(pattern))
+
+
+def test_ffmpegs_own_pictures() -> None:
+    with VideoSource(Input("testsrc=duration=0.2:size=64x48:rate=25", "lavfi")) as source:
+        assert len(list(source)) == 5
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_photograph_is_shown_upright(tmp_path: Path, orientation: int) -> None:
+    images = pytest.importorskip("PIL.Image", reason="writes photographs")
+    ops = pytest.importorskip("PIL.ImageOps", reason="turns photographs")
+    pixels = np.zeros((96, 64, 3), np.uint8)
+    pixels[:40, :24], pixels[60:, 40:] = 220, 120
+    image = images.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    wanted = ops.exif_transpose(images.open(tmp_path / "photo.jpg"))
+    with VideoSource(tmp_path / "photo.jpg") as source:
+        found = next(iter(source)).rgb()
+    assert found.shape == np.array(wanted).shape
+    assert np.abs(found.astype(int) - np.array(wanted)).mean() < 4
+
+
+@pytest.mark.parametrize("starts_s", [0, 300])
+def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path: Path, starts_s: int) -> None:
+    options = {"output_ts_offset": str(starts_s)}
+    sound = tone(44100, 1.6)
+    parts = [
+        write_clip(tmp_path / "a.ts", sound=sound),
+        write_clip(tmp_path / "b.ts", sound=sound, container_options=options),
+    ]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with VideoSource(joined) as source:
+        frames = list(source)
+    assert len(frames) == 80
+    assert frames[-1].end_s == pytest.approx(3.2, abs=0.05)
+    assert float(AudioSource(joined).duration_s) == pytest.approx(3.2, abs=0.1)
+
+
 def test_a_still_picture(tmp_path: Path) -> None:
     write_pictures(tmp_path / "p", 0, 1)
     with VideoSource(tmp_path / "p" / "Bild 0000.png") as source:

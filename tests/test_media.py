@@ -100,12 +100,14 @@ def test_missing_times_follow_from_the_rate(tmp_path: Path) -> None:
         ([100, None, 180], [0, 40, 80]),
         ([5100, 5140, 100, 140], [5000, 5040, 5080, 5120]),  # the clock was set back
         ([60, 100], [0, 40]),  # before the start
+        ([100, 140, 95_140, 95_180], [0, 40, 80, 120]),  # set forward, by more than a minute
+        ([100, 140, 40_140, 40_180], [0, 40, 40_040, 40_080]),  # a still scene
     ],
 )
 def test_times_always_increase(given_pts: list[int | None], expected: list[int]) -> None:
     from dithead.runtime.media import _Clock
 
-    clock = _Clock(start=100, period=Fraction(40), time_base=Fraction(1, 1000))
+    clock = _Clock(100, Fraction(40), Fraction(1, 1000), forward_s=Fraction(60))
     assert [clock.stamp(pts, None) for pts in given_pts] == expected
 
 
