@@ -62,8 +62,8 @@ class ExportOptions:
     compute_capability: str = PORTABLE
     """Such as ``8.9``: narrows engines to one kind of GPU."""
     batches: tuple[int, ...] = (1,)
-    """How many streams an engine works for at once; one engine for each number, of each graph that
-    streams can share."""
+    """How many streams an engine works for at once, beside one; an engine for each number, of each
+    graph that streams can share."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -155,7 +155,7 @@ class _Exporter:
         engines: list[mf.EngineFile] = []
         if spec.engine and self.options.flavour and "gpu" in self.options.targets:
             source, flavour = list(files.values())[-1], self.options.flavour
-            for batch in sorted(set(self.options.batches)) if spec.shared else (1,):
+            for batch in sorted({1, *self.options.batches}) if spec.shared else (1,):
                 engines.append(self._engine(spec, flavour, source, batch))
         onnx = tuple(files.values())
         for engine in engines:
@@ -253,14 +253,13 @@ class _Exporter:
         name = f"{spec.name}.{precision}.{key[:8]}.onnx"
         self.progress(f"{spec.name} ({precision}): ONNX")
         path = self.folder / name
-        self.made.append(path)
+        self.made += [path, path.with_name(f"{name}.data")]
         metadata = {"dithead_graph": spec.name, "dithead_precision": precision, "dithead_key": key}
         tolerance, reduced = TOLERANCES[precision], reduce_precision(module, precision)
         if reduced is not module:
             validate_precision(module, reduced, spec, [*random, *real], tolerance)
         export_onnx(reduced, spec, random[0], path, metadata, OPSETS[precision])
         beside = external_files(path)
-        self.made += beside
         fp32 = None if reference is None else self.folder / reference.file.path
         error = validate(path, module, spec, [*random, *real], tolerance, fp32, precision)
         self.report.built.append(name)

@@ -14,7 +14,7 @@ from dithead.export import manifest as mf
 
 _LOCK = ".export.lock"
 _OURS = re.compile(
-    r"[\w.]+\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)"
+    r"[\w.]+\.(fp32|fp16|bf16)\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)"
     r"|\..+\.(timing|tmp|lock|layers\.onnx|widened\.onnx)"
 )
 """Names of files that an export makes; one that was killed may have left some."""
@@ -81,10 +81,11 @@ def _is_free(folder: Path) -> bool:
 
 
 def remove_stale(folder: Path, manifest: mf.Manifest) -> None:
-    """Remove what exports made and no manifest names any more."""
+    """Remove what exports made and no manifest names any more, and what killed ones left."""
     named = {file.path for file in manifest.files()}
     named |= {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
     for path in folder.iterdir():
-        made = _OURS.fullmatch(path.name) and not path.name.startswith(".")
+        kept = path.name == _LOCK or path.name.endswith(".timing")
+        made = _OURS.fullmatch(path.name) and not kept
         if made and path.name not in named and path.is_file():
             path.unlink()

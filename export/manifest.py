@@ -275,7 +275,8 @@ def _graph_entry(values: Mapping[str, Any]) -> GraphEntry:
 
 
 def _manifest(values: Mapping[str, Any]) -> Manifest:
-    for name, kind in (("targets", list), ("largest_rectangle", int), ("precision", str)):
+    kinds = {"targets": list, "largest_rectangle": int, "precision": str, "checkpoint": str}
+    for name, kind in (kinds | {"checkpoint_sha256": str, "config": dict}).items():
         if not isinstance(values[name], kind):
             raise TypeError(f"{name} is {values[name]!r}")
     return Manifest(

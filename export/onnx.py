@@ -71,6 +71,11 @@ def load_onnxruntime() -> Any:
             "ONNX Runtime is not installed: pip install 'dithead[cpu]', or 'dithead[gpu]' for CUDA "
             "(never both)"
         ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise BackendUnavailable(
+            "ONNX Runtime is damaged, as when one of onnxruntime and onnxruntime-gpu was removed "
+            "beside the other: pip install --force-reinstall the one that is wanted"
+        )
     return onnxruntime
 
 

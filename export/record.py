@@ -36,6 +36,8 @@ def record_real_inputs(
         frames = [
             (torch.from_numpy(frame.rgb()), float(frame.time_s)) for frame in islice(video, FRAMES)
         ]
+    if len(frames) < 2:
+        raise MediaError(f"{clip} has but {len(frames)} frame: give a --clip with at least two")
     samples = np.concatenate(list(AudioSource(footage.speech()).blocks()))[
         : round(SPEECH_S * 16000)
     ]

@@ -217,6 +217,8 @@ def layer_outputs(path: Path, inputs: Arrays) -> Arrays:
             last.pop(name, None)  # a module's last output decides its place in the order
             last[name] = output
     exposed = {output: name for name, output in last.items()}
+    if not exposed:
+        return {}
     have = {v.name for v in model.graph.output}
     for output in exposed:
         if output not in have:

@@ -10,6 +10,7 @@ import torch
 
 from dithead.errors import ExportError
 from dithead.export import manifest as mf
+from dithead.export.folder import claimed
 from dithead.export.graphs import example_inputs, graph_specs
 from dithead.export.validate import TOLERANCES, onnx_session, relative_error, to_arrays
 from dithead.export.widen import runnable
@@ -28,6 +29,12 @@ def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
         BackendUnavailable: no GPU, or the TensorRT flavour is not installed.
         ExportError: the bundle has no engines, or one does not open, run or agree.
     """
+    mf.read_manifest(folder)  # a folder that is no bundle is left alone
+    with claimed(folder):
+        return _verify(folder, device)
+
+
+def _verify(folder: Path, device: str) -> dict[str, float]:
     from dithead.runtime.backends.tensorrt import EngineGraphs
 
     manifest = mf.read_manifest(folder)

@@ -29,6 +29,8 @@ class Request:
     """From when on the inputs may be read, and the result be written."""
     result: Buffer
     written: Event = None
+    ran: bool = False
+    """Whether the result is there."""
     taken: bool = False
     done: bool = False
     error: Exception | None = None
@@ -109,6 +111,10 @@ class Batcher:
         try:
             with self._lane.active():
                 self._execute(batch)
+        except Exception as error:
+            for part in batch:
+                if not part.ran:
+                    part.error = error
         finally:
             with self._changed:
                 self._running = False
@@ -143,8 +149,8 @@ class Batcher:
         lane, first = self._lane, batch[0]
         for request in batch:
             lane.wait(request.ready)
-        inputs = [torch.cat(parts) for parts in zip(*(r.inputs for r in batch), strict=True)]
         try:
+            inputs = [torch.cat(parts) for parts in zip(*(r.inputs for r in batch), strict=True)]
             found = lane.replay((first.key, inputs[0].shape[0]), first.work, *inputs)
         except Exception as error:
             if len(batch) == 1:
@@ -159,7 +165,7 @@ class Batcher:
             start += request.rows
         event = lane.record()
         for request in batch:
-            request.written = event
+            request.written, request.ran = event, True
 
 
 class Member:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dithead.errors import DitheadError
+
+if TYPE_CHECKING:
+    from dithead.export.manifest import Manifest
 
 State = Literal["ok", "missing", "unusable"]
 
@@ -38,14 +41,15 @@ def _version(package: str) -> str:
         return "of unknown version"
 
 
-def _extra(group: str, module: str, package: str, extra: str, purpose: str) -> Finding:
-    """A package that is only imported where it is used."""
+def _extra(group: str, module: str, package: str, extra: str | None, purpose: str) -> Finding:
+    """A package that is only imported where it is used; of an extra, or to be installed alone."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
         state: State = "missing" if isinstance(error, ModuleNotFoundError) else "unusable"
         detail = f"{purpose}; not installed" if state == "missing" else f"{purpose}; {error}"
-        return Finding(group, package, state, detail, f"pip install 'dithead[{extra}]'")
+        wanted = package if extra is None else f"'dithead[{extra}]'"
+        return Finding(group, package, state, detail, f"pip install {wanted}")
     return Finding(group, package, "ok", f"{purpose}; {_version(package)}")
 
 
@@ -74,9 +78,9 @@ def look_at_torch() -> list[Finding]:
         ("flash_attn", "flash-attn", "flash"),
         ("xformers.ops", "xformers", "xformers"),
         ("triton", "triton", "triton"),
-        ("cuda.bindings", "cuda-bindings", "gpu"),
+        ("cuda.bindings", "cuda-bindings", None),
     ):
-        purposes = {"triton": "kernels", "gpu": "the streams of --device cuda"}
+        purposes = {"triton": "kernels", None: "the streams of --device cuda"}
         purpose = purposes.get(extra, "an attention back end")
         found.append(_extra("PyTorch", module, package, extra, purpose))
     return found
@@ -85,6 +89,7 @@ def look_at_torch() -> list[Finding]:
 def look_at_engines() -> list[Finding]:
     """ONNX, ONNX Runtime with its providers, and the flavours of TensorRT."""
     from dithead.errors import BackendUnavailable
+    from dithead.export.onnx import load_onnxruntime
     from dithead.export.tensorrt import MODULES, load_flavour
 
     group = "Export and engines"
@@ -93,10 +98,11 @@ def look_at_engines() -> list[Finding]:
         _extra(group, "onnxscript", "onnxscript", "export", "writes ONNX files"),
     ]
     try:
-        import onnxruntime
-    except ImportError:
-        remedy = "pip install 'dithead[cpu]' (or 'dithead[gpu]', never both)"
-        found.append(Finding(group, "onnxruntime", "missing", "runs bundles", remedy))
+        onnxruntime = load_onnxruntime()
+    except BackendUnavailable as error:
+        what, _, remedy = str(error).partition(": ")
+        state: State = "missing" if "not installed" in what else "unusable"
+        found.append(Finding(group, "onnxruntime", state, f"runs bundles; {what}", remedy))
     else:
         providers = ", ".join(
             name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
@@ -167,6 +173,21 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
     return found
 
 
+def _engine_options(manifest: Manifest) -> str:
+    """What makes a bundle's engines again, and the speech encoder that no package has."""
+    engines = [engine for entry in manifest.graphs for engine in entry.engines]
+    options = []
+    if engines:
+        options = ["--engines", engines[0].flavour]
+        options += ["--batch", ",".join(map(str, sorted({engine.batch for engine in engines})))]
+    narrowed = {e.compute_capability for e in engines if e.flavour == "tensorrt-rtx"} - {"portable"}
+    if narrowed:
+        options += ["--compute-capability", narrowed.pop()]
+    if manifest.config.get("audio", {}).get("encoder") == "wav2vec2":
+        options += ["--audio-weights", "FOLDER"]
+    return " ".join(options) + " " if options else ""
+
+
 def look_at_bundle(folder: Path) -> list[Finding]:
     """Whether a bundle is whole and fits what is installed."""
     from dithead.errors import BackendUnavailable
@@ -179,11 +200,12 @@ def look_at_bundle(folder: Path) -> list[Finding]:
         manifest = mf.read_manifest(folder)
         random = not manifest.checkpoint_sha256
         source = "--preset" if random else "--checkpoint"
-        name = manifest.config["preset"] if random else manifest.checkpoint
+        name = manifest.config.get("preset", "PRESET") if random else manifest.checkpoint
         remedy = (
             f"dithead-export {source} {shlex.quote(name)} --precision {manifest.precision} "
             f"--targets {','.join(manifest.targets)} --largest-rectangle "
-            f"{manifest.largest_rectangle} -o {shlex.quote(str(folder))}"
+            f"{manifest.largest_rectangle} {_engine_options(manifest)}"
+            f"-o {shlex.quote(str(folder))}"
         )
         manifest.model_config()
         for file in manifest.files():
@@ -207,7 +229,8 @@ def look_at_bundle(folder: Path) -> list[Finding]:
         try:
             here = str(load_flavour(flavour).__version__)  # type: ignore[arg-type]
         except BackendUnavailable as error:
-            found.append(Finding(group, name, "unusable", f"{about}; {error}", remedy))
+            what, _, advice = str(error).partition(": ")
+            found.append(Finding(group, name, "unusable", f"{about}; {what}", advice))
             continue
         if here != built:
             detail = f"{about}; {here} is installed"

@@ -160,7 +160,7 @@ class PushedRun:
         self._last_s: Fraction | None = None
         self._last_out: RgbFrame | None = None
         self._portrait = portrait
-        self._closed = False
+        self._stopped = ""
         member = None if batcher is None else batcher.join(lanes, generator.steps)
         self._member = member
         try:
@@ -241,8 +241,8 @@ class PushedRun:
         self.finish_audio()
         self._inbox.close()
 
-    def stop(self) -> None:
-        self._closed = True
+    def stop(self, why: str = "the stream is closed") -> None:
+        self._stopped = self._stopped or why
         self._scheduler.stop()
 
     def _end(self) -> None:
@@ -255,9 +255,7 @@ class PushedRun:
         """Say why nothing more goes in or out."""
         self._scheduler.raise_error()
         raise StreamError(
-            "the stream is closed"
-            if self._closed
-            else "a frame after finish(): call reset() before a new video"
+            self._stopped or "a frame after finish(): call reset() before a new video"
         ) from None
 
     def _pushed_frames(self) -> Iterator[RgbFrame]:

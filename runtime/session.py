@@ -15,15 +15,18 @@ its own time; without a face it comes out as it is. After the end of the sound, 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dithead.errors import ConfigError
+from dithead.errors import ConfigError, StreamError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.batch import WAIT_S, Batcher
@@ -31,6 +34,8 @@ from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
 from dithead.runtime.trace import Trace
+
+_SLICE_S = 0.1  # for which a thread waits for room before it asks whether it still should
 
 
 class Session:
@@ -151,6 +156,8 @@ class Stream:
 
     def __init__(self, start: Callable[[], PushedRun]) -> None:
         self._start = start
+        self._changing = threading.Lock()
+        self._closed = False
         self._run: PushedRun = start()
 
     def __enter__(self) -> Stream:
@@ -222,26 +229,61 @@ class Stream:
         self._run.finish()
 
     def reset(self) -> None:
-        """Forget everything, frames on their way included: the stream equals a fresh one."""
-        self._run.stop()
-        self._run = self._start()
+        """Forget everything, frames on their way included: the stream equals a fresh one.
+
+        Raises:
+            StreamError: the stream is closed.
+        """
+        with self._changing:
+            if self._closed:
+                raise StreamError("the stream is closed: open another")
+            self._run.stop("the stream was reset")
+            self._run = self._start()
 
     def close(self) -> None:
         """Stop, wherever the frames are. Harmless when closed before."""
-        self._run.stop()
+        with self._changing:
+            self._closed = True
+            self._run.stop()
 
 
 class AsyncStream:
-    """A :class:`Stream` for asyncio: what may wait is awaited, in a thread."""
+    """A :class:`Stream` for asyncio: what may wait is awaited, in two threads of its own. To be
+    closed, or used as a context manager.
+
+    A call that is cancelled loses no frame: what was pulled meanwhile comes with the next pull, and
+    a frame that was taken in meanwhile is not taken twice where it is pushed again.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._pusher = ThreadPoolExecutor(1, "push")
+        self._puller = ThreadPoolExecutor(1, "pull")
+        self._pulled: asyncio.Future[OutputFrame | None] | None = None
+        self._pushed: tuple[Fraction, asyncio.Future[bool]] | None = None
 
     async def __aenter__(self) -> AsyncStream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """See :meth:`Stream.close`."""
         await asyncio.to_thread(self._stream.close)
+        await self._forget()
+
+    async def reset(self) -> None:
+        """See :meth:`Stream.reset`."""
+        await asyncio.to_thread(self._stream.reset)
+        await self._forget()
+
+    async def _forget(self) -> None:
+        """Let calls that were cancelled come to their end."""
+        left: list[asyncio.Future[Any]] = [] if self._pulled is None else [self._pulled]
+        left += [] if self._pushed is None else [self._pushed[1]]
+        self._pulled = self._pushed = None
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int = 16_000) -> None:
         """See :meth:`Stream.push_audio`."""
@@ -251,11 +293,34 @@ class AsyncStream:
         self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None = None
     ) -> bool:
         """See :meth:`Stream.push_frame`."""
-        return await asyncio.to_thread(self._stream.push_frame, image, time_s, timeout_s)
+        loop, at = asyncio.get_running_loop(), Fraction(time_s)
+        end = None if timeout_s is None else loop.time() + timeout_s
+        while True:
+            if self._pushed is None:
+                left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
+                work = loop.run_in_executor(
+                    self._pusher, self._stream.push_frame, image, time_s, left
+                )
+                self._pushed = at, work
+            # Cancelled here, the slice goes on; what it comes to is asked for by the next push.
+            pushed_s, work = self._pushed
+            await asyncio.wait({work})
+            self._pushed = None
+            if work.result() and pushed_s == at:
+                return True
+            if pushed_s == at and end is not None and loop.time() >= end:
+                return False
 
     async def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
         """See :meth:`Stream.pull`."""
-        return await asyncio.to_thread(self._stream.pull, timeout_s)
+        if self._pulled is None:
+            loop = asyncio.get_running_loop()
+            self._pulled = loop.run_in_executor(self._puller, self._stream.pull)
+        await asyncio.wait({self._pulled}, timeout=timeout_s)
+        if not self._pulled.done():
+            raise TimeoutError(f"no frame was finished within {timeout_s} s")
+        pulled, self._pulled = self._pulled, None
+        return pulled.result()
 
     async def frames(self) -> AsyncIterator[OutputFrame]:
         """See :meth:`Stream.frames`."""

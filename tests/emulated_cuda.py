@@ -460,6 +460,7 @@ class EmulatedCuda:
 
         stand_ins: list[tuple[Any, str, Any]] = [
             (torch.cuda, "_lazy_init", lambda: None),
+            (torch.cuda, "is_available", lambda: True),
             (cuda, "_new_stream", lambda device: Stream(self)),
             (cuda, "_free_streams", defaultdict(list)),
             (torch.cuda, "Event", lambda: Event(self)),

@@ -128,7 +128,6 @@ def emulate_tensorrt(monkeypatch: pytest.MonkeyPatch, device: EmulatedCuda, bund
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     )
     monkeypatch.setattr(tensorrt_back_end, "load_flavour", lambda flavour: library)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
 

@@ -195,7 +195,14 @@ def test_a_bundle_has_its_files_in_its_own_folder(bundle_copy: Path, name: str |
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("targets", "cpu"), ("largest_rectangle", "256"), ("precision", None)]
+    ("key", "value"),
+    [
+        ("targets", "cpu"),
+        ("largest_rectangle", "256"),
+        ("precision", None),
+        ("checkpoint", None),
+        ("config", []),
+    ],
 )
 def test_wrong_types_in_a_manifest_are_named(bundle_copy: Path, key: str, value: object) -> None:
     path = bundle_copy / "manifest.json"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from dithead.runtime import batch
 from dithead.runtime.batch import Batcher, Member
 from dithead.runtime.channel import Stopped
 from dithead.runtime.lanes.host import HostLane, HostLanes
@@ -17,6 +19,23 @@ from dithead.runtime.lanes.host import HostLane, HostLanes
 
 def double(values: Tensor) -> Tensor:
     return 2 * values
+
+
+def test_what_fails_before_the_work_is_told_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Batcher(HostLanes(), most=4, wait_s=5.0)
+    members = [batcher.join(HostLanes(), "key") for _ in range(2)]
+    calls = [partial(ask, member, double, 1.0) for member in members]
+    assert [value[0, 0] for value in together(calls) if isinstance(value, Tensor)] == [2.0, 2.0]
+
+    def no_room(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.torch, "cat", no_room)
+        found = together(calls)
+    assert [str(error) for error in found] == ["out of memory"] * 2
+    calls = [partial(ask, member, double, 3.0) for member in members]
+    assert [value[0, 0] for value in together(calls) if isinstance(value, Tensor)] == [6.0, 6.0]
 
 
 @pytest.fixture

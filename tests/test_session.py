@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -281,6 +282,8 @@ def test_a_closed_stream_leaves_the_batch_to_the_others(
     first.pull(10)
     with session.open_stream(options) as second:
         first.close()
+        assert session._batcher is not None
+        assert session._batcher._members[2] == 1
         assert close(collect(second, pictures, [sound]), specification(options))
     assert not threads_of_streams()
 
@@ -380,6 +383,102 @@ def test_other_rates_are_resampled(session: Session, pictures: list[np.ndarray])
             stream.push_audio(sound, 44100)
         stream.finish()
         assert abs(stream._run._sound.length_s - Fraction(6, 10)) < Fraction(1, 1000)
+
+
+def test_asyncio_calls_that_are_cancelled_lose_no_frame(
+    session: Session,
+    specification: Callable[[Options], list[np.ndarray]],
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+) -> None:
+    torch.set_num_threads(1)
+    options = Options(steps=2, seed=3)
+
+    async def run() -> list[OutputFrame]:
+        stream = session.open_stream(options, in_flight=1, waiting=1)
+        async with AsyncStream(stream) as patient:
+
+            async def push() -> None:
+                for image, at in zip(pictures, TIMES, strict=True):
+                    while True:  # whoever gives up may be just too late
+                        try:
+                            await asyncio.wait_for(patient.push_frame(image, at), 0.03)
+                            break
+                        except TimeoutError:
+                            continue
+                await patient.finish()
+
+            await patient.push_audio(sound)
+            await patient.finish_audio()
+            pushing, frames = asyncio.create_task(push()), []
+            while True:
+                try:
+                    frame = await asyncio.wait_for(patient.pull(), 0.02)
+                except TimeoutError:
+                    continue
+                if frame is None:
+                    break
+                frames.append(frame)
+                with pytest.raises(TimeoutError, match="no frame was finished within 0"):
+                    while True:
+                        frames.append(await patient.pull(timeout_s=0.0))
+            await pushing
+        return frames
+
+    frames = [frame for frame in asyncio.run(run()) if frame is not None]
+    assert same(frames, specification(options))
+
+
+def test_asyncio_streams_do_not_starve_each_other(
+    session: Session, pictures: list[np.ndarray], sound: np.ndarray
+) -> None:
+    count = 4 + 2 * (os.cpu_count() or 1)  # more than asyncio's own threads
+
+    async def speak(stream: AsyncStream) -> int:
+        pulling = asyncio.create_task(stream.pull())
+        await asyncio.sleep(0.05)  # all wait
+        await stream.push_audio(sound)
+        for image, at in zip(pictures[:2], TIMES, strict=False):
+            await stream.push_frame(image, at)
+        await stream.finish()
+        assert await pulling is not None
+        return 1 + len([frame async for frame in stream.frames()])
+
+    async def run() -> list[int]:
+        streams = [AsyncStream(session.open_stream(Options(steps=1))) for _ in range(count)]
+        found = await asyncio.gather(*map(speak, streams))
+        await asyncio.gather(*(stream.close() for stream in streams))
+        return found
+
+    assert asyncio.run(run()) == [2] * count
+    assert not threads_of_streams()
+
+
+def test_a_closed_stream_is_not_reset(session: Session) -> None:
+    stream = session.open_stream()
+    stream.reset()
+    stream.close()
+    with pytest.raises(StreamError, match="is closed: open another"):
+        stream.reset()
+    assert not threads_of_streams()
+
+
+def test_who_waits_in_a_stream_that_is_reset_is_told(session: Session) -> None:
+    told: list[str] = []
+    with session.open_stream() as stream:
+
+        def wait() -> None:
+            try:
+                stream.pull()
+            except StreamError as error:
+                told.append(str(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.1)
+        stream.reset()
+        thread.join(5)
+    assert told == ["the stream was reset"]
 
 
 def test_asyncio(

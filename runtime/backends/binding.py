@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.errors import StreamError
+from dithead.errors import BackendUnavailable, StreamError
 from dithead.export.manifest import GraphEntry, read_manifest
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ class BundleGraphs:
     """A bundle that is open on a device; a back end adds ``run``.
 
     Raises:
+        BackendUnavailable: there is no such device.
         ExportError: the bundle cannot be used.
     """
 
@@ -28,6 +29,11 @@ class BundleGraphs:
         self._bundle = bundle
         self._device = torch.device("cpu")
         if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise BackendUnavailable(
+                    f"the device {device} needs a GPU, its driver and a CUDA build of torch: "
+                    "torch.cuda.is_available() is False"
+                )
             number = torch.cuda.current_device() if device.index is None else device.index
             self._device = torch.device("cuda", number)
         self._manifest = read_manifest(bundle)

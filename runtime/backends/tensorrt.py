@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from dithead.audio import AudioWindow
 from dithead.diffusion import InitialNoise
-from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
+from dithead.errors import ConfigError, ExportError, StreamError
 from dithead.export.manifest import EngineFile, GraphEntry, check_file
 from dithead.export.tensorrt import Flavour, load_flavour
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import Noise
 from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs, open_sizes
-
-_KEPT_SIZES = 64
 
 
 class EngineGraphs(BundleGraphs):
@@ -47,11 +45,6 @@ class EngineGraphs(BundleGraphs):
         super().__init__(bundle, where)
         self._trt = load_flavour(flavour)
         self.flavour = flavour
-        if not torch.cuda.is_available():
-            raise BackendUnavailable(
-                f"the back end {flavour!r} needs a GPU, its driver and a CUDA build of torch: "
-                "torch.cuda.is_available() is False"
-            )
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         with torch.cuda.device(self._device):
             self._runtime = self._trt.Runtime(self._logger)
@@ -133,8 +126,8 @@ class EngineGraphs(BundleGraphs):
                 capability = ".".join(map(str, torch.cuda.get_device_capability(self._device)))
                 raise ExportError(
                     f"{path} does not open on this GPU (compute capability {capability}; built "
-                    f"for {file.compute_capability}): export again on this machine, or with "
-                    f"--compute-capability {capability}"
+                    f"for {file.compute_capability}): export again on this machine with --engines "
+                    f"{self.flavour}"
                 )
             self._engines[key] = engine
         return self._engines[key]
@@ -151,7 +144,8 @@ class _Context:
     def __init__(self, context: Any) -> None:
         self.lock = threading.Lock()
         self._context = context
-        self._sizes: dict[tuple[tuple[int, ...], ...], int] = {}  # bytes by shapes
+        self._shapes: tuple[tuple[int, ...], ...] | None = None  # of the inputs of the last run
+        self._bytes = 0  # that they ask for
 
     def queue(
         self, entry: GraphEntry, inputs: tuple[Tensor, ...], device: torch.device
@@ -170,11 +164,10 @@ class _Context:
         for port, tensor in zip(entry.outputs, results, strict=True):
             context.set_tensor_address(port.name, tensor.data_ptr())
         shapes = tuple(tuple(tensor.shape) for tensor in kept)
-        if shapes not in self._sizes:
-            if len(self._sizes) == _KEPT_SIZES:
-                self._sizes.clear()
-            self._sizes[shapes] = context.update_device_memory_size_for_shapes()
-        working = torch.empty(self._sizes[shapes], dtype=torch.uint8, device=device)
+        if shapes != self._shapes:
+            self._bytes = context.update_device_memory_size_for_shapes()
+            self._shapes = shapes
+        working = torch.empty(self._bytes, dtype=torch.uint8, device=device)
         context.set_device_memory(working.data_ptr(), working.numel())
         if not context.execute_async_v3(stream.cuda_stream):
             raise StreamError(f"graph '{entry.name}': its engine did not run on {device}")
