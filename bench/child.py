@@ -1,8 +1,8 @@
 """Measures one case and prints its figures as JSON: ``python -m dithead.bench.child CASE``.
 
 Run by :func:`dithead.bench.case.run_case`. A frame's latency lasts from the moment at which its
-decoding begins (or it is pushed) to that at which it is encoded (or pulled). Real-time factor is
-time spent for a second of video: below 1 is faster than real time.
+decoding begins (or it is pushed) to that at which the encoder has it (or it is pulled). Real-time
+factor is time spent for a second of video: below 1 is faster than real time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -201,30 +201,41 @@ def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) ->
 
 
 def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
-    """Streams of one session beside each other: from a pushed picture to a pulled one."""
+    """Streams of one session beside each other: from a pushed picture to a pulled one.
+
+    What counts is what is pulled from the moment on at which the last stream is warm, and for
+    latencies what was pushed from then on, too.
+    """
     with VideoSource(case.video) as source:
         rate, pictures = float(source.info.average_rate), [frame.rgb() for frame in source]
     length = case.warm_up + case.frames
     samples = _samples(Path(case.audio), math.ceil((length / rate + 1) * SPEECH_RATE_HZ))
-    session, latencies = Session(graphs, case.batch), [[0.0] * length for _ in range(case.streams)]
-    warm = threading.Barrier(case.streams, meter.start)
+    session = Session(graphs, case.batch)
+    pushed_s, pulled_s = ([[0.0] * length for _ in range(case.streams)] for _ in range(2))
+    warming = threading.Semaphore(case.streams - 1)
     failed: list[BaseException] = []
 
-    def feed(stream: Stream, pushed_s: list[float]) -> None:
+    def feed(stream: Stream, at_s: list[float]) -> None:
         try:
-            stream.push_audio(samples)
+            said = 0
+            if not case.pace:
+                stream.push_audio(samples)
             start = time.perf_counter()
             for number, picture in enumerate(islice(cycle(pictures), length)):
-                if case.pace:
-                    time.sleep(max(0.0, start + number / rate - time.perf_counter()))
-                pushed_s[number] = time.perf_counter()
+                due_s = start + number / rate
+                if case.pace:  # the sound, too, comes as it is spoken
+                    time.sleep(max(0.0, due_s - time.perf_counter()))
+                    spoken = round(number / rate * SPEECH_RATE_HZ)
+                    stream.push_audio(samples[said:spoken])
+                    said = spoken
+                # A frame that has to wait for room is late all the same.
+                at_s[number] = due_s if case.pace else time.perf_counter()
                 stream.push_frame(picture, number / rate)
             stream.finish()
         except BaseException as error:
             failed.append(error)
 
     def speak(index: int) -> None:
-        pushed_s = [0.0] * length
         try:
             with session.open_stream(
                 _options(case),
@@ -232,18 +243,18 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
                 in_flight=case.in_flight,
                 waiting=WAITING if case.pace else 1,
             ) as stream:
-                feeder = threading.Thread(target=feed, args=(stream, pushed_s), daemon=True)
+                feeder = threading.Thread(target=feed, args=(stream, pushed_s[index]), daemon=True)
                 feeder.start()
                 for frame in stream.frames():
                     if frame.between:
                         continue
-                    latencies[index][frame.index] = time.perf_counter() - pushed_s[frame.index]
-                    if frame.index == case.warm_up - 1:
-                        warm.wait()
+                    pulled_s[index][frame.index] = time.perf_counter()
+                    last_to_be_warm = frame.index == case.warm_up - 1 and not warming.acquire(False)
+                    if last_to_be_warm:
+                        meter.start()
                 feeder.join()
         except BaseException as error:
             failed.append(error)
-            warm.abort()
 
     speakers = [threading.Thread(target=speak, args=(n,)) for n in range(case.streams)]
     for thread in speakers:
@@ -253,18 +264,19 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
     meter.stop()
     if failed:
         raise failed[0]
-    seconds = meter.figures()["wall_s"]
-    total = case.frames * case.streams
-    settled = [latency for stream in latencies for latency in stream[case.warm_up :]]
+    start_s = max(times[case.warm_up - 1] for times in pulled_s)
+    pairs = zip(chain(*pushed_s), chain(*pulled_s), strict=True)
+    counted = [pair for pair in pairs if pair[1] > start_s]
+    seconds = max(end for _, end in counted) - start_s
     return {
-        "frames": total,
+        "frames": len(counted),
         "size": list(pictures[0].shape[1::-1]),
         "video_fps": rate,
         "steps": case.steps or graphs.config.diffusion.steps,
-        "fps": total / seconds,
-        "real_time_factor": seconds * rate / case.frames,
-        "first_frame_s": max(stream[0] for stream in latencies),
-        "latency_ms": percentiles(settled),
+        "fps": len(counted) / seconds,
+        "real_time_factor": seconds * rate * case.streams / len(counted),
+        "first_frame_s": max(b[0] - a[0] for a, b in zip(pushed_s, pulled_s, strict=True)),
+        "latency_ms": percentiles([end - begun for begun, end in counted if begun > start_s]),
     }
 
 

@@ -52,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
         "--streams", type=_numbers, default=[1, 2], help="streams at a time, such as 1,2,4"
     )
     sessions.add_argument(
-        "--pace", action="store_true", help="push frames at the clip's rate, as a call would"
+        "--pace",
+        action="store_true",
+        help="push frames and sound at the clip's rate, as a call would: a frame is late from "
+        "when it is due, and waits for sound up to 0.74 s after it",
     )
     stream.add_argument(
         "--paper-frames",

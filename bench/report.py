@@ -51,10 +51,10 @@ def render(found: Sequence[dict[str, Any]]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>DiT-Head benchmarks</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         "<h1>DiT-Head benchmarks</h1>\n"
-        '<p class="soft">Latency lasts from the start of a frame\'s decoding, or its push, to its '
-        "encoding, or its pull. The real-time factor is time spent for a second of video: below 1 "
-        "is faster than real time. Figures leave the warm-up frames out, all but the first frame's "
-        f"time and the peak of memory.</p>\n{sections}\n</body>\n</html>\n"
+        '<p class="soft">Latency lasts from the start of a frame\'s decoding, or its push, to when '
+        "the encoder has it, or to its pull. The real-time factor is time spent for a second of "
+        "video: below 1 is faster than real time. Figures leave the warm-up frames out, all but "
+        f"the first frame's time and the peak of memory.</p>\n{sections}\n</body>\n</html>\n"
     )
 
 

@@ -13,11 +13,11 @@ from dithead.errors import ExportError
 from dithead.export import manifest as mf
 
 _LOCK = ".export.lock"
-_OURS = re.compile(
-    r"[\w.]+\.(fp32|fp16|bf16)\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)"
-    r"|\..+\.(timing|tmp|lock|layers\.onnx|widened\.onnx)"
-)
-"""Names of files that an export makes; one that was killed may have left some."""
+_MADE = re.compile(r"[\w.]+\.(fp32|fp16|bf16)\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)")
+"""Names of files that an export makes."""
+_LEFT = re.compile(r"\.[\w.]+\.(layers|widened)\.onnx|\.manifest\.json\.\d+\.tmp")
+"""And of those that one that was killed may have left."""
+_KEPT = re.compile(r"\.export\.lock|\.\w+\.timing")
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def _take(descriptor: int, folder: Path) -> None:
 
 def _is_free(folder: Path) -> bool:
     """Whether a folder is empty, or a bundle, or has but what exports leave."""
-    others = [p for p in folder.iterdir() if p.name != mf.MANIFEST and not _OURS.fullmatch(p.name)]
+    others = [p for p in folder.iterdir() if p.name != mf.MANIFEST and not _is_ours(p.name)]
     path = folder / mf.MANIFEST
     if not path.is_file():
         return not others
@@ -85,7 +85,10 @@ def remove_stale(folder: Path, manifest: mf.Manifest) -> None:
     named = {file.path for file in manifest.files()}
     named |= {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
     for path in folder.iterdir():
-        kept = path.name == _LOCK or path.name.endswith(".timing")
-        made = _OURS.fullmatch(path.name) and not kept
-        if made and path.name not in named and path.is_file():
+        stale = _MADE.fullmatch(path.name) and path.name not in named
+        if (stale or _LEFT.fullmatch(path.name)) and path.is_file():
             path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    return bool(_MADE.fullmatch(name) or _LEFT.fullmatch(name)) or _KEPT.fullmatch(name) is not None

@@ -46,6 +46,22 @@ def test_checkpoints_that_do_not_fit_are_unusable(random_models: Models, tmp_pat
     assert "surprise" in found[str(bad)].detail
 
 
+def test_the_remedy_makes_the_same_bundle_again(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    if not any(graph["engines"] for graph in manifest["graphs"]):
+        pytest.skip("TensorRT-RTX is not installed")
+    (found,) = doctor.look_at_bundle(bundle_copy)
+    assert "a part of a bundle" in found.detail
+    assert "--engines tensorrt-rtx --batch 1 -o " in found.remedy
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr("dithead.export.graphs.graph_specs", lambda _: [])
+    found = doctor.look_at_bundle(bundle_copy)[-1]
+    assert found.state == "unusable"
+    assert found.remedy == "pip install 'dithead[tensorrt-rtx]'"
+
+
 def test_a_folder_that_is_no_bundle_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import gc
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -94,14 +93,25 @@ def test_streams_equal_the_specification_without_races_or_waits(
 
 
 def test_streams_that_share_a_batch(
-    emulated_cuda: EmulatedCuda, models: Models, pictures: list[np.ndarray], sound: list[np.ndarray]
+    emulated_cuda: EmulatedCuda,
+    models: Models,
+    pictures: list[np.ndarray],
+    sound: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    session = Session(models, batch=4, batch_wait_s=0.5)
+    session, rows, sample = Session(models, batch=4, batch_wait_s=0.5), [], FrameGenerator.sample
+
+    def noted(generator: FrameGenerator, noise: Tensor, *others: Tensor) -> Tensor:
+        rows.append(noise.shape[0])
+        return sample(generator, noise, *others)
+
+    monkeypatch.setattr(FrameGenerator, "sample", noted)
     with session.open_stream(Options(steps=1)) as a, session.open_stream(Options(steps=1)) as b:
         start_feeding(a, pictures, sound)
         start_feeding(b, pictures, sound)
         for one, other in zip(a.frames(), b.frames(), strict=True):
             np.testing.assert_array_equal(one.image, other.image)
+    assert max(rows) == 2
     assert emulated_cuda.races() == []
 
 
@@ -200,12 +210,16 @@ def test_graphs_are_captured_one_at_a_time(
     emulated_cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(x: Tensor) -> Tensor:
-        time.sleep(0.005)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(0.05)  # where both capture at a time, one of them is refused
         return x + 1
+
+    both, met = threading.Barrier(2), threading.Barrier(2)
 
     def capture_in_two_threads() -> list[Exception]:
         failed: list[Exception] = []
-        both = threading.Barrier(2)
+        both.reset()
+        met.reset()
 
         def capture() -> None:
             lane = CudaLane("lane", DEVICE, host=False, replays=True)

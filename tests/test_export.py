@@ -438,6 +438,18 @@ def test_random_weights_are_always_the_same(tmp_path: Path) -> None:
         assert len(report.built) == built
 
 
+def test_a_file_that_looks_like_a_bundles_stays(checkpoint_file: Path, bundle_copy: Path) -> None:
+    log, left = bundle_copy / "stream.20250101.log", bundle_copy / ".noise.0123abcd.widened.onnx"
+    log.write_text("mine")
+    left.write_text("from an export that was killed")
+    export_bundle(str(checkpoint_file), bundle_copy, ExportOptions(graphs=SMALL))
+    assert log.read_text() == "mine"
+    assert not left.exists()
+    log.rename(bundle_copy.parent / log.name)
+    with pytest.raises(ExportError, match="is not empty and holds no bundle"):
+        export_bundle(str(checkpoint_file), bundle_copy.parent, ExportOptions(graphs=SMALL))
+
+
 def test_a_folder_with_other_things_is_left_alone(checkpoint_file: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.onnx").write_text("mine")
     with pytest.raises(ExportError, match="is not empty and holds no bundle"):

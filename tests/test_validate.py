@@ -140,6 +140,18 @@ def test_layers_are_named_as_in_pytorch(random_models: Models, tmp_path: Path) -
     assert not path.with_name(".dit_step.layers.onnx").exists()
 
 
+def test_a_graph_without_modules_is_refused_all_the_same(
+    random_models: Models, tmp_path: Path
+) -> None:
+    spec, inputs = spec_of("face_crop.64"), cases("face_crop.64", random_models)
+    path = tmp_path / "face_crop.onnx"
+    module = random_models.module("face_crop.64")
+    export_onnx(module, spec, inputs[0], path)
+    assert layer_outputs(path, to_arrays(inputs[0])) == {}
+    with pytest.raises(ExportError, match=r"graph 'face_crop.64' is refused: output 'crop'"):
+        validate(path, module, spec, inputs, -1.0, path)
+
+
 def test_relative_error_sees_what_matters() -> None:
     ones = np.ones((2, 2), np.float32)
     assert relative_error(ones, ones) == 0
