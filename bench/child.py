@@ -268,6 +268,8 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
     pairs = zip(chain(*pushed_s), chain(*pulled_s), strict=True)
     counted = [pair for pair in pairs if pair[1] > start_s]
     seconds = max(end for _, end in counted) - start_s
+    # None, where frames were late from before the start on.
+    begun_since = [(begun, end) for begun, end in counted if begun > start_s] or counted
     return {
         "frames": len(counted),
         "size": list(pictures[0].shape[1::-1]),
@@ -276,7 +278,7 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
         "fps": len(counted) / seconds,
         "real_time_factor": seconds * rate * case.streams / len(counted),
         "first_frame_s": max(b[0] - a[0] for a, b in zip(pushed_s, pulled_s, strict=True)),
-        "latency_ms": percentiles([end - begun for begun, end in counted if begun > start_s]),
+        "latency_ms": percentiles([end - begun for begun, end in begun_since]),
     }
 
 

@@ -21,7 +21,8 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def _terminate(number: int, frame: object) -> None:
+def terminate(number: int, frame: object) -> None:
+    """The handler of a signal that is to end a command."""
     raise Terminated(number)
 
 
@@ -36,10 +37,10 @@ def run_command(program: str, action: Callable[[], None], interrupted: str) -> i
         The exit code: 0 done, 1 failed, 2 misused, 129, 130 or 143 interrupted.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
         hang_up = getattr(signal, "SIGHUP", None)
         if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # else nohup
-            signal.signal(hang_up, _terminate)
+            signal.signal(hang_up, terminate)
     try:
         action()
     except DitheadError as error:

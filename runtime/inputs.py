@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -321,14 +322,14 @@ def _first_number(given: Input) -> int:
     numbers = [int(m[1]) for m in map(wanted.fullmatch, names) if m is not None]
     if not numbers:
         raise MediaError(f"{given}: no picture of that pattern")
-    first = min(numbers)
-    missing = set(range(first, max(numbers))) - set(numbers)
-    if missing:  # FFmpeg would end there without a word
-        raise MediaError(
-            f"{given}: there is no number {min(missing)}, and {max(numbers)} is the last: number "
-            "the pictures without gaps"
-        )
-    return first
+    numbers = sorted(set(numbers))
+    for before, after in pairwise(numbers):
+        if after != before + 1:  # FFmpeg would end there without a word
+            raise MediaError(
+                f"{given}: there is no number {before + 1}, and {numbers[-1]} is the last: number "
+                "the pictures without gaps"
+            )
+    return numbers[0]
 
 
 def _streams(container: InputContainer, kind: Kind) -> list[Any]:

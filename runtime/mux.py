@@ -32,6 +32,7 @@ from av.video.format import VideoFormat
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from dithead.command import terminate
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture, has_alpha, upright
 from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
@@ -168,7 +169,7 @@ class VideoSink:
                     None if audio is None else _AudioTrack(self._container, audio, audio_codec)
                 )
                 # Opens the encoders and writes the header: what they refuse shows now.
-                with _killable() if self.to.live else nullcontext():
+                with _killable() if self.to.live else nullcontext(), _priorities_kept():
                     self._container.start_encoding()
             if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
                 self.notes.append(
@@ -256,6 +257,9 @@ class VideoSink:
                     self._container.close()
             finally:
                 self._writing.release()
+        if self._final is not None:  # where a file that is open cannot be removed
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
 
 
 class _AudioTrack:
@@ -331,18 +335,43 @@ class _Pipe:
 
 @contextmanager
 def _killable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process at once: PyAV waits for a server's answer in a call
-    during which no handler of Python's can run. There is no file to be left."""
+    """Let Ctrl-C end the process at once, and what the commands treat likewise: PyAV waits for a
+    server's answer in a call during which no handler of Python's can run. An application's own
+    handlers stay."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    ours = (signal.default_int_handler, terminate)
+    numbers = [number for number in signal.valid_signals() if signal.getsignal(number) in ours]
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _priorities_kept() -> Iterator[None]:
+    """Undo what SVT-AV1 does where root opens it: its threads, the one that opens it and all that
+    this one starts would become real-time ones and keep the cores from everybody else."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = {number: os.sched_getscheduler(number) for number in _threads()}
+    try:
+        yield
+    finally:
+        for number in _threads():
+            usual = before.get(number, os.SCHED_OTHER)
+            with suppress(OSError):  # the thread may be gone
+                if usual == os.SCHED_OTHER != os.sched_getscheduler(number):
+                    os.sched_setscheduler(number, usual, os.sched_param(0))
+
+
+def _threads() -> list[int]:
+    """The process's threads, as Linux numbers them."""
+    return [int(name) for name in os.listdir("/proc/self/task")]
 
 
 @contextmanager

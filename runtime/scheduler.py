@@ -137,13 +137,13 @@ class Scheduler:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._source_lane = lanes.lane(source_name)
-        self._lanes = [lanes.lane(stage.name, host=stage.host) for stage in stages]
+        self._lanes = [lanes.lane(source_name)]  # then the stages'
+        self._lanes += [lanes.lane(stage.name, host=stage.host) for stage in stages]
         workers: list[tuple[str, Callable[[], None], Lane]] = []
         if overlap:
-            workers = [(source_name, self._feed, self._source_lane)]
+            workers = [(source_name, self._feed, self._lanes[0])]
             workers += [
-                (s.name, partial(self._work, n), self._lanes[n]) for n, s in enumerate(stages)
+                (s.name, partial(self._work, n), self._lanes[n + 1]) for n, s in enumerate(stages)
             ]
         self._threads = [
             threading.Thread(
@@ -167,7 +167,7 @@ class Scheduler:
             DitheadError: a stage failed; the message names it and the frame.
         """
         if not self._threads:
-            self._guard(self._in_turn, [self._source_lane, *self._lanes])
+            self._guard(self._in_turn, self._lanes)
         # In pieces: a wait without an end cannot be interrupted by Ctrl-C everywhere.
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._done.wait(
@@ -281,7 +281,7 @@ class Scheduler:
 
     def _loaded(self) -> Iterator[Item]:
         """The source's frames, each in its slot."""
-        lane, name = self._source_lane, self._source_name
+        lane, name = self._lanes[0], self._source_name
         try:
             for index in count():
                 slot = self._free.get()
@@ -304,7 +304,7 @@ class Scheduler:
 
     def _step(self, number: int, item: Item) -> list[Item]:
         """A stage's work on a frame: the frames to hand over."""
-        stage, lane = self._stages[number], self._lanes[number]
+        stage, lane = self._stages[number], self._lanes[number + 1]
         with lane.active():
             lane.wait(item.written)
             with self._at(stage.name, item.frame.index):
@@ -315,7 +315,7 @@ class Scheduler:
 
     def _finish(self, number: int) -> list[Item]:
         """What a stage still holds."""
-        stage, lane = self._stages[number], self._lanes[number]
+        stage, lane = self._stages[number], self._lanes[number + 1]
         with lane.active():
             with self._at(stage.name, None):
                 held = list(stage.finish(lane))

@@ -35,7 +35,7 @@ from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
 from dithead.runtime.trace import Trace
 
-_SLICE_S = 0.1  # for which a thread waits for room before it asks whether it still should
+_SLICE_S = 0.1  # for which a thread waits before it asks whether it still should
 
 
 class Session:
@@ -270,20 +270,22 @@ class AsyncStream:
 
     async def close(self) -> None:
         """See :meth:`Stream.close`."""
+        left = self._given_up()
         await asyncio.to_thread(self._stream.close)
-        await self._forget()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def reset(self) -> None:
         """See :meth:`Stream.reset`."""
+        left = self._given_up()
         await asyncio.to_thread(self._stream.reset)
-        await self._forget()
+        await asyncio.gather(*left, return_exceptions=True)
 
-    async def _forget(self) -> None:
-        """Let calls that were cancelled come to their end."""
+    def _given_up(self) -> list[asyncio.Future[Any]]:
+        """What calls that may have been cancelled still wait for; forgotten from now on."""
         left: list[asyncio.Future[Any]] = [] if self._pulled is None else [self._pulled]
         left += [] if self._pushed is None else [self._pushed[1]]
         self._pulled = self._pushed = None
-        await asyncio.gather(*left, return_exceptions=True)
+        return left
 
     async def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int = 16_000) -> None:
         """See :meth:`Stream.push_audio`."""
@@ -303,9 +305,10 @@ class AsyncStream:
                 )
                 self._pushed = at, work
             # Cancelled here, the slice goes on; what it comes to is asked for by the next push.
-            pushed_s, work = self._pushed
+            pushed = pushed_s, work = self._pushed
             await asyncio.wait({work})
-            self._pushed = None
+            if self._pushed is pushed:
+                self._pushed = None
             if work.result() and pushed_s == at:
                 return True
             if pushed_s == at and end is not None and loop.time() >= end:
@@ -313,14 +316,21 @@ class AsyncStream:
 
     async def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
         """See :meth:`Stream.pull`."""
-        if self._pulled is None:
-            loop = asyncio.get_running_loop()
-            self._pulled = loop.run_in_executor(self._puller, self._stream.pull)
-        await asyncio.wait({self._pulled}, timeout=timeout_s)
-        if not self._pulled.done():
-            raise TimeoutError(f"no frame was finished within {timeout_s} s")
-        pulled, self._pulled = self._pulled, None
-        return pulled.result()
+        loop = asyncio.get_running_loop()
+        end = None if timeout_s is None else loop.time() + timeout_s
+        while True:
+            if self._pulled is None:
+                left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
+                self._pulled = loop.run_in_executor(self._puller, self._stream.pull, left)
+            pulled = self._pulled
+            await asyncio.wait({pulled})
+            if self._pulled is pulled:
+                self._pulled = None
+            try:
+                return pulled.result()
+            except TimeoutError:
+                if end is not None and loop.time() >= end:
+                    raise TimeoutError(f"no frame was finished within {timeout_s} s") from None
 
     async def frames(self) -> AsyncIterator[OutputFrame]:
         """See :meth:`Stream.frames`."""

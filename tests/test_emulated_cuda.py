@@ -246,11 +246,12 @@ def test_graphs_are_captured_one_at_a_time(
 
 def test_a_lane_has_a_stream_for_itself_and_gives_it_back(emulated_cuda: EmulatedCuda) -> None:
     lanes = CudaLanes(DEVICE, replays=True)
-    held = [lanes.lane(str(number)) for number in range(40)]
+    held = [lanes.lane("denoise") for _ in range(40)]
     streams = {lane._stream for lane in held}
     assert len(streams) == 40
     held.clear()
-    assert lanes.lane("next")._stream in streams
+    assert lanes.lane("denoise")._stream in streams
+    assert lanes.lane("blend")._stream not in streams
     assert lanes.lane("host", host=True)._stream is None
 
 

@@ -157,10 +157,10 @@ def test_a_reader_that_does_not_read_holds_nobody_up(
 
 OPENS = """
 import signal, sys, threading
+from dithead.command import terminate
 from dithead.runtime.media import VideoSource
 from dithead.runtime.mux import VideoSink
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda *_: print("a handler ran", flush=True))
+signal.signal(signal.SIGTERM, terminate)
 with VideoSource(sys.argv[1]) as source:
     VideoSink(sys.argv[2], source.info)
 """
@@ -293,6 +293,27 @@ def test_the_encoder_is_the_one_asked_for(
         if name == "hevc":
             assert codec.codec_tag == "hvc1"  # or Apple's players refuse it
     assert len(raw_times(out)) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at threads the Linux way")
+def test_no_encoder_changes_the_priority_of_threads(tmp_path: Path) -> None:
+    def policies() -> set[int]:
+        return {os.sched_getscheduler(int(name)) for name in os.listdir("/proc/self/task")}
+
+    before = policies()
+    with VideoSource(write_clip(tmp_path / "in.mp4", count=8)) as source:
+        encoding = Encoding(video_codec="libsvtav1", preset="12")  # run by root, it would
+        with VideoSink(tmp_path / "out.mp4", source.info, encoding=encoding) as sink:
+            for frame in source:
+                sink.write(frame)
+                assert policies() == before
+    with pytest.raises(ConfigError), VideoSource(tmp_path / "in.mp4") as source:
+        VideoSink(
+            tmp_path / "no.mp4",
+            source.info,
+            encoding=Encoding(video_codec="libsvtav1", preset="slow"),
+        )
+    assert policies() == before == {os.SCHED_OTHER}
 
 
 def size_of(source: VideoSource, path: Path, **settings: Any) -> int:

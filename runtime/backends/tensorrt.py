@@ -103,6 +103,8 @@ class EngineGraphs(BundleGraphs):
         """What runs a graph on the current stream. It lives as long as the back end: a CUDA graph
         that was captured goes on using it."""
         key = entry.name, batch, torch.cuda.current_stream(self._device).cuda_stream
+        if found := self._contexts.get(key):  # others may be opening an engine meanwhile
+            return found
         with self._opening:
             if key not in self._contexts:
                 strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED

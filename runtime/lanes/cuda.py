@@ -27,8 +27,9 @@ _KEPT_SHAPES = 4  # of a buffer, such as those of a face that is now larger, now
 
 _capturing = threading.Lock()  # graphs share the generator of random numbers
 # A lane has its stream for itself. (PyTorch hands the same 32 out again and again: work of one lane
-# would be captured into another's graph.)
-_free_streams: defaultdict[torch.device, list[Any]] = defaultdict(list)
+# would be captured into another's graph.) The next lane of a name takes it over, with all that
+# back ends keep for it.
+_free_streams: defaultdict[tuple[torch.device, str], list[Any]] = defaultdict(list)
 
 
 def _new_stream(device: torch.device) -> Any:
@@ -36,8 +37,8 @@ def _new_stream(device: torch.device) -> Any:
         from cuda.bindings import driver
     except ImportError as error:
         raise BackendUnavailable(
-            "--device cuda needs the package cuda-bindings, which PyTorch brings along on Linux: "
-            "pip install cuda-bindings"
+            "--device cuda needs the package cuda-bindings, which recent PyTorch for Linux brings "
+            "along: pip install cuda-bindings"
         ) from error
     with torch.cuda.device(device):
         torch.cuda.current_stream().query()  # lets the device's context be this thread's, too
@@ -115,7 +116,7 @@ class CudaLane:
         self._replays = replays
         self._stream: Any = None
         if not host:
-            free = _free_streams[device]
+            free = _free_streams[device, name]
             try:
                 self._stream = free.pop()
             except IndexError:
