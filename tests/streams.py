@@ -1,4 +1,4 @@
-"""What the tests of streams share: sound, and feeding from other threads."""
+"""What the tests of streams share: pictures, sound, feeding from other threads, what is batched."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
+import pytest
+from torch import Tensor
 
 from dithead.errors import StreamError
+from dithead.pipeline import FrameGenerator
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import Stream
 
@@ -20,6 +23,23 @@ def warble(seconds: float) -> np.ndarray:
     """A warbling tone, (S,) float32 at 16 kHz."""
     time_s = np.arange(round(16000 * seconds)) / 16000
     return (0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)).astype(np.float32)
+
+
+def moving(portrait: np.ndarray, count: int) -> list[np.ndarray]:
+    """Frames (160, 160, 3) of a portrait (512, 512, 3) that moves a little."""
+    return [portrait[14 + i : 174 + i, 120:280].copy() for i in range(count)]
+
+
+def rows_denoised(patch: pytest.MonkeyPatch) -> list[int]:
+    """Collects how many frames the denoiser is given at a time."""
+    rows, sample = [], FrameGenerator.sample
+
+    def noted(self: FrameGenerator, noise: Tensor, *others: Tensor) -> Tensor:
+        rows.append(noise.shape[0])
+        return sample(self, noise, *others)
+
+    patch.setattr(FrameGenerator, "sample", noted)
+    return rows
 
 
 def feed(stream: Stream, pictures: Sequence[np.ndarray], sound: Sequence[np.ndarray]) -> None:

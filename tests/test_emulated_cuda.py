@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from emulated_cuda import EmulatedCuda
-from streams import collect, start_feeding, warble
+from streams import collect, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
 from dithead.errors import StreamError
@@ -37,7 +37,7 @@ def models(emulated_cuda: EmulatedCuda, random_models: Models) -> Models:
 
 @pytest.fixture
 def pictures(astronaut: np.ndarray) -> list[np.ndarray]:
-    return [astronaut[14 + i : 174 + i, 120:280].copy() for i in range(FRAMES)]
+    return moving(astronaut, FRAMES)
 
 
 @pytest.fixture
@@ -99,13 +99,7 @@ def test_streams_that_share_a_batch(
     sound: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    session, rows, sample = Session(models, batch=4, batch_wait_s=0.5), [], FrameGenerator.sample
-
-    def noted(generator: FrameGenerator, noise: Tensor, *others: Tensor) -> Tensor:
-        rows.append(noise.shape[0])
-        return sample(generator, noise, *others)
-
-    monkeypatch.setattr(FrameGenerator, "sample", noted)
+    session, rows = Session(models, batch=4, batch_wait_s=0.5), rows_denoised(monkeypatch)
     with session.open_stream(Options(steps=1)) as a, session.open_stream(Options(steps=1)) as b:
         start_feeding(a, pictures, sound)
         start_feeding(b, pictures, sound)
@@ -115,17 +109,23 @@ def test_streams_that_share_a_batch(
     assert emulated_cuda.races() == []
 
 
+def close_early(
+    models: Models, pictures: list[np.ndarray], sound: list[np.ndarray], pulled: int
+) -> None:
+    """Close a stream after so many frames, and let go of all that it held."""
+    with Session(models).open_stream(Options(steps=1)) as stream:
+        start_feeding(stream, pictures, sound)
+        for _ in range(pulled):
+            stream.pull()
+    del stream
+    gc.collect()
+
+
 def test_a_stream_that_is_closed_early_frees_nothing_in_use(
     emulated_cuda: EmulatedCuda, models: Models, pictures: list[np.ndarray], sound: list[np.ndarray]
 ) -> None:
     for pulled in (0, 2):
-        stream = Session(models).open_stream(Options(steps=1))
-        start_feeding(stream, pictures, sound)
-        for _ in range(pulled):
-            stream.pull()
-        stream.close()
-        del stream
-        gc.collect()
+        close_early(models, pictures, sound, pulled)
     assert emulated_cuda.races() == []
 
 
@@ -148,13 +148,7 @@ def test_a_forgotten_event_is_a_race(
     stand_in: Callable[..., None],
 ) -> None:
     monkeypatch.setattr(owner, name, stand_in)
-    stream = Session(models).open_stream(Options(steps=1))
-    start_feeding(stream, pictures, sound)
-    for _ in range(FRAMES // 2):
-        stream.pull()
-    stream.close()
-    del stream
-    gc.collect()
+    close_early(models, pictures, sound, pulled=FRAMES // 2)
     assert emulated_cuda.races() != []
 
 

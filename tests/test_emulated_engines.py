@@ -12,7 +12,7 @@ import torch
 from bundles import needs_rtx
 from emulated_cuda import EmulatedCuda
 from emulated_engines import Engine, emulate_onnxruntime, emulate_tensorrt
-from streams import collect, warble
+from streams import collect, moving, warble
 from torch import Tensor
 
 from dithead.errors import ExportError, StreamError
@@ -35,7 +35,7 @@ FRAMES = 8
 
 @pytest.fixture
 def pictures(astronaut: np.ndarray) -> list[np.ndarray]:
-    return [astronaut[14 + i : 174 + i, 120:280].copy() for i in range(FRAMES)]
+    return moving(astronaut, FRAMES)
 
 
 def images(
