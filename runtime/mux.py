@@ -358,20 +358,21 @@ def _priorities_kept() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    before = {number: os.sched_getscheduler(number) for number in _threads()}
+    before = dict(_policies())
     try:
         yield
     finally:
-        for number in _threads():
-            usual = before.get(number, os.SCHED_OTHER)
-            with suppress(OSError):  # the thread may be gone
-                if usual == os.SCHED_OTHER != os.sched_getscheduler(number):
-                    os.sched_setscheduler(number, usual, os.sched_param(0))
+        for number, policy in _policies():
+            if before.get(number, os.SCHED_OTHER) == os.SCHED_OTHER != policy:
+                with suppress(OSError):  # the thread may be gone by now
+                    os.sched_setscheduler(number, os.SCHED_OTHER, os.sched_param(0))
 
 
-def _threads() -> list[int]:
-    """The process's threads, as Linux numbers them."""
-    return [int(name) for name in os.listdir("/proc/self/task")]
+def _policies() -> Iterator[tuple[int, int]]:
+    """The process's threads, as Linux numbers them, and how each is scheduled."""
+    for name in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has just ended
+            yield int(name), os.sched_getscheduler(int(name))
 
 
 @contextmanager

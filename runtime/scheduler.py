@@ -209,6 +209,7 @@ class Scheduler:
     def _guard(self, work: Callable[[], None], lanes: Sequence[Lane]) -> None:
         """Run a thread's work; what it raises stops the others. Ends when its lanes' work is done:
         the buffers may be freed then."""
+        torch.get_num_threads()  # else PyTorch's number holds here from its first large loop on
         try:
             with torch.inference_mode():
                 work()

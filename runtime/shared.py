@@ -30,24 +30,37 @@ class Shared(Generic[T]):
         self._items = items
         self._held: dict[int, deque[T]] = {reader: deque() for reader in readers}
         self._meant_for = meant_for
-        self._reading = threading.Lock()
+        self._changed = threading.Condition()
+        self._reading = False
         self._ended = False
 
     def take(self, reader: int) -> T | None:
         """A reader's next item, None at the end. Raises what the source raises."""
         held = self._held[reader]
         while True:
-            if held:
-                return held.popleft()
-            with self._reading:
-                if held:
-                    continue
-                item = None if self._ended else next(self._items, None)
-                if item is None:
-                    self._ended = True
-                    return None
-                for other in self._meant_for(item):
-                    self._held[other].append(item)
+            ours = False
+            try:
+                with self._changed:
+                    self._changed.wait_for(lambda: held or not self._reading)
+                    if held:
+                        return held.popleft()
+                    if self._ended:
+                        return None
+                    ours = self._reading = True
+                self._keep(next(self._items, None))
+            finally:
+                if ours:
+                    with self._changed:
+                        self._reading = False
+                        self._changed.notify_all()
+
+    def _keep(self, item: T | None) -> None:
+        with self._changed:
+            if item is None:
+                self._ended = True
+                return
+            for reader in self._meant_for(item):
+                self._held[reader].append(item)
 
     def read(self, reader: int) -> Iterator[T]:
         """A reader's items to the end."""
