@@ -188,6 +188,11 @@ def example_inputs(
     def picture(height: int, width: int) -> Tensor:
         return torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
 
+    def smooth(height: int, width: int) -> Tensor:
+        """A picture without noise, which a position in its last digit would change."""
+        coarse = uniform(1, 3, 8, 8, low=0.0)
+        return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+
     def similarity() -> Tensor:
         """A crop that fills most of the rectangle, turned a little."""
         roll, scale = float(uniform(low=-0.3, high=0.3)), side * 0.7
@@ -235,7 +240,8 @@ def example_inputs(
             "following": following,
         }
     if kind == "face_crop":
-        return {"rectangle": picture(side, side), "transform": similarity()}
+        rectangle = (255 * smooth(side, side)[0].permute(1, 2, 0)).round().to(torch.uint8)
+        return {"rectangle": rectangle, "transform": similarity()}
     if kind == "face_blend":
         return {
             "face": uniform(*a_crop),
@@ -245,9 +251,8 @@ def example_inputs(
             "polygon": blend_polygon(uniform(1, BLEND_ANCHORS, low=-0.4, high=0.4))[0],
         }
     if kind == "interpolator":  # a smooth picture that moves: flow in noise is arbitrary
-        coarse = uniform(1, 3, 8, 8, low=0.0)
-        smooth = F.interpolate(coarse, size=(height + 4, breadth + 4), mode="bicubic").clamp(0, 1)
-        first, second = smooth[..., :-4, :-4], smooth[..., 4:, 2:-2]
+        still = smooth(height + 4, breadth + 4)
+        first, second = still[..., :-4, :-4], still[..., 4:, 2:-2]
         return {"first": first, "second": second, "t": torch.tensor(0.5)}
     return {
         "face_detector": lambda: {"frame": picture(height, breadth)},
