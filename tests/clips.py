@@ -4,6 +4,7 @@ and what they are compared by."""
 from __future__ import annotations
 
 import itertools
+import signal
 import socket
 import subprocess
 import sys
@@ -221,6 +222,11 @@ def beside(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         assert process.returncode == 0, errors
     finally:
         process.kill()
+
+
+def heed_interrupts() -> None:
+    """For a new process: a test run in the background hands an ignored SIGINT down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_address() -> str:

@@ -111,6 +111,7 @@ def random_models() -> Models:
 @pytest.fixture
 def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
     """A CUDA device in the process, for this thread and those of streams."""
+    torch.set_num_threads(1)
     device = EmulatedCuda()
     with device.replacing_cuda(monkeypatch), torch.inference_mode():
         yield device

@@ -36,6 +36,7 @@ from emulated_tensor import (
     on_device,
     set_device,
 )
+from streams import threads_of_streams
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves, tree_map
@@ -166,6 +167,7 @@ class EmulatedCuda:
             with self.active():
                 yield
         finally:
+            threads_of_streams()  # none may go on on another test's device
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
             set_device(None)
 

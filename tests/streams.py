@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -25,9 +26,35 @@ def warble(seconds: float) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)).astype(np.float32)
 
 
+def levels_apart(image: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference of two 8-bit pictures; 1 is the rounding of sums in another order."""
+    return int(np.abs(image.astype(int) - other).max())
+
+
 def moving(portrait: np.ndarray, count: int) -> list[np.ndarray]:
     """Frames (160, 160, 3) of a portrait (512, 512, 3) that moves a little."""
     return [portrait[14 + i : 174 + i, 120:280].copy() for i in range(count)]
+
+
+def true_within(limit_s: float, test: Callable[[], bool]) -> bool:
+    """Whether something becomes true in that time."""
+    limit = time.monotonic() + limit_s
+    while not test():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def threads_of_streams() -> list[str]:
+    """What is left of them after ten seconds; work that is under way ends by itself."""
+
+    def found() -> list[str]:
+        names = [thread.name for thread in threading.enumerate()]
+        return [name for name in names if name.startswith("dithead ")]
+
+    true_within(10, lambda: not found())
+    return found()
 
 
 def rows_denoised(patch: pytest.MonkeyPatch) -> list[int]:

@@ -115,16 +115,17 @@ def test_streams_of_a_session(
     monkeypatch.setattr(Session, "open_stream", opened)
     monkeypatch.setattr(Stream, "push_frame", pushed)
     monkeypatch.setattr(Stream, "pull", pulled)
-    found = measure(case("sessions", streams=2, pace=pace))
-    assert 16 <= found["frames"] <= 32
+    frames = 48 if pace else 16  # most of them wait for sound that comes in time
+    found = measure(case("sessions", streams=2, pace=pace, frames=frames))
+    assert frames <= found["frames"] <= 2 * frames
     count = found["frames"]
     assert count / (pulled_s[-1] - pulled_s[0]) < found["fps"]
     assert found["fps"] < 1.25 * (count + 2) / (pulled_s[-1] - pulled_s[-count - 2])
     assert found["latency_ms"]["p50"] > 0
     for times_s in pushed_s.values():
-        assert len(times_s) == 1 + 3 + 16
+        assert len(times_s) == 1 + 3 + frames
         if pace:  # none before its time; frames wait for sound that is spoken after them
-            assert times_s[-1] - times_s[0] > (3 + 16 - 1) / 25
+            assert times_s[-1] - times_s[0] > (3 + frames - 1) / 25
     if pace:
         assert found["latency_ms"]["p50"] > 300
 

@@ -63,8 +63,9 @@ def test_the_remedy_makes_the_same_bundle_again(
 
 
 def test_a_folder_that_is_no_bundle_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # it looks for ./bundle
     assert doctor.main(["--bundle", str(tmp_path), "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)
     assert findings[-1]["state"] == "unusable"

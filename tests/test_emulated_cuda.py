@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from emulated_cuda import EmulatedCuda
-from streams import collect, moving, rows_denoised, start_feeding, warble
+from streams import collect, levels_apart, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
 from dithead.errors import StreamError
@@ -86,10 +86,7 @@ def test_streams_equal_the_specification_without_races_or_waits(
     assert emulated_cuda.races() == []
     assert (emulated_cuda.replays > 0) == replays
     for image, other in zip(images(found), wanted, strict=True):
-        if arguments.get("batch"):  # sums in another order
-            assert np.abs(image.astype(int) - other).max() <= 1
-        else:
-            np.testing.assert_array_equal(image, other)
+        assert levels_apart(image, other) <= (1 if arguments.get("batch") else 0)
 
 
 def test_streams_that_share_a_batch(
@@ -104,7 +101,7 @@ def test_streams_that_share_a_batch(
         start_feeding(a, pictures, sound)
         start_feeding(b, pictures, sound)
         for one, other in zip(a.frames(), b.frames(), strict=True):
-            np.testing.assert_array_equal(one.image, other.image)
+            assert levels_apart(one.image, other.image) <= 1
     assert max(rows) == 2
     assert emulated_cuda.races() == []
 
@@ -205,7 +202,7 @@ def test_graphs_are_captured_one_at_a_time(
 ) -> None:
     def slow(x: Tensor) -> Tensor:
         with contextlib.suppress(threading.BrokenBarrierError):
-            met.wait(0.05)  # where both capture at a time, one of them is refused
+            met.wait(1)  # where both capture at a time, one of them is refused
         return x + 1
 
     both, met = threading.Barrier(2), threading.Barrier(2)

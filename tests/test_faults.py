@@ -19,6 +19,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from streams import threads_of_streams
 
 from dithead.errors import DitheadError, MediaError, StreamError
 from dithead.pipeline import Models, Options
@@ -66,7 +67,7 @@ def job(
 def no_thread_left() -> Iterator[None]:
     """No thread of a stream outlives it."""
     yield
-    assert [t.name for t in threading.enumerate() if t.name.startswith("dithead ")] == []
+    assert threads_of_streams() == []
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -85,21 +86,21 @@ def test_a_stage_that_fails(
     overlap: bool,
 ) -> None:
     owner, name = STAGES[stage]
-    original = getattr(owner, name)
+    original, failed_at = getattr(owner, name), []
 
     def fail(*arguments: Any) -> Any:
         item = next(a for a in arguments if hasattr(a, "slot"))
         if item.frame.index == frame:
+            failed_at.append(time.monotonic())
             raise RuntimeError("out of memory")
         return original(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
-        start = time.monotonic()
         message = f"^stage '{stage}' failed at frame {frame}: out of memory$"
         with pytest.raises(StreamError, match=message):
             job(overlap=overlap)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - failed_at[0] < 10
     assert left(tmp_path) == []
     if frame == 0 and overlap:  # the same models go on
         assert job().frames_written == 2 * FRAMES - 1
@@ -150,7 +151,8 @@ def test_a_file_that_may_not_grow(
     command += ["-o", str(folder / "out.mp4"), "--checkpoint", str(checkpoint_file), "--steps", "1"]
     done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("dithead-stream: ") == 1
+    assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr
     assert list(folder.iterdir()) == []
 
@@ -162,9 +164,10 @@ def test_interrupted_fifty_times(job: Callable[..., Any], tmp_path: Path) -> Non
     output, outcomes = tmp_path / "out" / "out.mp4", []
     for _ in range(50):
         output.unlink(missing_ok=True)
-        timer = threading.Timer(random.uniform(0, whole), os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+        after_s = random.uniform(0.02 * whole, whole)
+        timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT))
         try:
+            timer.start()
             job()
             outcomes.append("done")
             timer.join()
@@ -172,7 +175,7 @@ def test_interrupted_fifty_times(job: Callable[..., Any], tmp_path: Path) -> Non
         except KeyboardInterrupt:
             stopped = time.monotonic()
             while any(t.name.startswith("dithead ") for t in threading.enumerate()):
-                assert time.monotonic() - stopped < 2
+                assert time.monotonic() - stopped < 10
                 time.sleep(0.01)
             outcomes.append("interrupted")
             if left(tmp_path):  # the signal came after the file had its name

@@ -215,9 +215,13 @@ def test_an_interrupt_while_a_pipe_is_opened_is_none_of_its_faults(
     pipe_of: Callable[..., Path],
 ) -> None:
     pipe = pipe_of(b"", keep_open_s=5)
-    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        VideoSource(pipe)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            VideoSource(pipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_picture_and_sound_too_far_apart_in_a_pipe(

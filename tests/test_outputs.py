@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from clips import (
     beside,
     copy_through,
     free_address,
+    heed_interrupts,
     raw_times,
     said,
     tone,
@@ -59,6 +62,16 @@ class Reader:
             self.taken += data
         os.close(self._source)
 
+    def full_within(self, limit_s: float) -> bool:
+        """Whether nothing more goes into the pipe."""
+        limit = time.monotonic() + limit_s
+        while select.select([], [self._stdout.fileno()], [], 0)[1]:
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.01)
+        time.sleep(0.5)  # the writer comes to its next frame
+        return True
+
     def finish(self) -> bytes:
         """All that was written, once the writer has closed its end."""
         self._stdout.close()
@@ -91,7 +104,7 @@ def test_standard_output(
             for frame in source:
                 sink.write(frame)
                 if frame.index == 20:
-                    time.sleep(0.1)
+                    time.sleep(0.5)
                     halfway = len(reader.taken)
     taken = reader.finish()
     assert 0.2 * len(taken) < halfway < len(taken)  # goes out as it comes
@@ -143,13 +156,10 @@ def test_a_reader_that_does_not_read_holds_nobody_up(
 
         thread = threading.Thread(target=write)
         thread.start()
-        thread.join(1.0)
-        assert thread.is_alive(), "the pipe was to be full"
-        start = time.monotonic()
+        assert reader.full_within(60)
         sink.abort()
-        thread.join(2.0)
+        thread.join(10)
         assert not thread.is_alive()
-        assert time.monotonic() - start < 2
     assert "was stopped" in str(stuck[0])
     reader.start()
     assert reader.finish()
@@ -172,7 +182,9 @@ def test_a_server_that_never_answers_can_be_left(tmp_path: Path, number: signal.
     clip = write_clip(tmp_path / "in.mp4", count=2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"rtmp://127.0.0.1:{server.getsockname()[1]}/live/name"
-        process = subprocess.Popen([sys.executable, "-c", OPENS, str(clip), address])
+        process = subprocess.Popen(
+            [sys.executable, "-c", OPENS, str(clip), address], preexec_fn=heed_interrupts
+        )
         try:
             server.settimeout(60)
             connection, _ = server.accept()
@@ -298,9 +310,15 @@ def test_the_encoder_is_the_one_asked_for(
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at threads the Linux way")
 def test_no_encoder_changes_the_priority_of_threads(tmp_path: Path) -> None:
     def policies() -> set[int]:
-        return {os.sched_getscheduler(int(name)) for name in os.listdir("/proc/self/task")}
+        found = set()
+        for name in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                found.add(os.sched_getscheduler(int(name)))
+        return found
 
     before = policies()
+    if before != {os.SCHED_OTHER}:
+        pytest.skip("the tests are run with a priority of their own")
     with VideoSource(write_clip(tmp_path / "in.mp4", count=8)) as source:
         encoding = Encoding(video_codec="libsvtav1", preset="12")  # run by root, it would
         with VideoSink(tmp_path / "out.mp4", source.info, encoding=encoding) as sink:
@@ -313,7 +331,7 @@ def test_no_encoder_changes_the_priority_of_threads(tmp_path: Path) -> None:
             source.info,
             encoding=Encoding(video_codec="libsvtav1", preset="slow"),
         )
-    assert policies() == before == {os.SCHED_OTHER}
+    assert policies() == before
 
 
 def size_of(source: VideoSource, path: Path, **settings: Any) -> int:

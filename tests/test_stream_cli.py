@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import heed_interrupts
 
 from dithead import checkpoint
 from dithead.pipeline import Models
@@ -182,8 +183,7 @@ def test_interrupted_run_leaves_nothing(
     command += ["--checkpoint", str(weights), "--extend", "loop", "--threads", "1"]
     process = subprocess.Popen(
         command,
-        # A test run in the background hands an ignored SIGINT down to its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -196,7 +196,8 @@ def test_interrupted_run_leaves_nothing(
     process.send_signal(number)
     _, printed = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert printed.strip() == "dithead-stream: interrupted; nothing was written"
+    assert printed.splitlines()[-1] == "dithead-stream: interrupted; nothing was written"
+    assert "Traceback" not in printed
     assert list(folder.iterdir()) == []
 
 
