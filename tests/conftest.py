@@ -20,6 +20,7 @@ import pytest
 import torch
 from bundles import HAS_RTX, SMALL
 from emulated_cuda import EmulatedCuda
+from streams import BLANK, TIMES, warble
 
 from dithead import checkpoint
 from dithead.audio import AudioConfig, load_audio_encoder
@@ -31,7 +32,8 @@ from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.face.detector import load_face_detector
 from dithead.face.mesh import load_face_mesh
 from dithead.model import DitHead
-from dithead.pipeline import Models
+from dithead.pipeline import Models, Options, revoice
+from dithead.runtime.session import Session
 
 SEED = 20231206
 THREADS = int(os.environ.get("DITHEAD_TEST_THREADS", min(2, os.cpu_count() or 1)))
@@ -106,6 +108,50 @@ def random_models() -> Models:
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
     return Models(model, audio, load_face_detector(), load_face_mesh())
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[np.ndarray]:
+    """Nine frames of a portrait that moves; the sixth shows no face."""
+    data = pytest.importorskip("skimage.data", reason="the portrait comes with scikit-image")
+    portrait = torch.from_numpy(np.array(data.astronaut())).permute(2, 0, 1)[None].float()
+    small = torch.nn.functional.interpolate(portrait, scale_factor=2 / 3, mode="area")[0]
+    image = small.round().byte().permute(1, 2, 0).numpy()
+    frames = [image[14 + i : 174 + i, 70 + i : 230 + i].copy() for i in range(len(TIMES))]
+    frames[BLANK][:] = 90
+    return frames
+
+
+@pytest.fixture(scope="session")
+def sound() -> np.ndarray:
+    return warble(0.4)
+
+
+@pytest.fixture(scope="session")
+def session(random_models: Models) -> Session:
+    """The small random model."""
+    return Session(random_models)
+
+
+@pytest.fixture(scope="session")
+def specification(
+    random_models: Models, pictures: list[np.ndarray], sound: np.ndarray
+) -> Callable[[Options], list[np.ndarray]]:
+    """What dithead.pipeline makes of the frames and the sound, by options."""
+    made: dict[Options, list[np.ndarray]] = {}
+
+    def expected(options: Options) -> list[np.ndarray]:
+        if options not in made:
+            torch.set_num_threads(1)
+            frames = [
+                (torch.from_numpy(image), float(at))
+                for image, at in zip(pictures, TIMES, strict=True)
+            ]
+            images = revoice(frames, torch.from_numpy(sound), random_models, options)
+            made[options] = [image.numpy() for image in images]
+        return made[options]
+
+    return expected
 
 
 @pytest.fixture

@@ -18,6 +18,10 @@ from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import Stream
 
 FPS = 25
+TIMES = [Fraction(i, FPS) for i in range(9)]
+"""Of the frames that the fixture ``pictures`` gives."""
+BLANK = 5
+"""The one among them that shows no face."""
 
 
 def warble(seconds: float) -> np.ndarray:
@@ -29,6 +33,19 @@ def warble(seconds: float) -> np.ndarray:
 def levels_apart(image: np.ndarray, other: np.ndarray) -> int:
     """The largest difference of two 8-bit pictures; 1 is the rounding of sums in another order."""
     return int(np.abs(image.astype(int) - other).max())
+
+
+def same(frames: list[OutputFrame], expected: list[np.ndarray]) -> bool:
+    return len(frames) == len(expected) and all(
+        np.array_equal(frame.image, image) for frame, image in zip(frames, expected, strict=True)
+    )
+
+
+def close(frames: list[OutputFrame], expected: list[np.ndarray]) -> bool:
+    """Equal but for the rounding of sums in another order."""
+    return len(frames) == len(expected) and all(
+        levels_apart(frame.image, image) <= 1 for frame, image in zip(frames, expected, strict=True)
+    )
 
 
 def moving(portrait: np.ndarray, count: int) -> list[np.ndarray]:

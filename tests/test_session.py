@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
-import os
 import threading
 import time
 import weakref
@@ -18,70 +16,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import (
-    FPS,
-    collect,
-    feed,
-    levels_apart,
-    rows_denoised,
-    threads_of_streams,
-    true_within,
-    warble,
-)
+from streams import BLANK, FPS, TIMES, collect, feed, same, threads_of_streams, true_within
 
 from dithead.errors import ConfigError, StreamError
-from dithead.pipeline import FrameGenerator, Models, Options, revoice
-from dithead.runtime.batch import Batcher
-from dithead.runtime.lanes.recording import Entry, Log, RecordingLanes, races
+from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.pushed import OutputFrame
-from dithead.runtime.session import AsyncStream, Session, Stream
-
-TIMES = [Fraction(i, FPS) for i in range(9)]
-BLANK = 5
-
-
-@pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
-    """Nine frames of a portrait that moves; the sixth shows no face."""
-    data = pytest.importorskip("skimage.data", reason="the portrait comes with scikit-image")
-    portrait = torch.from_numpy(np.array(data.astronaut())).permute(2, 0, 1)[None].float()
-    small = torch.nn.functional.interpolate(portrait, scale_factor=2 / 3, mode="area")[0]
-    image = small.round().byte().permute(1, 2, 0).numpy()
-    frames = [image[14 + i : 174 + i, 70 + i : 230 + i].copy() for i in range(len(TIMES))]
-    frames[BLANK][:] = 90
-    return frames
-
-
-@pytest.fixture(scope="module")
-def sound() -> np.ndarray:
-    return warble(0.4)
-
-
-@pytest.fixture(scope="module")
-def session(random_models: Models) -> Session:
-    """The small random model."""
-    return Session(random_models)
-
-
-@pytest.fixture(scope="module")
-def specification(
-    random_models: Models, pictures: list[np.ndarray], sound: np.ndarray
-) -> Callable[[Options], list[np.ndarray]]:
-    """What dithead.pipeline makes of the frames and the sound, by options."""
-    made: dict[Options, list[np.ndarray]] = {}
-
-    def expected(options: Options) -> list[np.ndarray]:
-        if options not in made:
-            torch.set_num_threads(1)
-            frames = [
-                (torch.from_numpy(image), float(at))
-                for image, at in zip(pictures, TIMES, strict=True)
-            ]
-            images = revoice(frames, torch.from_numpy(sound), random_models, options)
-            made[options] = [image.numpy() for image in images]
-        return made[options]
-
-    return expected
+from dithead.runtime.session import Session, Stream
 
 
 def pieces(sound: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
@@ -92,12 +32,6 @@ def pieces(sound: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
             return
         yield sound[start : start + size]
         start += size
-
-
-def same(frames: list[OutputFrame], expected: list[np.ndarray]) -> bool:
-    return len(frames) == len(expected) and all(
-        np.array_equal(frame.image, image) for frame, image in zip(frames, expected, strict=True)
-    )
 
 
 @given(
@@ -184,115 +118,6 @@ def test_reset_equals_fresh_and_streams_do_not_mix(
     assert same(results["b"], specification(other))
 
 
-def close(frames: list[OutputFrame], expected: list[np.ndarray]) -> bool:
-    """Equal but for the rounding of sums in another order."""
-    return len(frames) == len(expected) and all(
-        levels_apart(frame.image, image) <= 1 for frame, image in zip(frames, expected, strict=True)
-    )
-
-
-@given(
-    batch=st.integers(2, 5), spare=st.integers(0, 3), every=st.sampled_from([1, 2]), data=st.data()
-)
-@settings(max_examples=10)
-def test_frames_denoised_together_equal_those_alone(
-    session: Session,
-    specification: Callable[[Options], list[np.ndarray]],
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-    batch: int,
-    spare: int,
-    every: int,
-    data: st.DataObject,
-) -> None:
-    torch.set_num_threads(1)
-    options = Options(steps=2, seed=3, generate_every=every)
-    in_flight = batch * every + (every == 2) + spare
-    with pytest.MonkeyPatch.context() as patch:
-        rows = rows_denoised(patch)
-        with session.open_stream(options, batch=batch, in_flight=in_flight) as stream:
-            found = collect(stream, pictures, [sound])
-    assert close(found, specification(options))
-    assert max(rows) == min(batch, {1: 8, 2: 5}[every])
-    assert [frame.face for frame in found].count(False) == 1
-
-
-def test_streams_denoised_together_equal_those_alone(
-    random_models: Models,
-    specification: Callable[[Options], list[np.ndarray]],
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch.set_num_threads(1)
-    rows = rows_denoised(monkeypatch)
-    session, log = Session(random_models, batch=4), Log()
-    session._batcher = Batcher(RecordingLanes(log), 4, wait_s=0.5)
-    asked = [
-        Options(steps=2, seed=3),
-        Options(steps=2, seed=9, reference="previous"),
-        Options(steps=2, seed=4, generate_every=2),
-        Options(steps=1, seed=3),  # another number of steps cannot share a batch
-    ]
-    results: dict[int, list[OutputFrame]] = {}
-
-    def run(number: int, options: Options) -> None:
-        lanes = RecordingLanes(log, f"{number} ")
-        with session.open_stream(options, lanes=lanes) as stream:
-            results[number] = collect(stream, pictures, [sound])
-
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(asked)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
-        assert not thread.is_alive()
-    for number, options in enumerate(asked):
-        assert close(results[number], specification(options)), options
-    assert max(rows) >= 2
-    assert max(rows) <= 4
-    assert races(log.entries) == []
-    shared = [
-        number
-        for number, entry in enumerate(log.entries)
-        if entry.act == "wait" and "together" in entry.lane + entry.what
-    ]
-    assert len(shared) == 2 * (8 + 8 + 5 + 8)
-    entries = log.entries
-    idle = [n for n in shared if not races(entries[:n] + entries[n + 1 :])]
-    firsts = {entries[n].what for n in idle}  # before it, nothing has read the result's buffer
-    assert len(firsts) <= len(asked)
-
-
-def test_a_closed_stream_leaves_the_batch_to_the_others(
-    random_models: Models,
-    specification: Callable[[Options], list[np.ndarray]],
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-) -> None:
-    torch.set_num_threads(1)
-    session, options = Session(random_models, batch=2, batch_wait_s=0.01), Options(steps=2, seed=3)
-    first = session.open_stream(options)
-    first.push_audio(sound)
-    first.finish_audio()
-    first.push_frame(pictures[0], 0)
-    first.pull(60)
-    with session.open_stream(options) as second:
-        first.close()
-        assert session._batcher is not None
-        assert session._batcher._members[2] == 1
-        assert close(collect(second, pictures, [sound]), specification(options))
-    assert not threads_of_streams()
-
-
-def test_a_stream_that_cannot_be_is_not_waited_for(random_models: Models) -> None:
-    session = Session(random_models, batch=2)
-    with pytest.raises(ConfigError, match="frames in flight"):
-        session.open_stream(Options(steps=2, generate_every=2), in_flight=1)
-    assert session._batcher is not None
-    assert session._batcher._members[2] == 0
-
-
 def test_closing_frees_the_buffers_at_once(
     session: Session, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
@@ -305,17 +130,6 @@ def test_closing_frees_the_buffers_at_once(
         assert slot() is None
     finally:
         gc.enable()
-
-
-def test_batches_that_cannot_be(session: Session, random_models: Models) -> None:
-    with pytest.raises(ConfigError, match="batch must be 1, or reference 'fixed'"):
-        session.open_stream(Options(reference="previous"), batch=2)
-    with pytest.raises(ConfigError, match="needs at least 4 frames in flight"):
-        session.open_stream(batch=4, in_flight=3)
-    with pytest.raises(ConfigError, match="batch must be at least 1"):
-        session.open_stream(batch=0)
-    with pytest.raises(ConfigError, match="batch must be at least 1"):
-        Session(random_models, batch=0)
 
 
 def test_interpolation_doubles_the_frames(
@@ -382,73 +196,6 @@ def test_other_rates_are_resampled(session: Session, pictures: list[np.ndarray])
         assert abs(stream._run._sound.length_s - Fraction(6, 10)) < Fraction(1, 1000)
 
 
-def test_asyncio_calls_that_are_cancelled_lose_no_frame(
-    session: Session,
-    specification: Callable[[Options], list[np.ndarray]],
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-) -> None:
-    torch.set_num_threads(1)
-    options = Options(steps=2, seed=3)
-
-    async def run() -> list[OutputFrame]:
-        stream = session.open_stream(options, in_flight=1, waiting=1)
-        async with AsyncStream(stream) as patient:
-
-            async def push() -> None:
-                for image, at in zip(pictures, TIMES, strict=True):
-                    while True:  # whoever gives up may be just too late
-                        try:
-                            await asyncio.wait_for(patient.push_frame(image, at), 0.03)
-                            break
-                        except asyncio.TimeoutError:
-                            continue
-                await patient.finish()
-
-            await patient.push_audio(sound)
-            await patient.finish_audio()
-            with pytest.raises(TimeoutError, match="no frame was finished within 0"):
-                await patient.pull(timeout_s=0.0)
-            pushing, frames = asyncio.create_task(push()), []
-            while True:
-                try:
-                    frame = await asyncio.wait_for(patient.pull(), 0.02)
-                except asyncio.TimeoutError:
-                    continue
-                if frame is None:
-                    break
-                frames.append(frame)
-            await pushing
-        return frames
-
-    assert same(asyncio.run(run()), specification(options))
-
-
-def test_asyncio_streams_do_not_starve_each_other(
-    session: Session, pictures: list[np.ndarray], sound: np.ndarray
-) -> None:
-    count = 4 + min(32, (os.cpu_count() or 1) + 4)  # more than asyncio's own threads
-
-    async def speak(stream: AsyncStream) -> int:
-        pulling = asyncio.create_task(stream.pull())
-        await asyncio.sleep(0.05)  # all wait
-        await stream.push_audio(sound)
-        for image, at in zip(pictures[:2], TIMES, strict=False):
-            await stream.push_frame(image, at)
-        await stream.finish()
-        assert await pulling is not None
-        return 1 + len([frame async for frame in stream.frames()])
-
-    async def run() -> list[int]:
-        streams = [AsyncStream(session.open_stream(Options(steps=1))) for _ in range(count)]
-        found = await asyncio.gather(*map(speak, streams))
-        await asyncio.gather(*(stream.close() for stream in streams))
-        return found
-
-    assert asyncio.run(run()) == [2] * count
-    assert not threads_of_streams()
-
-
 def test_a_closed_stream_is_not_reset(session: Session) -> None:
     stream = session.open_stream()
     stream.reset()
@@ -475,33 +222,6 @@ def test_who_waits_in_a_stream_that_is_reset_is_told(session: Session) -> None:
         stream.reset()
         thread.join(60)
     assert told == ["the stream was reset"]
-
-
-def test_asyncio(
-    session: Session,
-    specification: Callable[[Options], list[np.ndarray]],
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-) -> None:
-    torch.set_num_threads(1)
-    options = Options(steps=2, seed=3)
-
-    async def run() -> list[OutputFrame]:
-        async with AsyncStream(session.open_stream(options, in_flight=2)) as stream:
-
-            async def push() -> None:
-                await stream.push_audio(sound)
-                await stream.finish_audio()
-                for image, at in zip(pictures, TIMES, strict=True):
-                    await stream.push_frame(image, at)
-                await stream.finish()
-
-            pushing = asyncio.create_task(push())
-            frames = [frame async for frame in stream.frames()]
-            await pushing
-            return frames
-
-    assert same(asyncio.run(run()), specification(options))
 
 
 @pytest.mark.parametrize("frame", [0, 4, 8])
@@ -580,68 +300,3 @@ def test_misuse(session: Session, pictures: list[np.ndarray], sound: np.ndarray)
             stream.push_audio(sound)
         with pytest.raises(StreamError, match="after finish"):
             stream.push_frame(pictures[0], 2)
-
-
-@given(
-    in_flight=st.integers(3, 8),
-    every=st.sampled_from([1, 2]),
-    interpolate=st.sampled_from([1, 2]),
-)
-@settings(max_examples=12)
-def test_every_buffer_is_guarded_by_an_event(
-    session: Session,
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-    in_flight: int,
-    every: int,
-    interpolate: int,
-) -> None:
-    lanes = RecordingLanes()
-    options = Options(steps=1, generate_every=every)
-    with session.open_stream(
-        options, in_flight=in_flight, interpolate=interpolate, lanes=lanes
-    ) as stream:
-        collect(stream, pictures, [sound])
-    accesses = sum(entry.act in ("read", "write") for entry in lanes.log.entries)
-    assert accesses > 20 * (len(TIMES) - 1)
-    assert races(lanes.log.entries) == []
-
-
-@pytest.mark.parametrize("interpolate", [1, 2])
-@pytest.mark.parametrize("in_flight", [1, 2, 4])
-def test_no_event_can_be_left_out(
-    session: Session,
-    pictures: list[np.ndarray],
-    sound: np.ndarray,
-    in_flight: int,
-    interpolate: int,
-) -> None:
-    lanes = RecordingLanes()
-    faces = [pictures[0] if i == BLANK else image for i, image in enumerate(pictures)]
-    with session.open_stream(
-        Options(steps=1), in_flight=in_flight, interpolate=interpolate, lanes=lanes
-    ) as stream:
-        collect(stream, faces, [sound])
-    entries = lanes.log.entries
-    assert races(entries) == []
-    waits = [i for i, entry in enumerate(entries) if entry.act == "wait"]
-    stages = 9 + (interpolate == 2)
-    assert len(waits) == len(TIMES) * (stages - 1) + len(TIMES) - in_flight
-    idle = [entries[i] for i in waits if not races(entries[:i] + entries[i + 1 :])]
-    # The last stage reads no buffer here: its event guards the slot's next use, if there is one.
-    last = range(len(TIMES) - in_flight + 1, len(TIMES) + 1)
-    unused = {f"composite#{n}" for n in last} if interpolate == 1 else set()
-    assert {entry.what for entry in idle} == unused
-
-
-def test_races_are_found() -> None:
-    def run(*acts: tuple[str, Any, str]) -> list[str]:
-        return races([Entry(lane, act, what) for lane, act, what in acts])
-
-    write, record, read = ("a", "write", "x"), ("a", "record", "a#1"), ("b", "read", "x")
-    wait, done = ("b", "wait", "a#1"), ("b", "record", "b#1")
-    assert run(write, record, wait, read) == []
-    assert "b reads x, which a may still use" in run(write, record, read)[0]
-    assert len(run(write, record, wait, read, write)) == 1  # used again too early
-    assert run(write, record, wait, read, done, ("a", "wait", "b#1"), write) == []
-    assert run(write, ("a", "read", "x"), write) == []
