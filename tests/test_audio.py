@@ -31,6 +31,7 @@ from dithead.audio import (
     sample_window,
 )
 from dithead.audio.encoder import TARGET_RMS
+from dithead.audio.whisper import WhisperBody
 from dithead.errors import CheckpointError, ConfigError, StreamError
 from dithead.train.convert.whisper import convert_whisper, read_ctranslate2
 
@@ -113,7 +114,8 @@ def test_config_travels_as_json() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, dithead.audio; sys.exit('transformers' in sys.modules)"
+    code = "import sys; from dithead.audio import AudioConfig, load_audio_encoder; "
+    code += "load_audio_encoder(AudioConfig()); sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -190,6 +192,37 @@ def test_packaged_encoder_gives_whispers_features(whisper: AudioEncoder) -> None
     found = found[np.ix_(expected["index"], expected["channels"])]
     assert expected["features"].std() > 0.5
     np.testing.assert_allclose(found, expected["features"], rtol=0, atol=5e-4)  # float32
+
+
+def test_whispers_body_equals_that_of_transformers() -> None:
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as Theirs
+
+    theirs = Theirs(
+        WhisperConfig(
+            num_mel_bins=80,
+            d_model=64,
+            encoder_layers=3,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=96,
+            max_source_positions=100,
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    weights = theirs.state_dict()
+    ours = WhisperBody(mels=80, width=64, depth=3, heads=4, hidden=96, length=100).eval()
+    ours.positions = weights.pop("embed_positions.weight")
+    ours.load_state_dict(weights)
+    mel = torch.randn(2, 80, 200)
+    with torch.no_grad():
+        expected = theirs(mel, output_hidden_states=True).hidden_states
+        found = ours(mel)
+    assert len(found) == len(expected) == 4
+    assert expected[-1].std() > 0.1
+    for state, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(state, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_layers_choose_hidden_states(whisper: AudioEncoder) -> None:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.audio.config import WAV2VEC2, WAV2VEC2_LOGITS, WHISPER, WHISPER_WIDTH, AudioConfig
+from dithead.audio.config import WAV2VEC2, WAV2VEC2_LOGITS, WHISPER, AudioConfig
+from dithead.audio.whisper import WhisperBody
 from dithead.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class AudioEncoder(nn.Module):
 
 
 class WhisperEncoder(AudioEncoder):
-    """Whisper tiny.en's encoder over one chunk (Radford et al., 2022, section 2.2).
+    """Whisper tiny.en's encoder over one chunk.
 
     Args:
         config: its ``encoder`` must be "whisper-tiny.en".
@@ -172,47 +173,27 @@ class WhisperEncoder(AudioEncoder):
 
     def __init__(self, config: AudioConfig, weights: str | Path) -> None:
         super().__init__(config)
-        from transformers import WhisperConfig
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder as Body
-
         tensors, found = checkpoint.load(weights)
         if found.get("encoder") != WHISPER:
             raise CheckpointError(
                 f"{weights}: expected the encoder {WHISPER!r}, found {found.get('encoder')!r}"
             )
-        sizes = ("num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads")
-        body_config = WhisperConfig(
-            **{name: found[name] for name in (*sizes, "encoder_ffn_dim")},
-            max_source_positions=config.chunk_features,
-        )
         self.log_mel = LogMel()
-        self.body = Body(body_config)
-        positions = sinusoids(config.chunk_features, WHISPER_WIDTH)
-        checkpoint.load_into(
-            self.body, {**tensors, "embed_positions.weight": positions}, source=weights
+        self.body = WhisperBody(
+            mels=found["num_mel_bins"],
+            width=found["d_model"],
+            depth=found["encoder_layers"],
+            heads=found["encoder_attention_heads"],
+            hidden=found["encoder_ffn_dim"],
+            length=config.chunk_features,
         )
+        checkpoint.load_into(self.body, tensors, source=weights)
         self.requires_grad_(False)
         self.eval()
 
     def encode(self, samples: Tensor) -> Tensor:
-        body = self.body
-        mel = self.log_mel(samples)  # (B, 80, 2 * chunk_features)
-        hidden = F.gelu(body.conv1(mel.to(body.conv1.weight.dtype)))  # (B, 384, 2 * chunk_features)
-        hidden = F.gelu(body.conv2(hidden)).transpose(1, 2)  # (B, chunk_features, 384)
-        hidden = hidden + body.embed_positions.weight
-        states = [hidden]
-        for block in body.layers:
-            states.append(block(states[-1], None))
-        states[-1] = body.layer_norm(states[-1])
+        states = self.body(self.log_mel(samples))  # (B, chunk_features, 384) each
         return torch.cat([states[i].float() for i in self.config.layers], dim=-1)
-
-
-def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's position encodings: (length, width) float32, sines then cosines."""
-    step = math.log(10_000.0) / (width // 2 - 1)
-    rates = torch.exp(-step * torch.arange(width // 2, dtype=torch.float64))
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * rates
-    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
 
 class Wav2Vec2Encoder(AudioEncoder):

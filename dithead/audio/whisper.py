@@ -1,0 +1,101 @@
+"""Whisper's encoder (Radford et al., 2022, section 2.2), with the names that its weights have in
+transformers. Importing transformers' own takes longer than PyTorch, and 150 MB."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.attention import attention
+
+
+class WhisperBody(nn.Module):
+    """Two convolutions and a stack of transformer blocks; its hidden states.
+
+    Args:
+        mels: bins of the spectrogram.
+        width: of a feature.
+        depth: number of blocks.
+        heads: of each attention.
+        hidden: width of each block's MLP.
+        length: features of a chunk.
+    """
+
+    def __init__(
+        self, mels: int, width: int, depth: int, heads: int, hidden: int, length: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(mels, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.layers = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.layer_norm = nn.LayerNorm(width)
+        # Computed, so not part of any checkpoint.
+        self.positions: Tensor
+        self.register_buffer("positions", sinusoids(length, width), persistent=False)
+
+    def forward(self, mel: Tensor) -> list[Tensor]:
+        """Hidden states of a spectrogram.
+
+        Args:
+            mel: (B, mels, 2 * length).
+
+        Returns:
+            One (B, length, width) before each block and one, normed, after the last.
+        """
+        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # (B, width, 2 * length)
+        x = F.gelu(self.conv2(x)).transpose(1, 2) + self.positions  # (B, length, width)
+        states = [x]
+        for block in self.layers:
+            states.append(block(states[-1]))
+        states[-1] = self.layer_norm(states[-1])
+        return states
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each after a norm and beside a residual."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(width, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width)."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x))
+        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Attention of all features to all; keys have no bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width)."""
+        q, k, v = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out: Tensor = self.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's position encodings: (length, width) float32, sines then cosines."""
+    step = math.log(10_000.0) / (width // 2 - 1)
+    rates = torch.exp(-step * torch.arange(width // 2, dtype=torch.float64))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
