@@ -30,7 +30,8 @@ class Shared(Generic[T]):
         self._items = items
         self._held: dict[int, deque[T]] = {reader: deque() for reader in readers}
         self._meant_for = meant_for
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # held by itself, it is let go whenever Ctrl-C comes
+        self._changed = threading.Condition(self._lock)
         self._reading = False
         self._ended = False
 
@@ -40,7 +41,7 @@ class Shared(Generic[T]):
         while True:
             ours = False
             try:
-                with self._changed:
+                with self._lock:
                     self._changed.wait_for(lambda: held or not self._reading)
                     if held:
                         return held.popleft()
@@ -50,12 +51,12 @@ class Shared(Generic[T]):
                 self._keep(next(self._items, None))
             finally:
                 if ours:
-                    with self._changed:
+                    with self._lock:
                         self._reading = False
                         self._changed.notify_all()
 
     def _keep(self, item: T | None) -> None:
-        with self._changed:
+        with self._lock:
             if item is None:
                 self._ended = True
                 return

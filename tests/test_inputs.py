@@ -483,6 +483,50 @@ def test_a_reader_is_not_kept_waiting_by_another() -> None:
     assert results == [[1, 2, 3, 4]]
 
 
+def test_who_waits_for_a_reader_gets_what_that_one_read() -> None:
+    for _ in range(10):
+        begin, go_on = threading.Event(), threading.Event()
+
+        def source(begin: threading.Event, go_on: threading.Event) -> Iterator[int]:
+            assert begin.wait(10)
+            yield 1
+            assert go_on.wait(10)
+            yield 2
+
+        shared = Shared(source(begin, go_on), (0, 1), lambda item: (1,) if item == 1 else (0,))
+        threads = [threading.Thread(target=shared.take, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)  # the first reads, the second waits for it
+        begin.set()
+        threads[1].join(5)
+        assert not threads[1].is_alive()
+        go_on.set()
+        threads[0].join(5)
+
+
+def test_an_interrupted_reader_holds_nobody_up() -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for after_us in range(200, 1200, 5):
+            shared = Shared(iter(range(10_000)), (0, 1), lambda _: (0,))
+            try:
+                signal.setitimer(signal.ITIMER_REAL, after_us / 1e6)
+                while True:
+                    shared.take(0)
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            other = threading.Thread(target=shared.take, args=(1,), daemon=True)
+            other.start()
+            other.join(10)
+            assert not other.is_alive()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_clip(tmp_path / "take 1.mp4", count=3).rename("take:1.mp4")
