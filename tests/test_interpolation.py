@@ -25,7 +25,8 @@ REFERENCE = Path(__file__).parent / "data" / "rife_reference.npz"
 PORT_TOLERANCE = 2e-5  # float32, same weights, another order of operations
 WEIGHTS_TOLERANCE = 1e-3  # weights rounded to float16
 HALF_TOLERANCE = 4e-3  # float16 convolutions; one grey level of an 8-bit picture
-HALF_OUTLIERS = 2e-2  # of one pixel in a thousand, where the flow turns
+HALF_OUTLIERS = 2e-2  # of one pixel in a thousand, where the flow turns: 3e-3 with one kind of CPU
+# and picture, 7e-3 with others
 HALF = torch.tensor(0.5)
 SMALL = InterpolatorConfig(widths=(4, 4), scales=(2, 1), context_width=2)
 
@@ -155,6 +156,7 @@ def test_half_precision_stays_close(interpolator: Interpolator) -> None:
     assert result.dtype == torch.float16
     for found in (half(first, last, HALF), result.float()):
         error = (found - expected).abs()
+        assert error.square().mean().sqrt() <= HALF_TOLERANCE / 10
         assert error.quantile(0.999) <= HALF_TOLERANCE
         assert error.max() <= HALF_OUTLIERS
 

@@ -37,6 +37,9 @@ from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import DISCLOSURE, VideoSink
 from dithead.runtime.outputs import Encoding
 
+#: How the tests are run, before any of them has changed it.
+POLICY = os.sched_getscheduler(0) if sys.platform == "linux" else None
+
 SUFFIXES = [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".flv"]
 
 
@@ -307,7 +310,9 @@ def test_the_encoder_is_the_one_asked_for(
     assert len(raw_times(out)) == 8
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at threads the Linux way")
+@pytest.mark.skipif(
+    POLICY != os.SCHED_OTHER, reason="needs Linux, and threads without a priority of their own"
+)
 def test_no_encoder_changes_the_priority_of_threads(tmp_path: Path) -> None:
     def policies() -> set[int]:
         found = set()
@@ -316,22 +321,29 @@ def test_no_encoder_changes_the_priority_of_threads(tmp_path: Path) -> None:
                 found.add(os.sched_getscheduler(int(name)))
         return found
 
-    before = policies()
-    if before != {os.SCHED_OTHER}:
-        pytest.skip("the tests are run with a priority of their own")
     with VideoSource(write_clip(tmp_path / "in.mp4", count=8)) as source:
         encoding = Encoding(video_codec="libsvtav1", preset="12")  # run by root, it would
         with VideoSink(tmp_path / "out.mp4", source.info, encoding=encoding) as sink:
             for frame in source:
                 sink.write(frame)
-                assert policies() == before
+                assert policies() == {os.SCHED_OTHER}
     with pytest.raises(ConfigError), VideoSource(tmp_path / "in.mp4") as source:
         VideoSink(
             tmp_path / "no.mp4",
             source.info,
             encoding=Encoding(video_codec="libsvtav1", preset="slow"),
         )
-    assert policies() == before
+    assert policies() == {os.SCHED_OTHER}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at threads the Linux way")
+def test_a_thread_that_ends_while_an_encoder_opens_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [*listed(path), "4194305"])  # no such thread
+    with VideoSource(write_clip(tmp_path / "in.mp4", count=3)) as source:
+        assert raw_times(copy_through(source, tmp_path / "out.mp4"))
 
 
 def size_of(source: VideoSource, path: Path, **settings: Any) -> int:
