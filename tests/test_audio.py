@@ -245,10 +245,22 @@ def test_silence_is_finite(whisper: AudioEncoder) -> None:
     assert whisper(torch.zeros(1, 32_000)).isfinite().all()
 
 
-def test_whisper_refuses_another_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": "hubert"}, "expected the encoder 'whisper-tiny.en', found 'hubert'"),
+        ({"d_model": "384"}, "expected the d_model 384, found '384'"),
+        ({"encoder_attention_heads": None}, "the encoder_attention_heads 6, found None"),
+        ({"encoder_layers": 5}, "expected the encoder_layers 4, found 5"),
+    ],
+)
+def test_whisper_refuses_another_checkpoint(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     path = tmp_path / "other.safetensors"
-    checkpoint.save(path, {"a": torch.zeros(1)}, {"encoder": "hubert"})
-    with pytest.raises(CheckpointError, match="hubert"):
+    tensors, found = checkpoint.load(checkpoint.asset_path("whisper_tiny_en_encoder"))
+    checkpoint.save(path, tensors, {**found, **change})
+    with pytest.raises(CheckpointError, match=message):
         load_audio_encoder(CONFIG, path)
 
 

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.audio.config import WAV2VEC2, WAV2VEC2_LOGITS, WHISPER, AudioConfig
+from dithead.audio.config import (
+    WAV2VEC2,
+    WAV2VEC2_LOGITS,
+    WHISPER,
+    WHISPER_BLOCKS,
+    WHISPER_WIDTH,
+    AudioConfig,
+)
 from dithead.audio.whisper import WhisperBody
 from dithead.errors import CheckpointError
 
@@ -20,6 +27,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WAV2VEC2_SOURCE = "jonatasgrosman/wav2vec2-large-xlsr-53-english"
+TINY_EN = {
+    "num_mel_bins": 80,
+    "d_model": WHISPER_WIDTH,
+    "encoder_layers": WHISPER_BLOCKS,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+}
+"""Whisper tiny.en's sizes, as its checkpoint says them."""
 
 TARGET_RMS = 10.0 ** (-23.0 / 20.0)
 """Root mean square that loudness normalisation aims at: -23 dB relative to full scale."""
@@ -174,17 +189,19 @@ class WhisperEncoder(AudioEncoder):
     def __init__(self, config: AudioConfig, weights: str | Path) -> None:
         super().__init__(config)
         tensors, found = checkpoint.load(weights)
-        if found.get("encoder") != WHISPER:
-            raise CheckpointError(
-                f"{weights}: expected the encoder {WHISPER!r}, found {found.get('encoder')!r}"
-            )
+        for name, wanted in {"encoder": WHISPER, **TINY_EN}.items():
+            if found.get(name) != wanted:
+                raise CheckpointError(
+                    f"{weights}: expected the {name} {wanted!r}, found {found.get(name)!r}; leave "
+                    "the audio encoder's weights out for those that ship with DiT-Head"
+                )
         self.log_mel = LogMel()
         self.body = WhisperBody(
-            mels=found["num_mel_bins"],
-            width=found["d_model"],
-            depth=found["encoder_layers"],
-            heads=found["encoder_attention_heads"],
-            hidden=found["encoder_ffn_dim"],
+            mels=self.log_mel.mels,
+            width=WHISPER_WIDTH,
+            depth=WHISPER_BLOCKS,
+            heads=TINY_EN["encoder_attention_heads"],
+            hidden=TINY_EN["encoder_ffn_dim"],
             length=config.chunk_features,
         )
         checkpoint.load_into(self.body, tensors, source=weights)

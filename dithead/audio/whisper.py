@@ -30,7 +30,7 @@ class WhisperBody(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(mels, width, 3, padding=1)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
-        self.layers = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.layers = nn.ModuleList(WhisperBlock(width, heads, hidden) for _ in range(depth))
         self.layer_norm = nn.LayerNorm(width)
         # Computed, so not part of any checkpoint.
         self.positions: Tensor
@@ -54,12 +54,12 @@ class WhisperBody(nn.Module):
         return states
 
 
-class Block(nn.Module):
+class WhisperBlock(nn.Module):
     """Attention and an MLP, each after a norm and beside a residual."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(width, heads)
+        self.self_attn = WhisperAttention(width, heads)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
@@ -72,7 +72,7 @@ class Block(nn.Module):
         return out
 
 
-class SelfAttention(nn.Module):
+class WhisperAttention(nn.Module):
     """Attention of all features to all; keys have no bias."""
 
     def __init__(self, width: int, heads: int) -> None:
