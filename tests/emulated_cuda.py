@@ -167,7 +167,7 @@ class EmulatedCuda:
             with self.active():
                 yield
         finally:
-            threads_of_streams()  # none may go on on another test's device
+            threads_of_streams(30)  # none may go on on another test's device
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
             set_device(None)
 

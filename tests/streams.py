@@ -63,14 +63,14 @@ def true_within(limit_s: float, test: Callable[[], bool]) -> bool:
     return True
 
 
-def threads_of_streams() -> list[str]:
-    """What is left of them after ten seconds; work that is under way ends by itself."""
+def threads_of_streams(limit_s: float = 2.0) -> list[str]:
+    """What is left of them after that time; work that is under way ends by itself."""
 
     def found() -> list[str]:
         names = [thread.name for thread in threading.enumerate()]
         return [name for name in names if name.startswith("dithead ")]
 
-    true_within(10, lambda: not found())
+    true_within(limit_s, lambda: not found())
     return found()
 
 

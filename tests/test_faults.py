@@ -151,8 +151,7 @@ def test_a_file_that_may_not_grow(
     command += ["-o", str(folder / "out.mp4"), "--checkpoint", str(checkpoint_file), "--steps", "1"]
     done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.count("dithead-stream: ") == 1
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "File too large" in done.stderr
     assert list(folder.iterdir()) == []
 

@@ -160,9 +160,11 @@ def test_a_reader_that_does_not_read_holds_nobody_up(
         thread = threading.Thread(target=write)
         thread.start()
         assert reader.full_within(60)
+        start = time.monotonic()
         sink.abort()
-        thread.join(10)
+        thread.join(2.0)
         assert not thread.is_alive()
+        assert time.monotonic() - start < 2
     assert "was stopped" in str(stuck[0])
     reader.start()
     assert reader.finish()

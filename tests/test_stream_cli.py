@@ -196,8 +196,7 @@ def test_interrupted_run_leaves_nothing(
     process.send_signal(number)
     _, printed = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert printed.splitlines()[-1] == "dithead-stream: interrupted; nothing was written"
-    assert "Traceback" not in printed
+    assert printed.strip() == "dithead-stream: interrupted; nothing was written"
     assert list(folder.iterdir()) == []
 
 
