@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from dithead.audio.config import AUDIO_PRESETS, AudioConfig
 from dithead.errors import ConfigError
@@ -14,6 +14,7 @@ Conditioning = Literal["paper", "tokens"]
 Schedule = Literal["linear", "cosine"]
 Prediction = Literal["noise", "velocity"]
 NoiseMode = Literal["frame", "stream"]
+Norm = Literal["group", "none"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -21,10 +22,18 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+class View(NamedTuple):
+    """The square of crop units that a crop shows: its side, and how far its middle lies below their
+    origin."""
+
+    span: float = 1.0
+    down: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class FaceConfig:
-    """Geometry of the face crop and of the mask. Lengths are in crop sides unless a name says
-    otherwise.
+    """Geometry of the face crop and of the mask. Lengths are in crop units (dithead.face.crop)
+    unless a name says otherwise.
 
     The paper draws a convex polygon from the landmarks of the lower face. Here the polygon hangs on
     points that speech does not move, so that it cannot tell how far the mouth is open
@@ -33,7 +42,12 @@ class FaceConfig:
     """
 
     crop_px: int = 256
-    """Side of the square crop (256 in the paper's repository of settings: *assumed*)."""
+    """Side of the square crop in pixels (256 in the paper's repository of settings: *assumed*)."""
+    crop_span: float = 1.0
+    """How much of the face the crop shows, along each side, in crop units: below 1 it is tighter,
+    and the mouth has more of its pixels."""
+    crop_down: float = 0.0
+    """How far the crop's middle lies below the origin of crop units."""
     mask_softness: float = 0.02
     """Sigma of the Gaussian that softens the polygon's edge (*assumed*)."""
     smoothing_cutoff_hz: float = 1.5
@@ -47,6 +61,11 @@ class FaceConfig:
             f"crop_px must be a multiple of 16, at least 32, not {self.crop_px}",
         )
         _require(
+            0.5 <= self.crop_span <= 1.0 and 0.0 <= self.crop_down <= 0.5 * (1.0 - self.crop_span),
+            "crop_span must lie in 0.5..1 and crop_down in 0..(1 - crop_span) / 2, not "
+            f"{self.crop_span} and {self.crop_down}",
+        )
+        _require(
             0 < self.mask_softness < 0.2,
             f"mask_softness must lie in (0, 0.2), not {self.mask_softness}",
         )
@@ -55,6 +74,11 @@ class FaceConfig:
             "smoothing_cutoff_hz must be positive and smoothing_speed_gain not negative",
         )
 
+    @property
+    def view(self) -> View:
+        """What of the face the crop shows."""
+        return View(self.crop_span, self.crop_down)
+
 
 @dataclass(frozen=True, slots=True)
 class VQGANConfig:
@@ -62,21 +86,34 @@ class VQGANConfig:
     masked faces."""
 
     encoder_channels: tuple[int, ...] = (128, 256, 256, 512)
-    """Channels at each resolution, finest first; the factor f is 2 ** (levels - 1)."""
+    """Channels at each resolution, finest first; the factor f is fold * 2 ** (levels - 1)."""
     decoder_channels: tuple[int, ...] = (128, 256, 256, 512)
     """Channels of the decoder, finest first; as many levels as the encoder."""
+    fold: int = 1
+    """Pixels along each side that are folded into channels before the first convolution, and
+    unfolded after the last: convolutions at full resolution are the dearest."""
     blocks: int = 2
     """Residual blocks at each resolution."""
+    decoder_blocks: int | None = None
+    """Residual blocks at each resolution of the decoder, if not as many."""
+    norm: Norm = "group"
+    """``group``: group norm and SiLU before every convolution (LDM). ``none``: ReLU alone, and
+    every residual block begins as the identity; on a CPU a group norm costs as much as a
+    convolution."""
     attention: bool = True
     """Self-attention at the coarsest resolution."""
     latent_channels: int = 4
-    """Channels of the latent, which is also the width of a codebook entry."""
+    """Channels of the latent."""
     codebook_size: int = 16384
     """Entries of the codebook (*assumed*)."""
-    softness: float = 0.002
+    codebook_groups: int = 1
+    """Groups of channels that are quantised apart, each with entries of its own: a latent of many
+    channels takes very many entries otherwise (product quantisation, Jegou et al., 2011)."""
+    softness: float | None = 0.002
     """Squared distance over which codebook entries are mixed when a latent is decoded; 0 takes the
-    nearest alone, as LDM does. With 0 the last digit decides between two pictures where a latent
-    lies between two entries, and precisions and back ends differ visibly."""
+    nearest alone, as LDM does; None decodes the latent as it is. With 0 the last digit decides
+    between two pictures where a latent lies between two entries, and precisions and back ends
+    differ visibly."""
 
     def __post_init__(self) -> None:
         _require(
@@ -88,15 +125,31 @@ class VQGANConfig:
             "VQGAN channels must be positive multiples of 8",
         )
         _require(
-            self.blocks >= 1 and self.latent_channels >= 1 and self.codebook_size >= 2,
-            "blocks and latent_channels must be at least 1, codebook_size at least 2",
+            self.blocks >= 1
+            and (self.decoder_blocks is None or self.decoder_blocks >= 1)
+            and self.latent_channels >= 1
+            and self.codebook_size >= 2,
+            "blocks, decoder_blocks and latent_channels must be at least 1, codebook_size at "
+            "least 2",
         )
-        _require(self.softness >= 0, f"softness must not be negative, not {self.softness}")
+        _require(
+            self.codebook_groups >= 1 and self.latent_channels % self.codebook_groups == 0,
+            f"codebook_groups ({self.codebook_groups}) must divide latent_channels "
+            f"({self.latent_channels})",
+        )
+        _require(self.fold >= 1, f"fold must be at least 1, not {self.fold}")
+        _require(
+            self.norm in get_args(Norm), f"norm must be one of {get_args(Norm)}, not {self.norm!r}"
+        )
+        _require(
+            self.softness is None or self.softness >= 0,
+            f"softness must not be negative, not {self.softness}",
+        )
 
     @property
     def factor(self) -> int:
         """How many pixels one latent position stands for, along each side."""
-        return 2 ** (len(self.encoder_channels) - 1)
+        return self.fold * 2 ** (len(self.encoder_channels) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +292,19 @@ _FEW_STEPS = DiffusionConfig(
 PRESETS: dict[str, DitHeadConfig] = {
     "tiny": DitHeadConfig(
         preset="tiny",
-        face=FaceConfig(crop_px=128),
+        face=FaceConfig(crop_px=128, crop_span=0.84, crop_down=0.065),
         vqgan=VQGANConfig(
-            encoder_channels=(24, 48, 96, 128),
-            decoder_channels=(24, 48, 96, 128),
+            encoder_channels=(48, 96, 128),
+            decoder_channels=(48, 96, 128),
+            fold=2,
             blocks=1,
+            decoder_blocks=2,
+            norm="none",
             attention=False,
-            codebook_size=4096,
+            latent_channels=16,
+            codebook_size=1024,
+            codebook_groups=4,
+            softness=None,
         ),
         dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens"),
         diffusion=_FEW_STEPS,

@@ -55,13 +55,13 @@ class FaceCrop(nn.Module):
 
     def __init__(self, config: FaceConfig, side: int) -> None:
         super().__init__()
-        self.crop_px = config.crop_px
-        self.density = crop_density(side, config.crop_px)
+        self.crop_px, self.view = config.crop_px, config.view
+        self.density = crop_density(side, config)
 
     def forward(self, rectangle: Tensor, transform: Tensor) -> Tensor:
         """Rectangle (H, W, 3) uint8, transform (2, 3) -> face crop (1, 3, S, S) in [-1, 1]."""
         image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
-        return crop_face(image, transform[None], self.crop_px, self.density)
+        return crop_face(image, transform[None], self.crop_px, self.density, self.view)
 
 
 class MaskedEncoder(nn.Module):
@@ -72,7 +72,7 @@ class MaskedEncoder(nn.Module):
     def __init__(self, config: FaceConfig, masked_vqgan: VQGAN) -> None:
         super().__init__()
         self.masked_vqgan = masked_vqgan
-        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1))
+        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, crop: Tensor) -> Tensor:
@@ -206,8 +206,8 @@ class FaceBlend(nn.Module):
 
     def __init__(self, config: FaceConfig, side: int) -> None:
         super().__init__()
-        self.softness = config.mask_softness
-        self.density = paste_density(side, config.crop_px)
+        self.softness, self.view = config.mask_softness, config.view
+        self.density = paste_density(side, config)
         line = torch.arange(-5, 6, dtype=torch.float32)
         bell = torch.exp(-line.square() / (2 * 1.6**2))
         self.register_buffer("kernel", (bell[:, None] * bell)[None, None], persistent=False)
@@ -227,9 +227,9 @@ class FaceBlend(nn.Module):
             mask (H, W) in [0, 1].
         """
         height, width = rectangle.shape[0], rectangle.shape[1]
-        mask = crop_mask(crop.shape[2], self.softness, polygon[None])  # (1, 1, S, S)
+        mask = crop_mask(crop.shape[2], self.softness, polygon[None], self.view)  # (1, 1, S, S)
         matched = self.match_seam(face, crop, mask)  # (1, 3, S, S)
-        pasted = paste_face(matched, transform[None], height, width, self.density)
+        pasted = paste_face(matched, transform[None], height, width, self.density, self.view)
         source = rectangle.float().permute(2, 0, 1)  # (3, H, W); TensorRT permutes no uint8
         new = (pasted[0] + 1.0) * 127.5
         soft = rectangle_mask(transform[None], height, width, self.softness, polygon[None])
@@ -253,14 +253,25 @@ class FaceBlend(nn.Module):
         return face + F.interpolate(carried, size=face.shape[2:], mode="bilinear")
 
 
-def crop_density(rectangle_px: int, crop_px: int) -> int:
+def crop_density(rectangle_px: int, config: FaceConfig) -> int:
     """Samples along each side of a crop pixel, so that shrinking a large face does not alias."""
-    return max(1, round(0.8 * rectangle_px / crop_px))
+    return max(1, round(0.8 * rectangle_px * _share(config) / config.crop_px))
 
 
-def paste_density(rectangle_px: int, crop_px: int) -> int:
+def paste_density(rectangle_px: int, config: FaceConfig) -> int:
     """Samples along each side of a rectangle pixel when a crop is shrunk onto a small face."""
-    return max(1, round(crop_px / rectangle_px))
+    return max(1, round(config.crop_px / (rectangle_px * _share(config))))
+
+
+def _reach(config: FaceConfig) -> float:
+    """Side in crop units of the upright square round the crop's middle that holds the crop, and the
+    mask's soft edge, which reaches a little beyond it."""
+    return max(config.crop_span, 2.0 * (0.54 - config.crop_down))
+
+
+def _share(config: FaceConfig) -> float:
+    """How much of a rectangle's side a crop takes, in terms of one that shows all of crop units."""
+    return config.crop_span * _reach(FaceConfig()) / _reach(config)
 
 
 RECTANGLE_SIZES: tuple[int, ...] = (
@@ -269,7 +280,7 @@ RECTANGLE_SIZES: tuple[int, ...] = (
 """Sides of the square rectangles that are cut out round a face, in pixels."""
 
 
-def face_rectangle(transform: Tensor) -> tuple[int, int, int]:
+def face_rectangle(transform: Tensor, config: FaceConfig) -> tuple[int, int, int]:
     """The rectangle round a crop.
 
     Args:
@@ -277,11 +288,13 @@ def face_rectangle(transform: Tensor) -> tuple[int, int, int]:
 
     Returns:
         Left, top (even, may be negative) and side, the smallest of RECTANGLE_SIZES that holds the
-        crop and the mask's soft edge, which reaches a little beyond it.
+        crop and the mask's soft edge.
     """
     a, b, cx = (float(v) for v in transform[0])
     cy = float(transform[1, 2])
-    reach = 1.08 * (abs(a) + abs(b)) + 4.0  # side of the upright square round the turned crop
+    cx, cy = cx + b * config.crop_down, cy + a * config.crop_down  # the crop's middle
+    # Side of the upright square round the turned one.
+    reach = _reach(config) * (abs(a) + abs(b)) + 4.0
     side = next((s for s in RECTANGLE_SIZES if s >= reach), RECTANGLE_SIZES[-1])
     left, top = math.floor((cx - side / 2) / 2) * 2, math.floor((cy - side / 2) / 2) * 2
     return left, top, side

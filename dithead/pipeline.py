@@ -332,7 +332,7 @@ class FrameGenerator:
         Returns:
             Left, top, rectangle (S, S, 3), transform (2, 3) from crop units to its pixels.
         """
-        left, top, side = face_rectangle(read(transform))
+        left, top, side = face_rectangle(read(transform), self.graphs.config.face)
         local = transform.clone()
         local[0, 2] -= left
         local[1, 2] -= top

@@ -10,22 +10,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead.attention import attention
-from dithead.config import VQGANConfig
+from dithead.config import Norm, VQGANConfig
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each behind a group norm and SiLU, around a skip."""
+def _closing(channels: int, norm: Norm) -> list[nn.Module]:
+    """What stands before the last convolution."""
+    return [_norm(channels), nn.SiLU()] if norm == "group" else [nn.ReLU()]
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each behind a group norm and SiLU, around a skip; without norms behind
+    a ReLU, and the identity (or a 1x1 convolution) at first."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm = "group") -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in)
+        grouped = norm == "group"
+        self.activation = F.silu if grouped else F.relu
+        self.norm1 = _norm(channels_in) if grouped else nn.Identity()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _norm(channels_out)
+        self.norm2 = _norm(channels_out) if grouped else nn.Identity()
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if not grouped:
+            nn.init.zeros_(self.conv2.weight)
+            nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
         self.skip: nn.Module = (
             nn.Identity()
             if channels_in == channels_out
@@ -33,8 +44,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.activation(self.norm1(x)))
+        h = self.conv2(self.activation(self.norm2(h)))
         return self.skip(x) + h
 
 
@@ -59,19 +70,21 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        channels = config.encoder_channels
-        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
+        channels, fold, norm = config.encoder_channels, config.fold, config.norm
+        layers: list[nn.Module] = [nn.PixelUnshuffle(fold)] if fold > 1 else []
+        layers.append(nn.Conv2d(3 * fold**2, channels[0], 3, padding=1))
         width = channels[0]
         for level, c in enumerate(channels):
             for _ in range(config.blocks):
-                layers.append(ResidualBlock(width, c))
+                layers.append(ResidualBlock(width, c, norm))
                 width = c
             if level + 1 < len(channels):
                 layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-        layers.append(ResidualBlock(width, width))
+        layers.append(ResidualBlock(width, width, norm))
         if config.attention:
-            layers += [SpatialAttention(width), ResidualBlock(width, width)]
-        layers += [_norm(width), nn.SiLU(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+            layers += [SpatialAttention(width), ResidualBlock(width, width, norm)]
+        layers += _closing(width, norm)
+        layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -87,18 +100,21 @@ class Decoder(nn.Module):
         channels = config.decoder_channels[::-1]
         width = channels[0]
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1)]
-        layers.append(ResidualBlock(width, width))
+        fold, norm = config.fold, config.norm
+        layers.append(ResidualBlock(width, width, norm))
         if config.attention:
-            layers += [SpatialAttention(width), ResidualBlock(width, width)]
+            layers += [SpatialAttention(width), ResidualBlock(width, width, norm)]
         for level, c in enumerate(channels):
-            for _ in range(config.blocks):
-                layers.append(ResidualBlock(width, c))
+            for _ in range(config.decoder_blocks or config.blocks):
+                layers.append(ResidualBlock(width, c, norm))
                 width = c
             if level + 1 < len(channels):
                 following = channels[level + 1]
                 layers += [nn.Upsample(scale_factor=2.0), nn.Conv2d(width, following, 3, padding=1)]
                 width = following
-        layers += [_norm(width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1)]
+        layers += [*_closing(width, norm), nn.Conv2d(width, 3 * fold**2, 3, padding=1)]
+        if fold > 1:
+            layers.append(nn.PixelShuffle(fold))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -106,27 +122,46 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Nearest-neighbour quantisation against a learnable table; gradients pass straight through."""
+    """Nearest-neighbour quantisation against a learnable table; gradients pass straight through.
 
-    def __init__(self, size: int, width: int) -> None:
+    Args:
+        size: entries. width: channels of the latent. groups: G groups of its channels are quantised
+            apart, each against a table of its own.
+    """
+
+    def __init__(self, size: int, width: int, groups: int = 1) -> None:
         super().__init__()
-        self.entries = nn.Parameter(torch.empty(size, width))
+        self.groups = groups
+        self.entries = nn.Parameter(torch.empty(groups * size, width // groups))
         nn.init.uniform_(self.entries, -1.0, 1.0)
+
+    def _tables(self) -> Tensor:
+        """Entries by group: (G, size, C / G) float32."""
+        return self.entries.float().unflatten(0, (self.groups, -1))
+
+    def positions(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, H, W) -> (G, B * H * W, C / G) float32."""
+        flat = latent.float().unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2)
+        return flat.flatten(1, 3)
 
     def distances(self, latent: Tensor) -> Tensor:
         """Latent (B, C, H, W) -> squared distances to the entries, less the latent's own square:
-        (B, H, W, size) float32."""
-        flat = latent.movedim(1, -1).float()  # (B, H, W, C)
-        entries = self.entries.float()
-        return entries.square().sum(1) - 2.0 * flat @ entries.T
+        (G, B * H * W, size) float32."""
+        tables = self._tables()
+        products = self.positions(latent) @ tables.transpose(1, 2)
+        return tables.square().sum(2)[:, None] - 2.0 * products
 
     def indices(self, latent: Tensor) -> Tensor:
-        """Latent (B, C, H, W) -> index of the nearest entry (B, H, W)."""
-        return self.distances(latent).argmin(-1)
+        """Latent (B, C, H, W) -> index of the nearest entry of each group (B, G, H, W)."""
+        b, _, h, w = latent.shape
+        return self.distances(latent).argmin(-1).reshape(self.groups, b, h, w).transpose(0, 1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (B, H, W) -> entries (B, C, H, W)."""
-        return F.embedding(indices, self.entries).movedim(-1, 1)
+        """Indices (B, G, H, W) -> entries (B, C, H, W)."""
+        size = self.entries.shape[0] // self.groups
+        first = size * torch.arange(self.groups, device=indices.device)  # of each group
+        entries = F.embedding(indices + first[:, None, None], self.entries)  # (B, G, H, W, C / G)
+        return entries.movedim(-1, 2).flatten(1, 2)
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.lookup(self.indices(latent))
@@ -143,8 +178,10 @@ class Codebook(nn.Module):
         """
         if softness == 0:
             return self(latent)
-        weights = (self.distances(latent) / -softness).softmax(-1)  # (B, H, W, size)
-        return (weights @ self.entries.float()).movedim(-1, 1)
+        b, _, h, w = latent.shape
+        weights = (self.distances(latent) / -softness).softmax(-1)  # (G, B * H * W, size)
+        mixed = (weights @ self._tables()).reshape(self.groups, b, h, w, -1)
+        return mixed.permute(1, 0, 4, 2, 3).flatten(1, 2)
 
 
 class VQGANOutput(NamedTuple):
@@ -157,7 +194,7 @@ class VQGANOutput(NamedTuple):
     commitment_loss: Tensor
     """Scalar: squared distance of the features to the (fixed) entries."""
     indices: Tensor
-    """Chosen entries (B, S/f, S/f)."""
+    """Chosen entries (B, G, S/f, S/f)."""
     features: Tensor
     """The encoder's output (B, C, S/f, S/f) before quantisation, not scaled."""
 
@@ -167,7 +204,7 @@ class VQGAN(nn.Module):
 
     The latent that the diffusion model works on is the encoder's output before quantisation, scaled
     to unit variance; ``latent_mean`` and ``latent_std`` hold that scale. Decoding undoes it, and
-    quantises, more or less softly.
+    quantises, more or less softly or not at all.
     """
 
     latent_mean: Tensor
@@ -178,7 +215,9 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.codebook = Codebook(config.codebook_size, config.latent_channels)
+        self.codebook = Codebook(
+            config.codebook_size, config.latent_channels, config.codebook_groups
+        )
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
@@ -190,16 +229,32 @@ class VQGAN(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Latent (B, C, S/f, S/f) -> picture (B, 3, S, S) in [-1, 1]."""
         mean, std = self.latent_mean[:, None, None], self.latent_std[:, None, None]
-        entries = self.codebook.mix(latent * std + mean, self.config.softness)
-        return self.decoder(entries).clamp(-1.0, 1.0)
+        features = latent * std + mean
+        if self.config.softness is not None:
+            features = self.codebook.mix(features, self.config.softness)
+        return self.decoder(features).clamp(-1.0, 1.0)
 
-    def forward(self, image: Tensor, quantise: bool = True) -> VQGANOutput:
-        """One training pass: picture (B, 3, S, S) in [-1, 1]. ``quantise=False`` skips the codebook
-        (warm-up)."""
+    def forward(
+        self, image: Tensor, quantised_share: float = 1.0, noise: float = 0.0
+    ) -> VQGANOutput:
+        """One training pass.
+
+        Args:
+            image: (B, 3, S, S) in [-1, 1]. quantised_share: of the pictures pass through the
+                codebook. noise: the others get noise of a standard deviation from 0 to this, in
+                terms of the features' own.
+        """
         features = self.encoder(image).float()
         indices = self.codebook.indices(features.detach())
         entries = self.codebook.lookup(indices).float()
         codebook_loss = F.mse_loss(entries, features.detach())
         commitment_loss = F.mse_loss(features, entries.detach())
-        passed = features + (entries - features).detach() if quantise else features
+        count = round(quantised_share * len(image))
+        passed = features + (entries - features).detach() if count else features
+        rest = features[count:]
+        if noise > 0:
+            level = noise * torch.rand(len(rest), 1, 1, 1, device=rest.device)
+            spread = features.detach().std((0, 2, 3), keepdim=True)
+            rest = rest + level * spread * torch.randn_like(rest)
+        passed = torch.cat([passed[:count], rest])
         return VQGANOutput(self.decoder(passed), codebook_loss, commitment_loss, indices, features)

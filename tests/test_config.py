@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from dithead.config import PRESETS, DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, preset
+from dithead.config import (
+    PRESETS,
+    DiffusionConfig,
+    DiTConfig,
+    DitHeadConfig,
+    FaceConfig,
+    VQGANConfig,
+    preset,
+)
 from dithead.errors import ConfigError
 
 
@@ -44,6 +52,11 @@ def test_unknown_names_list_the_valid_ones() -> None:
     [
         lambda: FaceConfig(crop_px=100),
         lambda: FaceConfig(mask_softness=0.0),
+        lambda: FaceConfig(crop_span=0.4),
+        lambda: FaceConfig(crop_span=0.9, crop_down=0.1),
+        lambda: VQGANConfig(latent_channels=6, codebook_groups=4),
+        lambda: VQGANConfig(norm="batch"),  # type: ignore[arg-type]
+        lambda: VQGANConfig(softness=-1.0),
         lambda: DiTConfig(width=100, heads=16),
         lambda: DiTConfig(conditioning="both"),  # type: ignore[arg-type]
         lambda: DiffusionConfig(schedule="square"),  # type: ignore[arg-type]

@@ -5,16 +5,18 @@ import math
 import pytest
 import torch
 
-from dithead.config import FaceConfig
+from dithead.config import FaceConfig, View
 from dithead.face.crop import (
     _TEMPLATE,
     BLEND_POINTS,
     MASK_POLYGON,
     STABLE_POINTS,
+    WHOLE,
     blend_anchors,
     blend_polygon,
     crop_face,
     crop_mask,
+    crop_positions,
     mask_polygon,
     paste_face,
     placement_from_mesh,
@@ -49,20 +51,36 @@ def test_no_moving_point_carries_the_crop() -> None:
     assert not lips_and_jaw & set(STABLE_POINTS)
 
 
-def test_crop_then_paste_gives_the_picture_back() -> None:
+@pytest.mark.parametrize("view", [WHOLE, View(0.84, 0.065)])
+def test_crop_then_paste_gives_the_picture_back(view: View) -> None:
     ramp = torch.linspace(0, 1, 160)
     image = torch.stack(
         [ramp.expand(160, 160), ramp[:, None].expand(160, 160), ramp.expand(160, 160)]
     )
     transform = transform_from_placement(torch.tensor([[80.0, 78.0, math.log(100.0), 0.3]]))
-    crop = crop_face(image[None], transform, 128)
-    back = paste_face(crop, transform, 160, 160)
+    crop = crop_face(image[None], transform, 128, view=view)
+    back = paste_face(crop, transform, 160, 160, view=view)
     ys, xs = torch.meshgrid(torch.arange(160) + 0.5, torch.arange(160) + 0.5, indexing="ij")
     inverse = invert_similarity(transform)[0]
     units = torch.stack([xs, ys, torch.ones_like(xs)], -1) @ inverse.T
-    inside = (units.abs() < 0.48).all(-1)
+    middle = torch.tensor([0.0, view.down])
+    inside = ((units - middle).abs() < 0.48 * view.span).all(-1)
     assert inside.sum() > 5000
     assert (back[0] - image).abs().amax(0)[inside].max() < 1e-3
+
+
+def test_a_view_is_a_part_of_the_whole_crop() -> None:
+    image = torch.rand(1, 3, 160, 160)
+    transform = transform_from_placement(torch.tensor([[80.0, 78.0, math.log(100.0), 0.3]]))
+    whole = crop_face(image, transform, 200)
+    part = crop_face(image, transform, 160, view=View(0.8, 0.1))
+    torch.testing.assert_close(part, whole[:, :, 40:200, 20:180], atol=1e-4, rtol=0)
+    polygon = mask_polygon(1)
+    mask = crop_mask(160, 0.02, polygon, View(0.8, 0.1))
+    drawn = crop_mask(200, 0.02, polygon)[:, :, 40:200, 20:180]
+    torch.testing.assert_close(mask, drawn, atol=1e-4, rtol=0)
+    x, y = crop_positions(160, View(0.8, 0.1))
+    assert (float(x[0, 0]), float(y[0, 0])) == pytest.approx((-0.3975, -0.2975))
 
 
 def test_shrinking_is_antialiased() -> None:
@@ -191,11 +209,18 @@ def test_tracker_turns_the_short_way_round() -> None:
 
 @pytest.mark.parametrize("roll", [0.0, 0.7])
 @pytest.mark.parametrize("side", [20.0, 57.0, 131.0, 660.0])
-def test_rectangle_holds_the_crop(side: float, roll: float) -> None:
+@pytest.mark.parametrize("config", [FaceConfig(), FaceConfig(crop_span=0.84, crop_down=0.065)])
+def test_rectangle_holds_the_crop_and_the_blend(
+    config: FaceConfig, side: float, roll: float
+) -> None:
     placement = torch.tensor([[333.3, 250.9, math.log(side), roll]])
     transform = transform_from_placement(placement)[0]
-    left, top, size = face_rectangle(transform)
+    left, top, size = face_rectangle(transform, config)
     corners = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    corners = config.crop_span * corners + torch.tensor([0.0, config.crop_down])
+    lowest = blend_polygon(torch.tensor([[0.1, -0.4, 0.4, 0.5]]))[0]
+    soft_edge = 2.5 * config.mask_softness
+    corners = torch.cat([corners, lowest - soft_edge, lowest + soft_edge])
     points = corners @ transform[:, :2].T + transform[:, 2]
     assert size in RECTANGLE_SIZES
     assert left % 2 == 0

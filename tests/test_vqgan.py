@@ -6,16 +6,71 @@ import pytest
 import torch
 
 from dithead.config import VQGANConfig
-from dithead.vqgan import VQGAN, Codebook
+from dithead.vqgan import VQGAN, Codebook, ResidualBlock
 
 CONFIG = VQGANConfig((8, 16, 16), (8, 16, 16), blocks=1, attention=True, codebook_size=32)
+PLAIN = replace(
+    CONFIG,
+    fold=2,
+    encoder_channels=(8, 16),
+    decoder_channels=(8, 16),
+    decoder_blocks=2,
+    norm="none",
+    attention=False,
+    latent_channels=8,
+    codebook_groups=2,
+)
 
 
-def test_shapes_and_factor() -> None:
-    model = VQGAN(CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, PLAIN])
+def test_shapes_and_factor(config: VQGANConfig) -> None:
+    model = VQGAN(config)
     latent = model.encode(torch.rand(2, 3, 32, 32))
-    assert latent.shape == (2, 4, 8, 8)
+    assert config.factor == 4
+    assert latent.shape == (2, config.latent_channels, 8, 8)
     assert model.decode(latent).shape == (2, 3, 32, 32)
+
+
+def test_without_norms_a_block_begins_as_the_identity() -> None:
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(ResidualBlock(16, 16, "none")(x), x)
+    assert not any(isinstance(m, torch.nn.GroupNorm) for m in VQGAN(PLAIN).decoder.modules())
+
+
+def test_groups_of_channels_are_quantised_apart() -> None:
+    codebook = Codebook(50, 6, groups=2)
+    latent = torch.randn(2, 6, 3, 5)
+    first, second = Codebook(50, 3), Codebook(50, 3)
+    with torch.no_grad():
+        first.entries.copy_(codebook.entries[:50])
+        second.entries.copy_(codebook.entries[50:])
+    apart = torch.cat([first(latent[:, :3]), second(latent[:, 3:])], dim=1)
+    assert torch.equal(codebook(latent), apart)
+    mixed = [
+        book.mix(part, 0.01) for book, part in ((first, latent[:, :3]), (second, latent[:, 3:]))
+    ]
+    torch.testing.assert_close(codebook.mix(latent, 0.01), torch.cat(mixed, dim=1))
+
+
+def test_a_latent_may_be_decoded_as_it_is() -> None:
+    model = VQGAN(replace(PLAIN, softness=None)).eval()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    latent = torch.randn(1, 8, 8, 8)
+    assert torch.equal(model.decode(latent), model.decoder(latent).clamp(-1, 1))
+
+
+def test_a_share_of_a_batch_passes_the_codebook_and_the_rest_gets_noise() -> None:
+    model = VQGAN(PLAIN)
+    seen: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    out = model(torch.rand(4, 3, 32, 32), quantised_share=0.5)
+    torch.testing.assert_close(seen[0][:2], model.codebook(out.features)[:2])
+    assert torch.equal(seen[0][2:], out.features[2:])
+    noisy = model(torch.rand(4, 3, 32, 32), quantised_share=0.0, noise=0.1)
+    off = (seen[1] - noisy.features).std() / noisy.features.std()
+    assert 0.0 < off < 0.1
 
 
 def test_codebook_takes_the_nearest_entry() -> None:

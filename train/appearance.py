@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dithead.face.crop import crop_face, crop_mask, mask_polygon
+from dithead.config import View
+from dithead.face.crop import WHOLE, crop_face, crop_mask, mask_polygon
 from dithead.train.data import STORED_MARGIN
 
 _BACKGROUND_CELLS = 24
+_BEND_PX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,9 @@ class Appearance:
     """One look, applied alike to every picture of a sample; each field has one row per picture."""
 
     affine: Tensor
-    """(B, 2, 3) crop units of the model to crop units of the stored crop."""
+    """(B, 2, 3) places in the model's crop to places in the stored one, both from -0.5 to 0.5."""
     warp: Tensor
-    """(B, 2, 5, 5) smooth displacement in crop units: another face from the same footage."""
+    """(B, 2, 5, 5) smooth displacement in sides of the crop: another face from the same footage."""
     turn: Tensor
     """(B, 2) yaw and pitch in radians, of a head shaped like an ellipsoid with a nose."""
     background: Tensor
@@ -42,13 +44,12 @@ class Appearance:
         """The looks of the given rows."""
         return Appearance(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def plain_where(self, keep: Tensor) -> Appearance:
-        """Without any change in the rows where keep (B,) is true."""
-        plain = plain_appearance(len(keep))
+    def where(self, keep: Tensor, other: Appearance) -> Appearance:
+        """Another's looks in the rows where keep (B,) is true."""
         return Appearance(
             *(
                 torch.where(
-                    keep.view(-1, *[1] * (value.ndim - 1)), getattr(plain, field.name), value
+                    keep.view(-1, *[1] * (value.ndim - 1)), getattr(other, field.name), value
                 )
                 for field in fields(self)
                 for value in [getattr(self, field.name)]
@@ -170,15 +171,18 @@ def _random_background(batch: int, generator: torch.Generator) -> Tensor:
     return torch.cat([picture, opacity], dim=1)
 
 
-def render(crops: Tensor, look: Appearance, size: int) -> Tensor:
+def render(crops: Tensor, look: Appearance, size: int, view: View = WHOLE) -> Tensor:
     """Stored crops (B, S, S, 3) uint8 -> pictures (B, 3, size, size) float32 in [-1, 1] with the
-    given looks."""
+    given looks; ``view`` is what the model's crops show."""
     image = crops.movedim(-1, 1).float() / 255.0
     stored = image.shape[2]
-    if bool((look.background[:, 3] > 0).any()):
-        image = _replace_background(image, look.background)
-    if bool((look.warp != 0).any()) or bool((look.turn != 0).any()):
-        image = _bend(image, look.warp, look.turn)
+    rows = torch.nonzero(look.background[:, 3, 0, 0] > 0).flatten()
+    if len(rows) > 0:
+        image[rows] = _replace_background(image[rows], look.background[rows])
+    bent = (look.warp != 0).flatten(1).any(1) | (look.turn != 0).any(1)
+    rows = torch.nonzero(bent).flatten()
+    if len(rows) > 0:
+        image[rows] = _bend(image[rows], look.warp[rows], look.turn[rows], view)
     scaled = stored * look.affine
     scaled[:, :, 2] += stored / 2
     image = crop_face(image, scaled, size)
@@ -201,20 +205,24 @@ def _replace_background(image: Tensor, background: Tensor) -> Tensor:
     return image + weight * (new - image)
 
 
-def _bend(image: Tensor, warp: Tensor, turn: Tensor) -> Tensor:
+def _bend(image: Tensor, warp: Tensor, turn: Tensor, view: View) -> Tensor:
     """Displace smoothly, then turn the head; both read backwards, from result to source."""
     size = image.shape[2]
-    line = ((torch.arange(size) + 0.5) / size - 0.5) * STORED_MARGIN  # crop units
+    coarse = max(2, size // _BEND_PX)  # smooth, so a position every few pixels will do
+    line = torch.linspace(0.5 / size - 0.5, 0.5 - 0.5 / size, coarse) * STORED_MARGIN
     x, y = torch.meshgrid(line, line, indexing="xy")
     yaw, pitch = turn[:, :1, None], turn[:, 1:, None]
     across, down = x.expand(len(turn), -1, -1), y.expand(len(turn), -1, -1)
     for _ in range(3):  # a fixed point: depth is known at the source, not at the result
-        depth = _head_depth(across, down)
+        depth = _head_depth(across * view.span, down * view.span + view.down) / view.span
         across = (x - torch.sin(yaw) * depth) / torch.cos(yaw)
         down = (y - torch.sin(pitch) * depth) / torch.cos(pitch)
     grid = torch.stack([across, down], dim=-1) * (2.0 / STORED_MARGIN)  # (B, H, W, 2) in [-1, 1]
     field = F.grid_sample(warp, grid, mode="bicubic", padding_mode="border", align_corners=True)
     grid = grid + field.movedim(1, -1) * (2.0 / STORED_MARGIN)
+    grid = F.interpolate(
+        grid.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=True
+    ).movedim(1, -1)
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
@@ -238,21 +246,28 @@ def _coarsen(image: Tensor, kept: Tensor) -> Tensor:
 
 
 def training_mask(
-    look: Appearance, size: int, softness: float, generator: torch.Generator, jitter: float = 1.0
+    look: Appearance,
+    size: int,
+    softness: float,
+    generator: torch.Generator,
+    jitter: float = 1.0,
+    view: View = WHOLE,
 ) -> Tensor:
     """Soft masks (B, 1, size, size) that follow the looks, shifted and bent at random by a few
     pixels.
 
     Args:
         jitter: 0 for the exact mask; 1 for shifts of about 1.5 % of the crop.
+        view: what the model's crops show.
     """
     batch = look.affine.shape[0]
-    polygon = mask_polygon(batch)  # crop units of an unaugmented crop
+    # Places in an unaugmented crop.
+    polygon = (mask_polygon(batch) - torch.tensor([0.0, view.down])) / view.span
     shift = 0.015 * jitter * torch.randn(batch, 1, 2, generator=generator)
     bend = 0.006 * jitter * torch.randn(polygon.shape, generator=generator)
-    matrix = look.affine * STORED_MARGIN  # model units -> unaugmented units
+    matrix = look.affine * STORED_MARGIN  # places in the model's crop -> in the unaugmented one
     inverse = torch.linalg.inv(matrix[:, :, :2])
     points = (polygon + shift + bend - matrix[:, None, :, 2]) @ inverse.transpose(1, 2)
     mirrored = torch.linalg.det(matrix[:, :, :2]) < 0
     points = torch.where(mirrored[:, None, None], points.flip(1), points)  # keep it clockwise
-    return crop_mask(size, softness, points)
+    return crop_mask(size, softness / view.span, points)

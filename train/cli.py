@@ -27,7 +27,7 @@ MAX_STAGE_MINUTES = 120.0
 
 def _prepare(args: argparse.Namespace) -> None:
     # Imported here: the other commands need neither FFmpeg nor the face models.
-    from dithead.train.prepare import list_folder, list_manifest, prepare
+    from dithead.train.prepare import list_folder, list_manifest, list_stills, prepare
 
     sources = []
     if args.videos is not None:
@@ -36,8 +36,10 @@ def _prepare(args: argparse.Namespace) -> None:
         sources += list_folder(args.videos, args.person, args.validation)
     if args.manifest is not None:
         sources += list_manifest(args.manifest)
+    if args.stills is not None:
+        sources += list_stills(args.stills)
     if not sources:
-        raise ConfigError("nothing to prepare: give --videos or --manifest")
+        raise ConfigError("nothing to prepare: give --videos, --manifest or --stills")
     clips = prepare(sources, args.out, preset(args.preset), args.workers)
     print(json.dumps({"clips": len(clips), "frames": sum(c.frames for c in clips)}))
 
@@ -142,11 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, default=0)
         sub.add_argument("--device", default="cpu")
 
-    prepare = command("prepare", _prepare, "crops, tracks and audio from videos")
+    prepare = command("prepare", _prepare, "crops, tracks and audio from videos and stills")
     prepare.add_argument("--videos", type=Path, help="folder of one person's videos")
     prepare.add_argument("--person", help="that person's name")
     prepare.add_argument("--validation", type=int, default=45, help="clips held out, first by name")
     prepare.add_argument("--manifest", type=Path, help="TSV with columns file, split, person")
+    prepare.add_argument("--stills", type=Path, help="folder of pictures, each of another person")
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--workers", type=int, default=2)
 

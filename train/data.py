@@ -23,6 +23,8 @@ class Clip:
     split: str
     """``train`` or ``validation``."""
     frames: int
+    still: bool = False
+    """A single picture, without sound."""
 
 
 class Footage:
@@ -36,11 +38,19 @@ class Footage:
         self.clips = [Clip(**row) for row in json.loads(index.read_text())["clips"]]
 
     def split(self, name: str) -> list[Clip]:
-        """Clips of one split, sorted by name."""
-        return sorted((c for c in self.clips if c.split == name), key=lambda c: c.name)
+        """Moving clips of one split, sorted by name."""
+        return self._sorted(name, still=False)
+
+    def stills(self, name: str) -> list[Clip]:
+        """Stills of one split, sorted by name."""
+        return self._sorted(name, still=True)
+
+    def _sorted(self, split: str, still: bool) -> list[Clip]:
+        chosen = (c for c in self.clips if c.split == split and c.still == still)
+        return sorted(chosen, key=lambda c: c.name)
 
     def people(self, split: str) -> dict[str, list[Clip]]:
-        """The clips of one split by person; within a person sorted by name."""
+        """The moving clips of one split by person; within a person sorted by name."""
         people: dict[str, list[Clip]] = {}
         for clip in self.split(split):
             people.setdefault(clip.person, []).append(clip)
@@ -53,7 +63,7 @@ class Footage:
 
     def track(self, clip: Clip) -> dict[str, np.ndarray]:
         """``transform`` (T, 2, 3), ``mesh`` (T, 468, 2) in frame pixels, ``time_s`` (T,), ``audio``
-        (S,) 16 kHz."""
+        (S,) 16 kHz, empty for a still."""
         with np.load(self.root / "track" / f"{clip.name}.npz") as file:
             return {key: file[key] for key in file.files}
 

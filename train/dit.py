@@ -13,7 +13,7 @@ from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
-from dithead.face.crop import crop_mask, mask_polygon
+from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.model import build_dit
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
@@ -207,9 +207,8 @@ def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
     """Loss weight of each latent position: low outside the mask, highest at the mouth. (1, 1, S,
     S), mean 1."""
     size = config.latent_size
-    mask = crop_mask(size, 0.03, mask_polygon(1))  # (1, 1, S, S)
-    line = (torch.arange(size) + 0.5) / size - 0.5
-    y, x = torch.meshgrid(line, line, indexing="ij")
+    mask = crop_mask(size, 0.03, mask_polygon(1), config.face.view)  # (1, 1, S, S)
+    x, y = crop_positions(size, config.face.view)
     mouth = torch.exp(-(((x / 0.20) ** 2 + ((y - 0.18) / 0.20) ** 2) ** 2))
     weights = training.outside_weight + (1 - training.outside_weight) * mask
     weights = weights + training.mouth_weight * mouth * mask

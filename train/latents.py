@@ -129,8 +129,8 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     if job.look_seed is not None:
         person = random_appearance(1, torch.Generator().manual_seed(job.look_seed))
         look = follow(person, len(crops), generator)
-    image = render(crops, look, config.crop_px)
-    mask = training_mask(look, config.crop_px, config.mask_softness, generator)
+    image = render(crops, look, config.crop_px, config.view)
+    mask = training_mask(look, config.crop_px, config.mask_softness, generator, view=config.view)
     hidden = mask_out(image, mask)
     latents: tuple[list[Tensor], list[Tensor]] = ([], [])
     with precision(torch.device("cpu")):

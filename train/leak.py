@@ -42,8 +42,8 @@ def _load(
     pictures, openings = [], []
     for clip in clips:
         crops = torch.from_numpy(np.array(footage.crops(clip)))
-        image = render(crops, plain_appearance(len(crops)), config.crop_px)
-        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1))
+        image = render(crops, plain_appearance(len(crops)), config.crop_px, config.view)
+        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
         if masked:
             image = mask_out(image, mask)
         both = torch.cat([image, mask.expand(len(image), -1, -1, -1)], dim=1)

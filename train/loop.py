@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import json
 import math
+import queue
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +91,39 @@ class MovingAverage:
             else:
                 self.values[name].copy_(value)
         torch._foreach_lerp_(floats, sources, 1 - decay)
+
+
+T = TypeVar("T")
+
+
+def ahead(make: Callable[[], T], count: int = 3) -> Iterator[T]:
+    """What ``make`` gives, call after call, made on a thread of its own up to ``count`` calls
+    ahead. The thread ends when the iterator is closed; an error of ``make`` is raised here."""
+    made: queue.Queue[Future[T]] = queue.Queue(count)
+    closed = threading.Event()
+
+    def work() -> None:
+        while not closed.is_set():
+            result: Future[T] = Future()
+            try:
+                result.set_result(make())
+            except Exception as error:
+                result.set_exception(error)
+            while not closed.is_set():
+                try:
+                    made.put(result, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+
+    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            yield made.get().result()
+    finally:
+        closed.set()
+        thread.join()
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

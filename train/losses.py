@@ -76,6 +76,9 @@ class ReconstructionLoss:
         error = reconstruction - image
         squared = error.square()
         loss = (self.weights * (error.abs() + 4.0 * squared)).mean()
+        # Differences of neighbours: edges and skin would be blurred first.
+        loss = loss + (self.weights[..., 1:] * error.diff(dim=3).abs()).mean()
+        loss = loss + (self.weights[..., 1:, :] * error.diff(dim=2).abs()).mean()
         parts = {"psnr_db": float(-10 * torch.log10(squared.detach().mean((1, 2, 3)) / 4).mean())}
         if self.metric is not None:
             distance = self.metric(mouth_window(image), mouth_window(reconstruction)).mean()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dithead.config import DitHeadConfig
+from dithead.config import DitHeadConfig, FaceConfig
 from dithead.errors import MediaError
 from dithead.face.crop import STABLE_POINTS, crop_face
 from dithead.face.detector import load_face_detector
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_VIDEO_FRAMES = 1500
 """Of longer videos, so many frames from the start are taken."""
+HELD_OUT_STILLS = 20
+"""One still of so many is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,38 @@ class Source:
     path: Path
     person: str
     split: str
+    still: bool = False
+    """A picture, not a video."""
 
 
 def list_folder(folder: Path, person: str, validation: int) -> list[Source]:
     """Every video in a folder, of one person; the ``validation`` whose names sort first are held
     out."""
-    if not folder.is_dir():
-        raise MediaError(
-            f"{folder} is not a folder: expected one with .mp4, .mpg, .mov or .mkv files"
-        )
-    paths = sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in {".mp4", ".mpg", ".mov", ".mkv"}
-    )
-    if not paths:
-        raise MediaError(f"no video in {folder}: expected .mp4, .mpg, .mov or .mkv files")
+    paths = _files(folder, (".mp4", ".mpg", ".mov", ".mkv"))
     return [
         Source(path, person, "validation" if i < validation else "train")
         for i, path in enumerate(paths)
     ]
+
+
+def list_stills(folder: Path) -> list[Source]:
+    """Every picture in a folder, each of another person, who goes by the file's name; by that name
+    every twentieth is held out."""
+    return [
+        Source(path, path.stem, "train" if i % HELD_OUT_STILLS else "validation", still=True)
+        for i, path in enumerate(_files(folder, (".jpg", ".jpeg", ".png")))
+    ]
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """A folder's files with such names, sorted."""
+    kinds = ", ".join(suffixes)
+    if not folder.is_dir():
+        raise MediaError(f"{folder} is not a folder: expected one with {kinds} files")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+    if not paths:
+        raise MediaError(f"nothing in {folder} to prepare: expected {kinds} files")
+    return paths
 
 
 def list_manifest(manifest: Path) -> list[Source]:
@@ -104,7 +120,7 @@ def prepare(
         for i, clip in enumerate(pool.imap_unordered(_prepare_one, jobs)):
             if clip is not None:
                 done[clip.name] = clip
-            if i % 50 == 49 or i + 1 == len(jobs):
+            if i % 200 == 199 or i + 1 == len(jobs):
                 _write_index(index, done.values())
                 log.info("prepared %d of %d", i + 1, len(jobs))
     return list(done.values())
@@ -125,8 +141,8 @@ def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:
 
 @torch.inference_mode()
 def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
-    """Prepare one video. Raises MediaError: unreadable, no audio, or a frame without a face."""
-    size = round(config.face.crop_px * STORED_MARGIN)
+    """Prepare one video or still. Raises MediaError: unreadable, a video without audio, or a frame
+    without a face."""
     locate = FaceLocator(load_face_detector(), load_face_mesh())
     tracker = FaceTracker(config.face)
     state = tracker.initial_state()
@@ -142,15 +158,12 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
                 raise MediaError(f"no face in frame {frame.index}")
             elapsed = float(frame.time_s) - times[-1] if times else 0.0
             transform, _, state = tracker(mesh, state, torch.tensor(elapsed))
-            wide = transform.clone()
-            wide[:, :2] *= STORED_MARGIN
-            density = max(1, round(float(wide[:, 0].norm()) / size))
-            picture = crop_face(image.movedim(-1, 0)[None].float(), wide[None], size, density)
-            crops.append(picture[0].round().byte().movedim(0, -1).numpy())
+            crops.append(stored_crop(image, transform, config.face))
             transforms.append(transform.numpy())
             meshes.append(mesh[:, :2].numpy())
             times.append(float(frame.time_s))
-    samples = np.concatenate(list(AudioSource(source.path).blocks()))
+    blocks = [] if source.still else list(AudioSource(source.path).blocks())
+    samples = np.concatenate([np.zeros(0, np.float32), *blocks])
     name = source.path.stem
     np.save(out / "crops" / f"{name}.npy", np.stack(crops))
     np.savez(
@@ -160,7 +173,18 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
         time_s=np.array(times),
         audio=samples.astype(np.float16),
     )
-    return Clip(name, source.person, source.split, len(times))
+    return Clip(name, source.person, source.split, len(times), source.still)
+
+
+def stored_crop(image: torch.Tensor, transform: torch.Tensor, config: FaceConfig) -> np.ndarray:
+    """Cut what is stored of a frame (H, W, 3) uint8: (S, S, 3) uint8, S is STORED_MARGIN times the
+    model's crop."""
+    size = round(config.crop_px * STORED_MARGIN)
+    view = config.view._replace(span=config.crop_span * STORED_MARGIN)
+    density = max(1, round(float(transform[:, 0].norm()) * view.span / size))
+    frame = image.movedim(-1, 0)[None].float()
+    picture = crop_face(frame, transform[None], size, density, view)
+    return picture[0].round().byte().movedim(0, -1).numpy()
 
 
 def mean_template(meshes: np.ndarray, side: float, centre: tuple[float, float]) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.config import DitHeadConfig
-from dithead.face.crop import mask_out
-from dithead.train.appearance import plain_appearance, random_appearance, render, training_mask
+from dithead.config import DitHeadConfig, View
+from dithead.errors import MediaError
+from dithead.face.crop import crop_positions, mask_out
+from dithead.train.appearance import (
+    plain_appearance,
+    random_appearance,
+    render,
+    training_mask,
+    vary_pose,
+)
 from dithead.train.data import Footage
-from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
+from dithead.train.loop import (
+    MovingAverage,
+    Stage,
+    ahead,
+    load_part,
+    precision,
+    set_learning_rate,
+)
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.picture import save_grid
 from dithead.vqgan import VQGAN
@@ -36,16 +51,24 @@ class VQGANTraining:
     batch: int = 16
     learning_rate: float = 1e-3
     seed: int = 0
+    still_share: float = 0.7
+    """Share of the pictures that are stills, where there are any."""
     main_share: float = 0.6
-    """Share of the pictures that come from the person with the most clips; the rest is split over
+    """Share of the frames of clips that come from the person with the most; the rest is split over
     all others."""
-    plain_share: float = 0.3
+    plain_share: float = 0.5
     """Share of pictures without augmentation of their look."""
     mouth_weight: float = 2.0
     """Extra weight of the mouth region in the reconstruction loss."""
     warm_share: float = 0.45
     """Share of the stage before the codebook is switched on (skipped when starting from
     weights)."""
+    quantised_share: float | None = None
+    """Share of each batch that passes through the codebook then; None: all, or a quarter where
+    latents are decoded as they are."""
+    latent_noise: float = 0.05
+    """Largest standard deviation of the noise, in terms of the features' own, that the decoder is
+    trained to bear where latents are not quantised."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance (ST-LPIPS, AlexNet); needs the extra ``train``."""
     adversarial_weight: float = 0.0
@@ -56,35 +79,48 @@ class VQGANTraining:
 class PictureSampler:
     """Random pictures of random frames of the training split."""
 
-    def __init__(self, footage: Footage, config: DitHeadConfig, seed: int) -> None:
+    def __init__(self, footage: Footage, config: DitHeadConfig, training: VQGANTraining) -> None:
         self.size = config.face.crop_px
         self.softness = config.face.mask_softness
-        self.generator = torch.Generator().manual_seed(seed)
-        self.random = np.random.default_rng(seed)
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.random = np.random.default_rng(training.seed)
+        self.training = training
+        self.view = config.face.view
         people = footage.people("train")
-        self.main = max(people.values(), key=len)
+        self.stills = footage.stills("train")
+        self.main = max(people.values(), key=len, default=[])
         self.others = [clips for clips in people.values() if clips is not self.main]
+        if not self.main and not self.stills:
+            raise MediaError(f"{footage.root} holds nothing to train on")
         self.footage = footage
 
-    def sample(self, batch: int, main_share: float, plain_share: float) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, S, S) in [-1, 1] and their soft masks (B, 1, S, S)."""
-        rows = []
+    def sample(self, batch: int) -> Tensor:
+        """Pictures (B, 3, S, S) in [-1, 1], masked if that is what is trained on."""
+        training, rows = self.training, []
         for _ in range(batch):
             clips = self.main
-            if self.others and self.random.random() > main_share:
+            if self.stills and (not clips or self.random.random() < training.still_share):
+                clips = self.stills
+            elif self.others and self.random.random() > training.main_share:
                 clips = self.others[self.random.integers(len(self.others))]
             clip = clips[self.random.integers(len(clips))]
             rows.append(self.footage.crops(clip)[self.random.integers(clip.frames)])
-        keep = torch.rand(batch, generator=self.generator) < plain_share
-        look = random_appearance(batch, self.generator).plain_where(keep)
-        image = render(torch.from_numpy(np.stack(rows)), look, self.size)
-        return image, training_mask(look, self.size, self.softness, self.generator)
+        keep = torch.rand(batch, generator=self.generator) < training.plain_share
+        # Not turned, which costs more than all the rest: there are enough true poses.
+        posed = vary_pose(plain_appearance(batch), self.generator)
+        posed = replace(posed, turn=torch.zeros(batch, 2))
+        look = random_appearance(batch, self.generator).where(keep, posed)
+        image = render(torch.from_numpy(np.stack(rows)), look, self.size, self.view)
+        if training.kind == "face":
+            return image
+        mask = training_mask(look, self.size, self.softness, self.generator, view=self.view)
+        return mask_out(image, mask)
 
 
-def mouth_weights(size: int, extra: float) -> Tensor:
-    """Weight of each pixel: 1, and up to 1 + extra round the mouth. (1, 1, size, size)."""
-    line = (torch.arange(size) + 0.5) / size - 0.5
-    y, x = torch.meshgrid(line, line, indexing="ij")
+def mouth_weights(size: int, extra: float, view: View) -> Tensor:
+    """Weight of each pixel of a crop: 1, and up to 1 + extra round the mouth. (1, 1, size,
+    size)."""
+    x, y = crop_positions(size, view)
     bump = torch.exp(-(((x / 0.18) ** 2 + ((y - 0.15) / 0.15) ** 2) ** 2))
     return (1 + extra * bump)[None, None]
 
@@ -111,10 +147,10 @@ def train_vqgan(
     if start is not None:
         checkpoint.load_into(model, load_part(start, f"{training.kind}_vqgan"), start)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sampler = PictureSampler(footage, config, training.seed)
+    sampler = PictureSampler(footage, config, training)
     average = MovingAverage(model, 0.998)
     losses = ReconstructionLoss(
-        mouth_weights(config.face.crop_px, training.mouth_weight).to(where),
+        mouth_weights(config.face.crop_px, training.mouth_weight, config.face.view).to(where),
         training.perceptual_weight,
         training.adversarial_weight,
         where,
@@ -127,18 +163,22 @@ def train_vqgan(
     )
     stage = Stage(out / f"vqgan_{training.kind}.log", training.minutes, training.steps)
     quantise = start is not None
+    plain = config.vqgan.softness is None  # latents are decoded as they are
+    quantised_share = training.quantised_share
+    if quantised_share is None:
+        quantised_share = 0.25 if plain else 1.0
     recent: deque[Tensor] = deque(maxlen=32)  # features from which the codebook is filled
+    pictures = ahead(partial(sampler.sample, training.batch))
     while stage.running:
         set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
-        image, mask = sampler.sample(training.batch, training.main_share, training.plain_share)
-        if training.kind == "masked":
-            image = mask_out(image, mask)
-        image = image.to(where, memory_format=torch.channels_last)
+        image = next(pictures).to(where, memory_format=torch.channels_last)
         if not quantise and stage.progress > training.warm_share:
             fill_codebook(model, torch.cat(list(recent)), sampler.generator)
             quantise = True
         with precision(where):
-            result = model(image, quantise=quantise)
+            result = model(
+                image, quantised_share if quantise else 0.0, training.latent_noise if plain else 0.0
+            )
         recent.append(result.features.detach())
         reconstruction = result.image.float()
         loss, parts = losses(image, reconstruction)
@@ -158,15 +198,16 @@ def train_vqgan(
         if stage.step % 500 == 0:
             both = torch.cat([image[:6].float(), reconstruction[:6].detach()])
             save_grid(both, out / f"vqgan_{training.kind}.png", columns=6)
+    pictures.close()
     return _finish(model, average, sampler, config, training, out)
 
 
 @torch.no_grad()
 def fill_codebook(model: VQGAN, features: Tensor, generator: torch.Generator) -> None:
     """Start the codebook from features (B, C, H, W) that occurred, drawn at random."""
-    flat = features.movedim(1, -1).flatten(0, 2)
-    rows = torch.randint(len(flat), (model.config.codebook_size,), generator=generator)
-    model.codebook.entries.copy_(flat[rows.to(flat.device)])
+    tables = model.codebook.positions(features)  # (G, B * H * W, C / G)
+    rows = torch.randint(tables.shape[1], (model.config.codebook_size,), generator=generator)
+    model.codebook.entries.copy_(tables[:, rows.to(tables.device)].flatten(0, 1))
 
 
 @torch.no_grad()
@@ -184,10 +225,7 @@ def _finish(
     if training.adversarial_weight == 0:
         features = []
         for _ in range(32):
-            image, mask = sampler.sample(16, 0.5, 0.5)
-            if training.kind == "masked":
-                image = mask_out(image, mask)
-            features.append(model.encoder(image.to(device)).float())
+            features.append(model.encoder(sampler.sample(16).to(device)).float())
         flat = torch.cat(features).movedim(1, -1).flatten(0, 2)
         model.latent_mean.copy_(flat.mean(0))
         model.latent_std.copy_(flat.std(0))
@@ -202,17 +240,17 @@ def reconstruction_psnr(
 ) -> dict[str, float]:
     """Mean PSNR (dB) of the whole crop and of its mouth region over validation frames."""
     size = config.face.crop_px
-    mouth = mouth_weights(size, 1.0) - 1.0
+    view = config.face.view
+    mouth = mouth_weights(size, 1.0, view) - 1.0
     whole, near = [], []
-    for clip in footage.split("validation")[:clips]:
-        crops = torch.from_numpy(np.asarray(footage.crops(clip)[::15]))
+    for clip in [*footage.split("validation")[:clips], *footage.stills("validation")]:
+        crops = torch.from_numpy(np.array(footage.crops(clip)[::15]))
         look = plain_appearance(len(crops))
-        image = render(crops, look, size)
+        image = render(crops, look, size, view)
         if kind == "masked":
             generator = torch.Generator().manual_seed(0)
-            image = mask_out(
-                image, training_mask(look, size, config.face.mask_softness, generator, 0.0)
-            )
+            softness = config.face.mask_softness
+            image = mask_out(image, training_mask(look, size, softness, generator, 0.0, view))
         error = (model.decode(model.encode(image)) - image).square().mean(1, keepdim=True) / 4
         whole.append(error.mean((1, 2, 3)))
         near.append((error * mouth).sum((1, 2, 3)) / mouth.sum())

@@ -9,10 +9,11 @@ The *mask* is what a model must not see: the face from under the eyes down. The 
 replaced in the picture, a part of it: from the tip of the nose down, within the jaw. What lies
 between stays the source's own.
 
-Coordinates: *crop units* have their origin in the middle of the crop, x to the person's left in the
-picture's right, y down, and the crop's side as length 1. A *placement* (cx, cy, log side, roll)
-puts the crop into a frame,
-in frame pixels and radians. Pixel i covers [i, i + 1).
+Coordinates: *crop units* have their origin between eyes and mouth, x to the person's left in the
+picture's right, y down, and 1.25 widths of the face between the temples as length 1. A *placement*
+(cx, cy, log side, roll) puts them into a frame, in frame pixels and radians. The *view* is the
+square of crop units that a crop's pixels show: all from -0.5 to 0.5, or a part of it. Pixel i
+covers [i, i + 1).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from dithead.config import View
 from dithead.face.sampling import compose, invert_similarity, pixel_centres, resample
 from dithead.transfer import written
 
@@ -110,7 +112,13 @@ def transform_from_placement(placement: Tensor) -> Tensor:
     return rows.view(-1, 2, 3)
 
 
-def crop_face(image: Tensor, transform: Tensor, size: int, density: int = 1) -> Tensor:
+WHOLE = View()
+"""The view of a crop that shows all of crop units from -0.5 to 0.5."""
+
+
+def crop_face(
+    image: Tensor, transform: Tensor, size: int, density: int = 1, view: View = WHOLE
+) -> Tensor:
     """Cut the crop out of a picture.
 
     Args:
@@ -118,17 +126,23 @@ def crop_face(image: Tensor, transform: Tensor, size: int, density: int = 1) -> 
         size: side of the crop in pixels.
         density: samples along each side of a crop pixel, averaged: about source pixels per crop
             pixel.
+        view: what the crop shows.
 
     Returns:
         (B, 3, size, size) float, in the picture's range.
     """
-    matrix = compose(transform, _units_of_crop_pixels(size, image.device))
+    matrix = compose(transform, _units_of_crop_pixels(size, view, image.device))
     samples = pixel_centres(size, size, density, image.device)
     return resample(image, matrix, samples, size, density)
 
 
 def paste_face(
-    crop: Tensor, transform: Tensor, height: int, width: int, density: int = 1
+    crop: Tensor,
+    transform: Tensor,
+    height: int,
+    width: int,
+    density: int = 1,
+    view: View = WHOLE,
 ) -> Tensor:
     """Warp a crop back onto a rectangle of the frame.
 
@@ -136,25 +150,35 @@ def paste_face(
         crop: (B, C, S, S). transform: (B, 2, 3), crop units to rectangle pixels.
         height, width: of the rectangle. density: crop pixels per rectangle pixel, rounded up, when
             the face is shrunk.
+        view: what the crop shows.
 
     Returns:
         (B, C, height, width); outside the crop its edge pixels are repeated.
     """
     side = crop.shape[2]
-    pixels_of_units = _scaling(side, side / 2, crop.device)
+    pixels = side / view.span  # in one crop unit
+    pixels_of_units = _scaling(pixels, side / 2, side / 2 - pixels * view.down, crop.device)
     matrix = compose(pixels_of_units, invert_similarity(transform))
     samples = pixel_centres(height, width, density, crop.device)
     return resample(crop, matrix, samples, width, density)
 
 
-def _units_of_crop_pixels(size: int, device: torch.device) -> Tensor:
+def _units_of_crop_pixels(size: int, view: View, device: torch.device) -> Tensor:
     """The map (1, 2, 3) from a crop's pixels to crop units."""
-    return _scaling(1.0 / size, -0.5, device)
+    half = 0.5 * view.span
+    return _scaling(view.span / size, -half, view.down - half, device)
 
 
-def _scaling(scale: float, offset: float, device: torch.device) -> Tensor:
-    """The map (1, 2, 3) of x to scale * x + offset, and of y likewise."""
-    return written([scale, 0.0, offset, 0.0, scale, offset], device).view(1, 2, 3)
+def crop_positions(size: int, view: View = WHOLE) -> tuple[Tensor, Tensor]:
+    """Where the pixels of a crop are: x and y in crop units, each (size, size)."""
+    line = (torch.arange(size) + 0.5) / size - 0.5
+    y, x = torch.meshgrid(view.span * line + view.down, view.span * line, indexing="ij")
+    return x, y
+
+
+def _scaling(scale: float, right: float, down: float, device: torch.device) -> Tensor:
+    """The map (1, 2, 3) of (x, y) to (scale * x + right, scale * y + down)."""
+    return written([scale, 0.0, right, 0.0, scale, down], device).view(1, 2, 3)
 
 
 def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
@@ -231,9 +255,9 @@ def soft_polygon(
     return (0.5 + 0.5 * smooth).clamp(0.0, 1.0).reshape(-1, 1, height, width)
 
 
-def crop_mask(size: int, softness: float, polygon: Tensor) -> Tensor:
+def crop_mask(size: int, softness: float, polygon: Tensor, view: View = WHOLE) -> Tensor:
     """Soft mask of a crop: polygon (B, P, 2) in crop units -> (B, 1, size, size) in [0, 1]."""
-    units = _units_of_crop_pixels(size, polygon.device)
+    units = _units_of_crop_pixels(size, view, polygon.device)
     return soft_polygon(polygon, softness, units, size, size)
 
 
