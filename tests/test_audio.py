@@ -32,6 +32,7 @@ from dithead.audio import (
 )
 from dithead.audio.encoder import TARGET_RMS
 from dithead.audio.whisper import WhisperBody
+from dithead.config import preset
 from dithead.errors import CheckpointError, ConfigError, StreamError
 from dithead.train.convert.whisper import convert_whisper, read_ctranslate2
 
@@ -388,17 +389,47 @@ def test_windows_at_many_times_equal_one_by_one() -> None:
         assert torch.equal(sample_window(features, torch.tensor(0), time, CONFIG), window)
 
 
-@given(time_us=st.integers(-(10**6), 10**10), frames=st.sampled_from([1, 3, 11]))
+@given(
+    time_us=st.integers(-(10**6), 10**10),
+    frames=st.sampled_from([1, 3, 11]),
+    shift_ms=st.sampled_from([0, 7, 80]),
+)
 @settings(max_examples=100, deadline=None)
-def test_block_covers_the_window_exactly(time_us: int, frames: int) -> None:
+def test_block_covers_the_window_exactly(time_us: int, frames: int, shift_ms: int) -> None:
     """Features outside the block are not needed, and a longer block changes nothing."""
-    config = AudioConfig(window_frames=frames)
+    config = AudioConfig(window_frames=frames, window_shift_ms=shift_ms)
     start, count = config.block_start(time_us), config.block_features
     features = torch.randn(count + 6, 2, generator=torch.Generator().manual_seed(6))
     block = features[3 : 3 + count]
     time = torch.tensor(time_us)
     longer = sample_window(features, torch.tensor(start - 3), time, config)
     assert torch.equal(sample_window(block, torch.tensor(start), time, config), longer)
+
+
+def test_a_shifted_window_is_that_of_an_earlier_time() -> None:
+    features = torch.randn(80, 4, generator=torch.Generator().manual_seed(5))
+    shifted = dataclasses.replace(CONFIG, window_shift_ms=80)
+    time = torch.tensor(600_003)
+    earlier = sample_window(features, torch.tensor(0), time - 80_000, CONFIG)
+    assert torch.equal(sample_window(features, torch.tensor(0), time, shifted), earlier)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, preset("tiny").audio, AudioConfig(hop_ms=60, window_shift_ms=33)]
+)
+def test_no_frame_waits_longer_than_the_configuration_says(config: AudioConfig) -> None:
+    stream = AudioFeatureStream(PowerEncoder(config))
+    waits = []
+    for end in range(160, 32_000, 160):  # 10 ms at a time
+        stream.push(torch.zeros(160))
+        waits.append(end / 16 - 1000 * stream.available_s)
+    assert max(waits[100:]) == pytest.approx(config.longest_wait_ms, abs=10)
+    assert max(waits[100:]) <= config.longest_wait_ms
+
+
+def test_a_live_frame_waits_for_at_most_400_ms_of_sound() -> None:
+    assert preset("tiny").audio.longest_wait_ms <= 400
+    assert AudioConfig().longest_wait_ms == 740
 
 
 def stream_windows(
@@ -434,13 +465,16 @@ def cut(sound: Tensor, sizes: list[int]) -> list[Tensor]:
     sizes=st.lists(st.integers(0, 9000), max_size=12),
     rate=st.sampled_from([23.976, 25.0, 29.97, 60.0]),
     grid=st.sampled_from([(320, 1480, 200), (160, 100, 0), (80, 0, 340), (40, 20, 100)]),
+    shift=st.sampled_from([0, 80]),
 )
 @settings(max_examples=40, deadline=None)
 def test_stream_equals_offline(
-    length: int, sizes: list[int], rate: float, grid: tuple[int, int, int]
+    length: int, sizes: list[int], rate: float, grid: tuple[int, int, int], shift: int
 ) -> None:
     hop, left, right = grid
-    config = AudioConfig(hop_ms=hop, left_context_ms=left, right_context_ms=right)
+    config = AudioConfig(
+        hop_ms=hop, left_context_ms=left, right_context_ms=right, window_shift_ms=shift
+    )
     encoder = PowerEncoder(config)
     sound = voiced(length / 16_000, seed=length)
     times_s = [-1.0, *(i / rate for i in range(int((length / 16_000 + 1) * rate))), 90.0]

@@ -50,6 +50,9 @@ class AudioConfig:
     """Frames of a window; odd, so that one is in the middle."""
     window_spacing_ms: int = 40
     """Time between the frames of a window."""
+    window_shift_ms: int = 0
+    """How far the middle of a window lies before its frame's time: so much less of the future is
+    waited for."""
     features_per_frame: int = 2
     """Consecutive features, 20 ms apart, concatenated in each frame of a window."""
 
@@ -69,6 +72,7 @@ class AudioConfig:
             ("right_context_ms", 0, 20),
             ("window_spacing_ms", 1, 1),
             ("features_per_frame", 1, 1),
+            ("window_shift_ms", 0, 1),
         ):
             value = getattr(self, name)
             if type(value) is not int or value < least or value % step:
@@ -164,13 +168,20 @@ class AudioConfig:
         return half_frames_us + (self.features_per_frame - 1) * US_PER_FEATURE // 2
 
     @property
+    def longest_wait_ms(self) -> int:
+        """Sound past a frame's time without which a live frame may have to wait."""
+        ahead_ms = self.window_half_span_us // 1000 - self.window_shift_ms
+        return self.hop_ms + self.right_context_ms + ahead_ms + US_PER_FEATURE // 2000
+
+    @property
     def block_features(self) -> int:
         """Consecutive features that a window at any time can be sampled from."""
         return math.ceil(2 * self.window_half_span_us / US_PER_FEATURE) + 2
 
     def block_start(self, time_us: int) -> int:
         """Index of the first of the ``block_features`` features that the window at a time needs."""
-        return (time_us - self.window_half_span_us - US_PER_FEATURE // 2) // US_PER_FEATURE
+        first_us = time_us - 1000 * self.window_shift_ms - self.window_half_span_us
+        return (first_us - US_PER_FEATURE // 2) // US_PER_FEATURE
 
 
 AUDIO_PRESETS: Mapping[str, AudioConfig] = {

@@ -49,7 +49,8 @@ def sample_window(
     """
     frames, parts = config.window_frames, config.features_per_frame
     device = features.device
-    frame_us = (torch.arange(frames, device=device) - frames // 2) * config.window_spacing_ms * 1000
+    frame_ms = (torch.arange(frames, device=device) - frames // 2) * config.window_spacing_ms
+    frame_us = (frame_ms - config.window_shift_ms) * 1000
     part_us = torch.arange(parts, device=device) * US_PER_FEATURE
     # Centre of each part of each frame, less half a feature: where feature centres are integers.
     offset_us = frame_us[:, None] + part_us - parts * US_PER_FEATURE // 2  # (frames, parts)
@@ -250,7 +251,8 @@ class AudioFeatureStream:
         config = self.config
         encoded = self.state.next_hop * config.hop_features
         end_us = (encoded - config.block_features + 1) * US_PER_FEATURE
-        return end_us + config.window_half_span_us + US_PER_FEATURE // 2 - 1
+        shift_us = 1000 * config.window_shift_ms
+        return end_us + shift_us + config.window_half_span_us + US_PER_FEATURE // 2 - 1
 
     def push(self, samples: Samples) -> None:
         """Take in sound and encode every hop that it completes.
