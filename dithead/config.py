@@ -15,6 +15,7 @@ Schedule = Literal["linear", "cosine"]
 Prediction = Literal["noise", "velocity"]
 NoiseMode = Literal["frame", "stream"]
 Norm = Literal["group", "none"]
+Upsampling = Literal["nearest", "shuffle"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -94,8 +95,11 @@ class VQGANConfig:
     unfolded after the last: convolutions at full resolution are the dearest."""
     blocks: int = 2
     """Residual blocks at each resolution."""
-    decoder_blocks: int | None = None
-    """Residual blocks at each resolution of the decoder, if not as many."""
+    decoder_blocks: tuple[int, ...] = ()
+    """Residual blocks at each resolution of the decoder, finest first, if not as many."""
+    upsampling: Upsampling = "nearest"
+    """``nearest``: repeat pixels, then a 3x3 convolution (LDM). ``shuffle``: a 1x1 convolution to
+    four times the channels, which become pixels: a fifth of the work."""
     norm: Norm = "group"
     """``group``: group norm and SiLU before every convolution (LDM). ``none``: ReLU alone, and
     every residual block begins as the identity; on a CPU a group norm costs as much as a
@@ -125,12 +129,16 @@ class VQGANConfig:
             "VQGAN channels must be positive multiples of 8",
         )
         _require(
-            self.blocks >= 1
-            and (self.decoder_blocks is None or self.decoder_blocks >= 1)
-            and self.latent_channels >= 1
-            and self.codebook_size >= 2,
-            "blocks, decoder_blocks and latent_channels must be at least 1, codebook_size at "
-            "least 2",
+            self.blocks >= 1 and self.latent_channels >= 1 and self.codebook_size >= 2,
+            "blocks and latent_channels must be at least 1, codebook_size at least 2",
+        )
+        _require(
+            not self.decoder_blocks
+            or (
+                len(self.decoder_blocks) == len(self.decoder_channels)
+                and min(self.decoder_blocks) > 0
+            ),
+            "decoder_blocks needs a number of at least 1 for each of decoder_channels, or none",
         )
         _require(
             self.codebook_groups >= 1 and self.latent_channels % self.codebook_groups == 0,
@@ -138,9 +146,11 @@ class VQGANConfig:
             f"({self.latent_channels})",
         )
         _require(self.fold >= 1, f"fold must be at least 1, not {self.fold}")
-        _require(
-            self.norm in get_args(Norm), f"norm must be one of {get_args(Norm)}, not {self.norm!r}"
-        )
+        for name, kind in (("norm", Norm), ("upsampling", Upsampling)):
+            value = getattr(self, name)
+            _require(
+                value in get_args(kind), f"{name} must be one of {get_args(kind)}, not {value!r}"
+            )
         _require(
             self.softness is None or self.softness >= 0,
             f"softness must not be negative, not {self.softness}",
@@ -298,7 +308,8 @@ PRESETS: dict[str, DitHeadConfig] = {
             decoder_channels=(48, 96, 128),
             fold=2,
             blocks=1,
-            decoder_blocks=2,
+            decoder_blocks=(1, 2, 2),
+            upsampling="shuffle",
             norm="none",
             attention=False,
             latent_channels=16,

@@ -101,16 +101,23 @@ class Decoder(nn.Module):
         width = channels[0]
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1)]
         fold, norm = config.fold, config.norm
+        blocks = config.decoder_blocks[::-1] or (config.blocks,) * len(channels)
         layers.append(ResidualBlock(width, width, norm))
         if config.attention:
             layers += [SpatialAttention(width), ResidualBlock(width, width, norm)]
         for level, c in enumerate(channels):
-            for _ in range(config.decoder_blocks or config.blocks):
+            for _ in range(blocks[level]):
                 layers.append(ResidualBlock(width, c, norm))
                 width = c
             if level + 1 < len(channels):
                 following = channels[level + 1]
-                layers += [nn.Upsample(scale_factor=2.0), nn.Conv2d(width, following, 3, padding=1)]
+                if config.upsampling == "shuffle":
+                    layers += [nn.Conv2d(width, 4 * following, 1), nn.PixelShuffle(2)]
+                else:
+                    layers += [
+                        nn.Upsample(scale_factor=2.0),
+                        nn.Conv2d(width, following, 3, padding=1),
+                    ]
                 width = following
         layers += [*_closing(width, norm), nn.Conv2d(width, 3 * fold**2, 3, padding=1)]
         if fold > 1:

@@ -57,6 +57,8 @@ def test_unknown_names_list_the_valid_ones() -> None:
         lambda: VQGANConfig(latent_channels=6, codebook_groups=4),
         lambda: VQGANConfig(norm="batch"),  # type: ignore[arg-type]
         lambda: VQGANConfig(softness=-1.0),
+        lambda: VQGANConfig(decoder_blocks=(1, 2)),
+        lambda: VQGANConfig(upsampling="bilinear"),  # type: ignore[arg-type]
         lambda: DiTConfig(width=100, heads=16),
         lambda: DiTConfig(conditioning="both"),  # type: ignore[arg-type]
         lambda: DiffusionConfig(schedule="square"),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -15,9 +16,9 @@ import torch
 
 from dithead.config import DiTConfig, DitHeadConfig, VQGANConfig, preset
 from dithead.diffusion import Diffusion
-from dithead.errors import MediaError
+from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.export.precision import ReducedGraphs
-from dithead.face.crop import crop_mask, mask_polygon
+from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.model import DitHead, build_dit
 from dithead.pipeline import Models, Options
 from dithead.runtime.media import AudioSource, VideoSource
@@ -40,9 +41,10 @@ from dithead.train.dit import (
     train_dit,
 )
 from dithead.train.latents import Run, load_cache
-from dithead.train.loop import MovingAverage, Stage
-from dithead.train.prepare import Source, list_folder, prepare
-from dithead.train.vqgan import VQGANTraining, train_vqgan
+from dithead.train.loop import MovingAverage, Stage, ahead, load_part
+from dithead.train.picture import save_png
+from dithead.train.prepare import Source, list_folder, list_stills, prepare
+from dithead.train.vqgan import PictureSampler, VQGANTraining, train_vqgan
 
 CROP = 64
 
@@ -88,6 +90,43 @@ def footage(tmp_path: Path, astronaut: np.ndarray) -> Footage:
     return Footage(root)
 
 
+def test_stills_are_people_of_their_own_and_are_trained_on(
+    footage: Footage, config: DitHeadConfig, tmp_path: Path, astronaut: np.ndarray
+) -> None:
+    pictures = tmp_path / "stills"
+    pictures.mkdir()
+    for i in range(41):
+        face = astronaut[:256, 100:356] if i < 2 else np.zeros((64, 64, 3), np.uint8)
+        save_png(torch.from_numpy(face.copy()), pictures / f"p{i:02}.png")
+    sources = list_stills(pictures)
+    assert [s.path.stem for s in sources if s.split == "validation"] == ["p00", "p20", "p40"]
+    clips = prepare(sources[:3], tmp_path / "prepared", config, workers=1)  # the third is black
+    assert [(c.name, c.person, c.split, c.frames, c.still) for c in clips] == [
+        ("p00", "p00", "validation", 1, True),
+        ("p01", "p01", "train", 1, True),
+    ]
+    prepared = Footage(tmp_path / "prepared")
+    assert prepared.people("train") == {}
+    assert [clip.name for clip in prepared.stills("train")] == ["p01"]
+    side = round(config.face.crop_px * STORED_MARGIN)
+    assert prepared.crops(clips[1]).shape == (1, side, side, 3)
+    training = VQGANTraining(steps=2, batch=4)
+    train_vqgan(prepared, config, training, tmp_path / "out")
+    assert PictureSampler(footage, config, training).stills == []
+
+
+def test_what_is_made_ahead_comes_in_order_and_errors_arrive() -> None:
+    numbers = iter(range(5))
+    made = ahead(lambda: next(numbers))
+    assert [next(made) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError):
+        next(made)  # the source is exhausted
+    endless = ahead(lambda: 1)
+    assert next(endless) == 1
+    endless.close()
+    assert not any(thread.name == "ahead" for thread in threading.enumerate())
+
+
 def test_from_footage_to_a_checkpoint(
     footage: Footage, config: DitHeadConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,8 +138,21 @@ def test_from_footage_to_a_checkpoint(
     losses = [json.loads(line) for line in (out / "vqgan_face.log").read_text().splitlines()]
     assert losses[-1]["psnr_db"] > 12  # a grey picture scores 9
 
+    start = out / "vqgan_face.safetensors"
     again = VQGANTraining(steps=5, batch=4)
-    train_vqgan(footage, config, again, tmp_path / "again", out / "vqgan_face.safetensors")
+    train_vqgan(footage, config, again, tmp_path / "again", start)
+    decoder = replace(again, decoder_only=True)
+    path = train_vqgan(footage, config, decoder, tmp_path / "decoder", start)
+    before, after = load_part(start, "face_vqgan"), load_part(path, "face_vqgan")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved)
+    other = replace(config, vqgan=replace(config.vqgan, decoder_blocks=(2, 1, 1)))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train_vqgan(footage, other, again, tmp_path / "other", start)
+    train_vqgan(footage, other, decoder, tmp_path / "other", start)  # a new decoder
+    with pytest.raises(ConfigError, match="weights to start from"):
+        train_vqgan(footage, config, decoder, tmp_path / "none")
 
     common = ["--preset", "test", "--threads", "1"]
     weights = [f"--{kind}={out}/vqgan_{kind}.safetensors" for kind in ("face", "masked")]
@@ -158,7 +210,8 @@ def test_own_outputs_take_the_place_of_some_references(monkeypatch: pytest.Monke
     torch.manual_seed(0)
     config = preset("tiny")
     tiny = replace(config, dit=DiTConfig(width=64, depth=1, heads=2, conditioning="tokens"))
-    model, size = build_dit(tiny), (4, tiny.latent_size, tiny.latent_size)
+    size = (tiny.vqgan.latent_channels, tiny.latent_size, tiny.latent_size)
+    model = build_dit(tiny)
     window, shape = torch.zeros(8, *tiny.audio.window_shape), (8, *size)
     people = torch.tensor([0, 1, 2, 3, 0, 1, 2, 9])
     batch = Batch(torch.zeros(shape), torch.zeros(shape), torch.full(shape, 3.0), window, people)
@@ -282,7 +335,9 @@ def test_mouth_weighs_most_and_what_is_kept_least(config: DitHeadConfig) -> None
     weights = latent_weights(config, DiTTraining())[0, 0]
     size = config.latent_size
     assert weights.mean() == pytest.approx(1.0)
-    assert weights[round(0.68 * size), size // 2] > 0.99 * weights.max()
+    _, y = crop_positions(size, config.face.view)
+    mouth = int((y[:, 0] - 0.18).abs().argmin())
+    assert weights[mouth, size // 2] > 0.99 * weights.max()
     assert weights[0, 0] < 0.2 * weights.max()
 
 

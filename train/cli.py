@@ -54,6 +54,7 @@ def _vqgan(args: argparse.Namespace) -> None:
         seed=args.seed,
         perceptual_weight=args.perceptual,
         adversarial_weight=args.adversarial,
+        decoder_only=args.decoder_only,
     )
     footage = Footage(args.data)
     path = train_vqgan(footage, config, training, args.out, args.start, args.device)
@@ -158,7 +159,13 @@ def _parser() -> argparse.ArgumentParser:
     vqgan.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     vqgan.add_argument("--perceptual", type=float, default=0.0, help="weight of ST-LPIPS")
     vqgan.add_argument(
-        "--adversarial", type=float, default=0.0, help="weight of the discriminator; decoder only"
+        "--adversarial",
+        type=float,
+        default=0.0,
+        help="weight of the discriminator; needs --decoder-only",
+    )
+    vqgan.add_argument(
+        "--decoder-only", action="store_true", help="train the decoder alone: latents stay"
     )
     stage(vqgan, 15, 16, 1e-3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig, View
-from dithead.errors import MediaError
+from dithead.errors import ConfigError, MediaError
 from dithead.face.crop import crop_positions, mask_out
 from dithead.train.appearance import (
     plain_appearance,
@@ -35,6 +36,8 @@ from dithead.train.loop import (
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.picture import save_grid
 from dithead.vqgan import VQGAN
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["face", "masked"]
 
@@ -72,8 +75,14 @@ class VQGANTraining:
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance (ST-LPIPS, AlexNet); needs the extra ``train``."""
     adversarial_weight: float = 0.0
-    """Weight of the patch discriminator; with it, only the decoder is trained, so latents stay as
-    they are."""
+    """Weight of the patch discriminator; it goes with ``decoder_only``."""
+    decoder_only: bool = False
+    """Train the decoder alone, so that latents stay as they are: the denoiser is trained on
+    them. Where the start's decoder has another shape, a new one begins."""
+
+    def __post_init__(self) -> None:
+        if self.adversarial_weight > 0 and not self.decoder_only:
+            raise ConfigError("a discriminator would move the latents: train the decoder only")
 
 
 class PictureSampler:
@@ -145,7 +154,9 @@ def train_vqgan(
     where = torch.device(device)
     model = VQGAN(config.vqgan)
     if start is not None:
-        checkpoint.load_into(model, load_part(start, f"{training.kind}_vqgan"), start)
+        _begin_from(model, start, training)
+    elif training.decoder_only:
+        raise ConfigError("training the decoder only takes weights to start from, for the encoder")
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sampler = PictureSampler(footage, config, training)
     average = MovingAverage(model, 0.998)
@@ -155,8 +166,10 @@ def train_vqgan(
         training.adversarial_weight,
         where,
     )
-    # With a discriminator the latents must stay as they are: the denoiser is trained on them.
-    part: nn.Module = model.decoder if training.adversarial_weight > 0 else model
+    part: nn.Module = model.decoder if training.decoder_only else model
+    if training.decoder_only:
+        model.encoder.requires_grad_(False)
+        model.codebook.requires_grad_(False)
     trained = list(part.parameters())
     optimiser = torch.optim.AdamW(
         trained, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -202,6 +215,17 @@ def train_vqgan(
     return _finish(model, average, sampler, config, training, out)
 
 
+def _begin_from(model: VQGAN, start: Path, training: VQGANTraining) -> None:
+    tensors = load_part(start, f"{training.kind}_vqgan")
+    own = {f"decoder.{name}": value for name, value in model.decoder.state_dict().items()}
+    found = {name: value for name, value in tensors.items() if name.startswith("decoder.")}
+    alike = {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}
+    if training.decoder_only and not alike:
+        log.info("the decoder of %s has another shape: a new one begins", start)
+        tensors = {name: value for name, value in tensors.items() if name not in found} | own
+    checkpoint.load_into(model, tensors, start)
+
+
 @torch.no_grad()
 def fill_codebook(model: VQGAN, features: Tensor, generator: torch.Generator) -> None:
     """Start the codebook from features (B, C, H, W) that occurred, drawn at random."""
@@ -222,7 +246,7 @@ def _finish(
     model.load_state_dict(average.values)
     model.eval()
     device = model.latent_mean.device
-    if training.adversarial_weight == 0:
+    if not training.decoder_only:
         features = []
         for _ in range(32):
             features.append(model.encoder(sampler.sample(16).to(device)).float())
