@@ -320,7 +320,7 @@ PRESETS: dict[str, DitHeadConfig] = {
         dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens"),
         diffusion=_FEW_STEPS,
         audio=AudioConfig(
-            layers=(3,), hop_ms=100, left_context_ms=1800, right_context_ms=100, window_shift_ms=40
+            layers=(3,), hop_ms=120, left_context_ms=960, right_context_ms=120, window_shift_ms=80
         ),
     ),
     "base": DitHeadConfig(
