@@ -101,7 +101,7 @@ def _looks(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    root: Path
+    roots: tuple[Path, ...]
     config: DitHeadConfig
     face: Path
     masked: Path
@@ -123,7 +123,7 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     face = _vqgan(job.face, "face_vqgan", job.config)
     masked = _vqgan(job.masked, "masked_vqgan", job.config)
     config = job.config.face
-    crops = torch.from_numpy(np.array(Footage(job.root).crops(job.clip)))
+    crops = torch.from_numpy(np.array(Footage(*job.roots).crops(job.clip)))
     generator = torch.Generator().manual_seed(job.seed)
     look = plain_appearance(len(crops))
     if job.look_seed is not None:
@@ -165,7 +165,7 @@ def cache_latents(
     (out / "runs.json").unlink(missing_ok=True)  # written last: without it there is no cache
     plan = list(_looks(footage, seed, main_looks, main_plain_share, other_looks))
     jobs = [
-        _Job(footage.root, config, face, masked, clip, look if index else None, seed + i)
+        _Job(footage.roots, config, face, masked, clip, look if index else None, seed + i)
         for i, (clip, _, index, look, _) in enumerate(plan)
     ]
     faces, maskeds, runs, first = [], [], [], 0
@@ -185,7 +185,7 @@ def cache_latents(
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    root: Path
+    roots: tuple[Path, ...]
     config: AudioConfig
     weights: Path | None
     clip: Clip
@@ -201,7 +201,7 @@ def _audio_encoder(config: AudioConfig, weights: Path | None) -> AudioEncoder:
 @torch.inference_mode()
 def _hear(job: _Sound) -> None:
     encoder = _audio_encoder(job.config, job.weights)
-    track = Footage(job.root).track(job.clip)
+    track = Footage(*job.roots).track(job.clip)
     audio, times = track["audio"].astype(np.float32), track["time_s"]
     variants = []
     for samples in (audio, _disturb(audio, np.random.default_rng(job.seed))):
@@ -228,7 +228,7 @@ def cache_windows(
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         _Sound(
-            footage.root, config.audio, audio_weights, clip, folder / f"{clip.name}.npz", seed + i
+            footage.roots, config.audio, audio_weights, clip, folder / f"{clip.name}.npz", seed + i
         )
         for i, clip in enumerate(footage.split("train"))
     ]
