@@ -24,14 +24,8 @@ from dithead.face.mesh import FaceMesh, load_face_mesh, roi_from_mesh
 from dithead.train.data import Clip, Footage, make_folders, read_index, save_clip, write_index
 from dithead.train.loop import single_thread
 from dithead.train.metrics import opening
-from dithead.train.retarget import (
-    Motion,
-    read_motion,
-    read_still,
-    retarget,
-    stored_pixels_of_units,
-    to_units,
-)
+from dithead.train.motion import Motion, read_motion, stored_pixels_of_units, to_units
+from dithead.train.retarget import read_still, retarget
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +51,7 @@ class StillRule:
     """How far the tip of the nose is from the middle between the ears, in half widths."""
     pitch: tuple[float, float] = (0.22, 0.38)
     """How far down the tip of the nose is from the eyes, of the way to the chin."""
-    max_opening: float = 0.065
+    max_opening: float = 0.06
     """As ``metrics.opening`` measures: a smile can be closed, a laugh not."""
 
     def refusal(self, track: dict[str, np.ndarray]) -> str | None:
