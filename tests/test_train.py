@@ -158,7 +158,7 @@ def test_from_footage_to_a_checkpoint(
     weights = [f"--{kind}={out}/vqgan_{kind}.safetensors" for kind in ("face", "masked")]
     cache = tmp_path / "latents"
     looks = ["--main-looks=1", "--main-plain-share=1", "--other-looks=1", "--workers=1"]
-    command = ["latents", *common, f"--data={footage.root}", *weights, f"--out={cache}", *looks]
+    command = ["latents", *common, f"--data={footage.roots[0]}", *weights, f"--out={cache}", *looks]
     assert cli.main(command) == 0
     latents = load_cache(cache)
     assert latents.face.shape == latents.masked.shape == (8 * 20, 4, 16, 16)

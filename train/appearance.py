@@ -82,26 +82,35 @@ def _uniform(batch: int, generator: torch.Generator) -> Callable[..., Tensor]:
     return uniform
 
 
-def random_appearance(batch: int, generator: torch.Generator) -> Appearance:
+def random_appearance(batch: int, generator: torch.Generator, strength: float = 1.0) -> Appearance:
     """Random looks: another face (mirror, stretch, smooth warp) before another background, in
-    another light, with other colours, at another distance; and a random pose."""
+    another light, with other colours, at another distance; and a random pose.
+
+    Args:
+        strength: 1 makes many people of one, whom they may not resemble; less is for footage that
+            already shows many: 0 leaves a mirror and a slightly different pose.
+    """
 
     uniform = _uniform(batch, generator)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    stretch = uniform(0.93, 1.07)
+    stretch = uniform(0.93, 1.07) ** strength
     affine = torch.zeros(batch, 2, 3)
     affine[:, 0, 0] = mirror * stretch / STORED_MARGIN
     affine[:, 1, 1] = 1.0 / stretch / STORED_MARGIN
-    warp = uniform(0.0, 0.03, 1, 1, 1) * torch.randn(batch, 2, 5, 5, generator=generator)
+    warp = strength * uniform(0.0, 0.03, 1, 1, 1) * torch.randn(batch, 2, 5, 5, generator=generator)
     look = Appearance(
         affine=affine,
         warp=warp,
-        turn=torch.stack([uniform(-0.35, 0.35), uniform(-0.15, 0.15)], dim=1),
-        background=_random_background(batch, generator),
-        light=uniform(0.0, 0.25, 1, 1, 1) * torch.randn(batch, 1, 4, 4, generator=generator),
-        gamma=uniform(-0.4, 0.4).exp(),
-        colour=_random_colour(batch, generator),
-        coarseness=torch.where(uniform(0, 1) < 0.4, uniform(0.25, 1.0), torch.ones(batch)),
+        turn=strength * torch.stack([uniform(-0.35, 0.35), uniform(-0.15, 0.15)], dim=1),
+        background=_random_background(batch, generator, 0.75 * strength),
+        light=strength
+        * uniform(0.0, 0.25, 1, 1, 1)
+        * torch.randn(batch, 1, 4, 4, generator=generator),
+        gamma=(strength * uniform(-0.4, 0.4)).exp(),
+        colour=_random_colour(batch, generator, strength),
+        coarseness=torch.where(
+            uniform(0, 1) < 0.4 * strength, uniform(0.25, 1.0), torch.ones(batch)
+        ),
     )
     return vary_pose(look, generator)
 
@@ -132,10 +141,10 @@ def follow(look: Appearance, frames: int, generator: torch.Generator) -> Appeara
     return replace(looks, turn=looks.turn + swing * torch.sin(2 * math.pi * phase))
 
 
-def _random_colour(batch: int, generator: torch.Generator) -> Tensor:
+def _random_colour(batch: int, generator: torch.Generator, strength: float) -> Tensor:
     uniform = _uniform(batch, generator)
-    # Hue: mostly near the truth, now and then anywhere.
-    any_hue = uniform(0, 1) < 0.2
+    # Hue: mostly near the truth, now and then (at full strength only) anywhere.
+    any_hue = (uniform(0, 1) < 0.2) & (strength >= 1)
     hue = torch.where(any_hue, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
     axis = torch.full((3,), 1.0 / math.sqrt(3.0))
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
@@ -147,12 +156,14 @@ def _random_colour(batch: int, generator: torch.Generator) -> Tensor:
     mix = (saturation * torch.eye(3) + (1 - saturation) * grey) @ rotation
     gain = uniform(0.5, 1.15, 1) * uniform(0.85, 1.15, 3)
     lift = uniform(-0.05, 0.12, 1, 1) + uniform(-0.03, 0.03, 3, 1)
-    return torch.cat([gain[:, :, None] * mix, lift], dim=2)
+    colour = torch.cat([gain[:, :, None] * mix, lift], dim=2)
+    plain = torch.cat([torch.eye(3), torch.zeros(3, 1)], dim=1)
+    return strength * colour + (1 - strength) * plain
 
 
-def _random_background(batch: int, generator: torch.Generator) -> Tensor:
-    """Out of focus, with or without stripes and an edge; in a quarter of the rows the footage's
-    own."""
+def _random_background(batch: int, generator: torch.Generator, share: float) -> Tensor:
+    """Out of focus, with or without stripes and an edge; in a ``share`` of the rows, else the
+    footage's own."""
 
     uniform = _uniform(batch, generator)
     cells = _BACKGROUND_CELLS
@@ -167,7 +178,7 @@ def _random_background(batch: int, generator: torch.Generator) -> Tensor:
     edge = (across > uniform(-0.4, 0.4, 1, 1, 1)) * uniform(-0.6, 0.6, 3, 1, 1)
     edge = edge * (uniform(0, 1, 1, 1, 1) < 0.4)
     picture = (uniform(0, 1, 3, 1, 1) + field + stripes + edge).clamp(0, 1)
-    opacity = (uniform(0, 1, 1, 1, 1) < 0.75).float().expand(-1, -1, cells, cells)
+    opacity = (uniform(0, 1, 1, 1, 1) < share).float().expand(-1, -1, cells, cells)
     return torch.cat([picture, opacity], dim=1)
 
 

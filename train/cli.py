@@ -1,5 +1,5 @@
-"""``dithead-train``: prepare footage, train the two VQGANs, cache latents, train the denoiser, pack
-a checkpoint."""
+"""``dithead-train``: prepare footage, make people of stills, train the two VQGANs, cache latents,
+train the denoiser, pack a checkpoint."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ def _prepare(args: argparse.Namespace) -> None:
     print(json.dumps({"clips": len(clips), "frames": sum(c.frames for c in clips)}))
 
 
+def _identities(args: argparse.Namespace) -> None:
+    from dithead.train.identities import make_identities
+
+    clips, left_out = make_identities(
+        Footage(args.data),
+        args.out,
+        preset(args.preset),
+        args.stills,
+        args.clips_per_still,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    people = {clip.person for clip in clips}
+    counts = {"clips": len(clips), "people": len(people), "frames": sum(c.frames for c in clips)}
+    print(json.dumps({**counts, "stills_left_out": left_out}))
+
+
 def _vqgan(args: argparse.Namespace) -> None:
     config = preset(args.preset)
     training = VQGANTraining(
@@ -67,7 +84,7 @@ def _vqgan(args: argparse.Namespace) -> None:
 
 def _latents(args: argparse.Namespace) -> None:
     config = preset(args.preset)
-    footage = Footage(args.data)
+    footage = Footage(*args.data)
     cache_windows(footage, config, args.out, args.audio_weights, workers=args.workers)
     cache_latents(
         footage,
@@ -78,13 +95,19 @@ def _latents(args: argparse.Namespace) -> None:
         args.main_looks,
         args.main_plain_share,
         args.other_looks,
+        args.made_looks,
         workers=args.workers,
     )
 
 
 def _dit(args: argparse.Namespace) -> None:
     training = DiTTraining(
-        minutes=_minutes(args), batch=args.batch, learning_rate=args.learning_rate, seed=args.seed
+        minutes=_minutes(args),
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        made_share=args.made_share,
+        main_share=args.main_share,
     )
     path = train_dit(
         load_cache(args.latents),
@@ -154,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--workers", type=int, default=2)
 
+    identities = command("identities", _identities, "talking clips of people in stills")
+    identities.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    identities.add_argument("--out", type=Path, required=True, help="folder to write")
+    identities.add_argument("--stills", type=int, help="at most so many training stills")
+    identities.add_argument("--clips-per-still", type=int, default=2)
+    identities.add_argument("--seed", type=int, default=0)
+    identities.add_argument("--workers", type=int, default=2)
+
     vqgan = command("vqgan", _vqgan, "stage 1: one autoencoder")
     vqgan.add_argument("kind", choices=("face", "masked"))
     vqgan.add_argument("--data", type=Path, required=True, help="folder written by prepare")
@@ -170,7 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     stage(vqgan, 15, 16, 1e-3)
 
     latents = command("latents", _latents, "encode the footage once for stage 2")
-    latents.add_argument("--data", type=Path, required=True, help="folder written by prepare")
+    latents.add_argument(
+        "--data", type=Path, nargs="+", required=True, help="folders written by prepare, identities"
+    )
     latents.add_argument("--face", type=Path, required=True, help="face VQGAN")
     latents.add_argument("--masked", type=Path, required=True, help="masked-face VQGAN")
     latents.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -180,11 +213,14 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--main-looks", type=int, default=1)
     latents.add_argument("--main-plain-share", type=float, default=0.5)
     latents.add_argument("--other-looks", type=int, default=24)
+    latents.add_argument("--made-looks", type=int, default=1, help="of people made from stills")
     latents.add_argument("--workers", type=int, default=2)
 
     dit = command("dit", _dit, "stage 2: the denoiser")
     dit.add_argument("--latents", type=Path, required=True, help="folder written by latents")
     dit.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
+    dit.add_argument("--made-share", type=float, default=0.5, help="of people made from stills")
+    dit.add_argument("--main-share", type=float, default=0.7, help="of the rest: the main person's")
     stage(dit, 60, 32, 6e-4)
 
     pack = command("pack", _pack, "one checkpoint from the three parts")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from dithead.errors import MediaError
 
 STORED_MARGIN = 1.25
 """A stored crop is this much wider than the model's, so that augmentation can turn and shift it."""
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +28,36 @@ class Clip:
     frames: int
     still: bool = False
     """A single picture, without sound."""
+    driver: str = ""
+    """Of a clip made from a still: the clip that gave motion and sound."""
+
+    @property
+    def made(self) -> bool:
+        """Made from a still by ``dithead-train identities``."""
+        return self.driver != ""
 
 
 class Footage:
-    """A folder written by ``dithead-train prepare``."""
+    """Folders written by ``dithead-train prepare`` or ``dithead-train identities``, as one.
 
-    def __init__(self, root: Path) -> None:
-        index = root / "index.json"
-        if not index.is_file():
-            raise MediaError(f"{root} holds no prepared footage: run dithead-train prepare first")
-        self.root = root
-        self.clips = [Clip(**row) for row in json.loads(index.read_text())["clips"]]
+    Raises:
+        MediaError: a folder holds no prepared footage, or two hold clips of one name.
+    """
+
+    def __init__(self, *roots: Path) -> None:
+        self.roots = roots
+        self._root_of: dict[str, Path] = {}
+        self.clips: list[Clip] = []
+        for root in roots:
+            if not (root / "index.json").is_file():
+                raise MediaError(
+                    f"{root} holds no prepared footage: run dithead-train prepare first"
+                )
+            for clip in read_index(root):
+                other = self._root_of.setdefault(clip.name, root)
+                if other != root:
+                    raise MediaError(f"{other} and {root} both hold a clip {clip.name}")
+                self.clips.append(clip)
 
     def split(self, name: str) -> list[Clip]:
         """Moving clips of one split, sorted by name."""
@@ -59,13 +81,48 @@ class Footage:
     def crops(self, clip: Clip) -> np.ndarray:
         """(T, S, S, 3) uint8 RGB, read lazily from disk; S is STORED_MARGIN times the model's
         crop."""
-        return np.load(self.root / "crops" / f"{clip.name}.npy", mmap_mode="r")
+        return np.load(self._root_of[clip.name] / "crops" / f"{clip.name}.npy", mmap_mode="r")
 
     def track(self, clip: Clip) -> dict[str, np.ndarray]:
         """``transform`` (T, 2, 3), ``mesh`` (T, 468, 2) in frame pixels, ``time_s`` (T,), ``audio``
         (S,) 16 kHz, empty for a still."""
-        with np.load(self.root / "track" / f"{clip.name}.npz") as file:
+        with np.load(self._root_of[clip.name] / "track" / f"{clip.name}.npz") as file:
             return {key: file[key] for key in file.files}
+
+
+def read_index(root: Path) -> list[Clip]:
+    """The clips of one folder; none if it has no index yet."""
+    index = root / "index.json"
+    if not index.is_file():
+        return []
+    return [Clip(**row) for row in json.loads(index.read_text())["clips"]]
+
+
+def write_index(root: Path, clips: Iterable[Clip]) -> None:
+    """List a folder's clips, sorted by name."""
+    rows = sorted((asdict(clip) for clip in clips), key=lambda row: row["name"])
+    write_json(root / "index.json", {"clips": rows})
+
+
+def make_folders(root: Path) -> None:
+    """Make the folders that clips are saved in, and sweep up what an interrupted run has left."""
+    for name in ("crops", "track"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for partial in (root / name).glob(f"*{_PARTIAL}"):
+            partial.unlink()
+
+
+def save_clip(root: Path, name: str, crops: np.ndarray, track: Mapping[str, Any]) -> None:
+    """Write a clip's crops and track, as :class:`Footage` gives them; no file is left half
+    written under its name."""
+    for path in (root / "crops" / f"{name}.npy", root / "track" / f"{name}.npz"):
+        partial = path.with_name(path.name + _PARTIAL)
+        with partial.open("wb") as file:
+            if path.suffix == ".npy":
+                np.save(file, crops)
+            else:
+                np.savez(file, **track)
+        partial.replace(path)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,10 @@ class DiTTraining:
     warmup_steps: int = 300
     seed: int = 0
     average_decay: float = 0.999
+    made_share: float = 0.5
+    """Share of samples from people made from stills, where there are any; all alike often."""
     main_share: float = 0.7
-    """Share of samples from the person with the most clips."""
+    """Share of the other samples from the person with the most clips."""
     main_plain_share: float = 0.45
     """Share of that person's samples that show the person's true look."""
     min_distance: int = 60
@@ -75,6 +78,13 @@ class Batch:
     """(B,) int64: samples with the same number show the same person under the same look."""
 
 
+def _by_person(runs: Iterable[Run]) -> list[list[Run]]:
+    people: dict[str, list[Run]] = {}
+    for run in runs:
+        people.setdefault(run.person, []).append(run)
+    return list(people.values())
+
+
 class LatentSampler:
     """Draws training samples from the cache."""
 
@@ -84,18 +94,18 @@ class LatentSampler:
         self.random = np.random.default_rng(training.seed)
         self.plain = [run for run in cache.runs if run.main and run.look == 0]
         self.looks = [run for run in cache.runs if run.main and run.look != 0]
-        others: dict[str, list[Run]] = {}
-        for run in cache.runs:
-            if not run.main:
-                others.setdefault(run.person, []).append(run)
-        self.others = list(others.values())
+        self.others = _by_person(run for run in cache.runs if not run.main and not run.made)
+        self.made = _by_person(run for run in cache.runs if run.made)
         self.alike: dict[tuple[int, int], list[Run]] = {}
         for run in cache.runs:
             self.alike.setdefault((run.group, run.look), []).append(run)
         self.person = {key: number for number, key in enumerate(self.alike)}
 
     def _run(self) -> Run:
-        if self.others and self.random.random() > self.training.main_share:
+        real = self.plain or self.looks
+        if self.made and not (real and self.random.random() >= self.training.made_share):
+            runs = self.made[self.random.integers(len(self.made))]
+        elif self.others and self.random.random() > self.training.main_share:
             runs = self.others[self.random.integers(len(self.others))]
         elif self.plain and self.random.random() < self.training.main_plain_share:
             runs = self.plain
@@ -116,10 +126,10 @@ class LatentSampler:
 
     def _window(self, run: Run, frame: int) -> np.ndarray:
         t = self.training
-        if self.cache.silent[run.clip][frame] and self.random.random() < t.silence_share:
+        if self.cache.silent[run.heard][frame] and self.random.random() < t.silence_share:
             return self.cache.silence_window.numpy()
         variant = int(self.random.random() < t.disturbed_share)
-        return self.cache.windows[run.clip][variant, frame]
+        return self.cache.windows[run.heard][variant, frame]
 
     def sample(self, batch: int) -> Batch:
         """A random batch; references are true frames."""

@@ -39,6 +39,8 @@ from dithead.vqgan import VQGAN
 log = logging.getLogger(__name__)
 
 GROUP_CLIPS = 4
+MADE_STRENGTH = 0.3
+"""How far looks change people made from stills, of whom there are many: see random_appearance."""
 ENCODED_AT_ONCE = 8
 """Pictures in one batch of the encoders: on a CPU, larger ones leave the caches."""
 SILENT_RMS = 0.028
@@ -57,6 +59,15 @@ class Run:
     first: int
     frames: int
     main: bool
+    made: bool = False
+    """Of a person made from a still."""
+    sound: str = ""
+    """The clip whose windows it has, if not its own."""
+
+    @property
+    def heard(self) -> str:
+        """The clip whose windows it has."""
+        return self.sound or self.clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +81,33 @@ class LatentCache:
     masked: Tensor
     """(N, C, S, S) float16."""
     windows: dict[str, np.ndarray]
-    """Clip -> (audio variants, T, window_frames, features) float16, on disk."""
+    """Clip that is heard -> (audio variants, T, window_frames, features) float16, on disk."""
     silent: dict[str, np.ndarray]
-    """Clip -> (T,) bool."""
+    """Clip that is heard -> (T,) bool."""
     silence_window: Tensor
     """(window_frames, features): the window of digital silence."""
 
 
 def _looks(
-    footage: Footage, seed: int, main_looks: int, main_plain_share: float, other_looks: int
+    footage: Footage,
+    seed: int,
+    main_looks: int,
+    main_plain_share: float,
+    other_looks: int,
+    made_looks: int,
 ) -> Iterator[tuple[Clip, int, int, int, bool]]:
     """Clip, group, index of the look (0 is the plain one), seed of the look, and whether it is of
-    the main person."""
+    the main person: the real one with the most clips."""
     random = np.random.default_rng(seed)
     people = footage.people("train")
-    main = max(people, key=lambda person: len(people[person]))
+    real = [person for person, clips in people.items() if not clips[0].made]
+    main = max(real, key=lambda person: len(people[person]), default=None)
     group = 0
     for person, clips in sorted(people.items()):
         shuffled = [clips[i] for i in random.permutation(len(clips))]
         for start in range(0, len(shuffled), GROUP_CLIPS):
-            indices = list(range(1 + (main_looks if person == main else other_looks)))
+            looks = made_looks if clips[0].made else other_looks
+            indices = list(range(1 + (main_looks if person == main else looks)))
             if person == main and random.random() >= main_plain_share:
                 indices.remove(0)
             for index in indices:
@@ -101,7 +119,7 @@ def _looks(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    root: Path
+    roots: tuple[Path, ...]
     config: DitHeadConfig
     face: Path
     masked: Path
@@ -123,11 +141,12 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     face = _vqgan(job.face, "face_vqgan", job.config)
     masked = _vqgan(job.masked, "masked_vqgan", job.config)
     config = job.config.face
-    crops = torch.from_numpy(np.array(Footage(job.root).crops(job.clip)))
+    crops = torch.from_numpy(np.array(Footage(*job.roots).crops(job.clip)))
     generator = torch.Generator().manual_seed(job.seed)
     look = plain_appearance(len(crops))
     if job.look_seed is not None:
-        person = random_appearance(1, torch.Generator().manual_seed(job.look_seed))
+        strength = MADE_STRENGTH if job.clip.made else 1.0
+        person = random_appearance(1, torch.Generator().manual_seed(job.look_seed), strength)
         look = follow(person, len(crops), generator)
     image = render(crops, look, config.crop_px, config.view)
     mask = training_mask(look, config.crop_px, config.mask_softness, generator, view=config.view)
@@ -149,6 +168,7 @@ def cache_latents(
     main_looks: int = 1,
     main_plain_share: float = 0.5,
     other_looks: int = 24,
+    made_looks: int = 1,
     seed: int = 0,
     workers: int = 2,
 ) -> None:
@@ -158,14 +178,14 @@ def cache_latents(
     Args:
         face, masked: weights of the two VQGANs, or a packed checkpoint that holds them.
         main_looks, other_looks: random looks of the person with the most clips, and of each other
-            person.
+            person. made_looks: mild ones of each person made from a still.
         main_plain_share: share of the former's groups that are encoded as they are, too.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "runs.json").unlink(missing_ok=True)  # written last: without it there is no cache
-    plan = list(_looks(footage, seed, main_looks, main_plain_share, other_looks))
+    plan = list(_looks(footage, seed, main_looks, main_plain_share, other_looks, made_looks))
     jobs = [
-        _Job(footage.root, config, face, masked, clip, look if index else None, seed + i)
+        _Job(footage.roots, config, face, masked, clip, look if index else None, seed + i)
         for i, (clip, _, index, look, _) in enumerate(plan)
     ]
     faces, maskeds, runs, first = [], [], [], 0
@@ -174,7 +194,19 @@ def cache_latents(
             clip, group, index, _, main = plan[i]
             faces.append(whole)
             maskeds.append(hidden)
-            runs.append(Run(clip.name, clip.person, group, index, first, len(whole), main))
+            runs.append(
+                Run(
+                    clip.name,
+                    clip.person,
+                    group,
+                    index,
+                    first,
+                    len(whole),
+                    main,
+                    clip.made,
+                    clip.driver,
+                )
+            )
             first += len(whole)
             if i % 100 == 99:
                 log.info("encoded %d of %d clips", i + 1, len(plan))
@@ -185,7 +217,7 @@ def cache_latents(
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    root: Path
+    roots: tuple[Path, ...]
     config: AudioConfig
     weights: Path | None
     clip: Clip
@@ -201,7 +233,7 @@ def _audio_encoder(config: AudioConfig, weights: Path | None) -> AudioEncoder:
 @torch.inference_mode()
 def _hear(job: _Sound) -> None:
     encoder = _audio_encoder(job.config, job.weights)
-    track = Footage(job.root).track(job.clip)
+    track = Footage(*job.roots).track(job.clip)
     audio, times = track["audio"].astype(np.float32), track["time_s"]
     variants = []
     for samples in (audio, _disturb(audio, np.random.default_rng(job.seed))):
@@ -219,18 +251,17 @@ def cache_windows(
     workers: int = 2,
 ) -> None:
     """Audio windows of every training clip at its frames' times, as recorded and with a changed
-    level and added noise.
+    level and added noise; clips with one sound share them.
 
     Args:
         audio_weights: folder of the speech encoder where it is not the packaged one.
     """
     folder = out / "windows"
     folder.mkdir(parents=True, exist_ok=True)
+    sounds = {clip.driver or clip.name: clip for clip in footage.split("train")}
     jobs = [
-        _Sound(
-            footage.root, config.audio, audio_weights, clip, folder / f"{clip.name}.npz", seed + i
-        )
-        for i, clip in enumerate(footage.split("train"))
+        _Sound(footage.roots, config.audio, audio_weights, clip, folder / f"{name}.npz", seed + i)
+        for i, (name, clip) in enumerate(sorted(sounds.items()))
     ]
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for _ in pool.imap_unordered(_hear, jobs):
@@ -275,7 +306,7 @@ def load_cache(folder: Path) -> LatentCache:
     runs = [Run(**row) for row in json.loads((folder / "runs.json").read_text())]
     face, masked = (torch.from_numpy(np.load(folder / f"{n}.npy")) for n in ("face", "masked"))
     windows, silent = {}, {}
-    names = {run.clip for run in runs}
+    names = {run.heard for run in runs}
     whole = len(face) == len(masked) == sum(run.frames for run in runs)
     if not whole or not all((folder / "windows" / f"{name}.npz").is_file() for name in names):
         raise MediaError(f"{folder} is not whole: run dithead-train latents again")

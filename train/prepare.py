@@ -4,11 +4,10 @@ runtime's own tracker."""
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import multiprocessing
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from dithead.face.locate import FaceLocator
 from dithead.face.mesh import load_face_mesh
 from dithead.face.tracker import FaceTracker
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.train.data import STORED_MARGIN, Clip, write_json
+from dithead.train.data import STORED_MARGIN, Clip, make_folders, read_index, save_clip, write_index
 from dithead.train.loop import single_thread
 
 log = logging.getLogger(__name__)
@@ -106,14 +105,8 @@ def prepare(
         other = names.setdefault(source.path.stem, source.path)
         if other != source.path:
             raise MediaError(f"{other} and {source.path} bear the same name: rename one of them")
-    for folder in ("crops", "track"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    index = out / "index.json"
-    done = (
-        {c["name"]: Clip(**c) for c in json.loads(index.read_text())["clips"]}
-        if index.is_file()
-        else {}
-    )
+    make_folders(out)
+    done = {clip.name: clip for clip in read_index(out)}
     todo = [s for s in sources if s.path.stem not in done]
     jobs = [(source, out, config) for source in todo]
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
@@ -121,13 +114,9 @@ def prepare(
             if clip is not None:
                 done[clip.name] = clip
             if i % 200 == 199 or i + 1 == len(jobs):
-                _write_index(index, done.values())
+                write_index(out, done.values())
                 log.info("prepared %d of %d", i + 1, len(jobs))
     return list(done.values())
-
-
-def _write_index(path: Path, clips: Iterable[Clip]) -> None:
-    write_json(path, {"clips": sorted((asdict(c) for c in clips), key=lambda row: row["name"])})
 
 
 def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:
@@ -165,14 +154,13 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
     blocks = [] if source.still else list(AudioSource(source.path).blocks())
     samples = np.concatenate([np.zeros(0, np.float32), *blocks])
     name = source.path.stem
-    np.save(out / "crops" / f"{name}.npy", np.stack(crops))
-    np.savez(
-        out / "track" / f"{name}.npz",
-        transform=np.stack(transforms),
-        mesh=np.stack(meshes).astype(np.float32),
-        time_s=np.array(times),
-        audio=samples.astype(np.float16),
-    )
+    track = {
+        "transform": np.stack(transforms),
+        "mesh": np.stack(meshes).astype(np.float32),
+        "time_s": np.array(times),
+        "audio": samples.astype(np.float16),
+    }
+    save_clip(out, name, np.stack(crops), track)
     return Clip(name, source.person, source.split, len(times), source.still)
 
 

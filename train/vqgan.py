@@ -100,7 +100,7 @@ class PictureSampler:
         self.main = max(people.values(), key=len, default=[])
         self.others = [clips for clips in people.values() if clips is not self.main]
         if not self.main and not self.stills:
-            raise MediaError(f"{footage.root} holds nothing to train on")
+            raise MediaError("the footage holds nothing to train on")
         self.footage = footage
 
     def sample(self, batch: int) -> Tensor:
