@@ -28,11 +28,13 @@ from dithead.face.crop import STABLE_POINTS
 PASSES = 2
 """How often the frame is warped: after each time but the last the result's mesh is read, and what
 it is still off by is added. So each takes the mesh network once."""
-OVERDRIVE = 1.3
+OVERDRIVE = 1.5
 """A warp is so much larger than what the meshes ask for: soft as it is, it falls short."""
 MEMORY_S = 4.0
 """A generated face is not quite the person's: over so many seconds it is averaged by how much its
 points lie elsewhere. What is then left is speech."""
+SLOW_S = 0.06
+"""Time constant of the smoothing of jaw and cheeks."""
 PRIOR_S = 0.1
 """For so long, a stream that begins has seen both in the same place."""
 
@@ -89,6 +91,9 @@ class _Group:
     lower: bool
     opens: float = 0.0
     """Share of a change of the gap between the lips that they take, downwards."""
+    slow: bool = False
+    """Whether they are smoothed over time, and left as they are by passes after the first: what
+    speech moves slowly should not tremble with the mesh."""
 
 
 _GROUPS = (
@@ -99,15 +104,16 @@ _GROUPS = (
     _Group(LOWER_INNER[1:-1], 0.030, 0.14, False, True, 0.7),
     _Group(_LOWER_OUTER, 0.030, 0.14, False, True, 0.7),
     _Group(_LOWER_SKIN, 0.030, 0.14, False, True, 0.6),
-    _Group(_CHEEKS, 0.055, 0.07, True, True),
-    _Group(_JAW, 0.055, 0.12, False, True),
+    _Group(_CHEEKS, 0.055, 0.07, True, True, slow=True),
+    _Group(_JAW, 0.055, 0.12, False, True, slow=True),
     _Group(_STILL, 0.045, 0.0, True, True),
 )
 _POINTS = tuple(point for group in _GROUPS for point in group.points)
 CONTROLS = len(_POINTS)
 _UPPER_ROW, _LOWER_ROW = _POINTS.index(UPPER_INNER[1]), _POINTS.index(LOWER_INNER[1])
-HABIT_SIZE = 2 * CONTROLS + 1
-"""Length of the state of :class:`FaceShape`: mean displacements, and over how many seconds."""
+HABIT_SIZE = 4 * CONTROLS + 1
+"""Length of the state of :class:`FaceShape`: mean moves, the last moves, and over how many seconds
+the mean is."""
 
 
 class FaceShape(nn.Module):
@@ -124,6 +130,7 @@ class FaceShape(nn.Module):
     upper: Tensor
     lower: Tensor
     opening: Tensor
+    slow: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +148,7 @@ class FaceShape(nn.Module):
             "upper": torch.tensor(UPPER_INNER[1:-1]),
             "lower": torch.tensor(LOWER_INNER[1:-1]),
             "opening": opening,
+            "slow": torch.tensor([[float(group.slow)] for group in _GROUPS for _ in group.points]),
         }
         for name, values in buffers.items():
             self.register_buffer(name, values, persistent=False)
@@ -171,9 +179,11 @@ class FaceShape(nn.Module):
         move = limited(move, torch.full_like(self.limits, 0.2))
         step = elapsed_s.clamp(0.001, 0.2)
         seconds = (habit[-1] + step).clamp(max=MEMORY_S)
-        mean = habit[:-1].view(-1, 2)
+        mean, last = habit[:-1].view(2, -1, 2)
         mean = mean + (move - mean) * (step / seconds)
         move = move - mean
+        move = move + self.slow * (last - move) * (SLOW_S / (SLOW_S + step))
+        state = torch.cat([mean.flatten(), move.flatten(), seconds[None]])
         gap = self.gap(wanted).clamp(min=0.0) - self.gap(source)  # (pairs,)
         below, above = _LOWER_ROW, _UPPER_ROW
         got = move[below : below + len(gap), 1] - move[above : above + len(gap), 1]
@@ -181,7 +191,7 @@ class FaceShape(nn.Module):
         move = torch.stack([move[:, 0], move[:, 1] + opened], dim=1)
         target = start + limited(move, self.limits)
         target = target @ transform[:, :2].T + transform[:, 2]
-        return target, torch.cat([mean.flatten(), seconds[None]])
+        return target, state
 
     def gap(self, mesh: Tensor) -> Tensor:
         """How far apart the inner edges of the lips are, between their corners: (pairs,)."""
@@ -201,9 +211,9 @@ class FaceDetail(nn.Module):
     inner_controls: Tensor
     limits: Tensor
     reach: Tensor
+    slow: Tensor
     parts: Tensor
     nodes: Tensor
-    pixels: Tensor
 
     def __init__(self, config: FaceConfig, side: int) -> None:
         super().__init__()
@@ -220,9 +230,9 @@ class FaceDetail(nn.Module):
             "inner_controls": torch.tensor([_POINTS.index(point) for point in inner]),
             "limits": torch.tensor([[1.2 * group.limit] for group in each]),
             "reach": torch.tensor([group.reach for group in each]),
+            "slow": torch.tensor([[float(group.slow)] for group in each]),
             "parts": torch.tensor([[float(group.upper), float(group.lower)] for group in each]),
             "nodes": torch.linspace(0.5, side - 0.5, NODES),
-            "pixels": torch.arange(side) + 0.5,
         }
         for name, values in buffers.items():
             self.register_buffer(name, values, persistent=False)
@@ -260,7 +270,9 @@ class FaceDetail(nn.Module):
         source, wanted, seen = (in_crop(mesh, transform) for mesh in (source, wanted, seen))
         wanted, seen = (aligned(mesh, source, self.stable) for mesh in (wanted, seen))
         missing = target - torch.index_select(seen, 0, self.controls)
-        moved = limited(moved + OVERDRIVE * missing, self.limits)  # (K, 2)
+        whole = target - torch.index_select(source, 0, self.controls)
+        corrected = moved + OVERDRIVE * missing
+        moved = limited(corrected + self.slow * (whole - corrected), self.limits)  # (K, 2)
 
         unit = transform[:, 0].square().sum().sqrt()  # the crop's side in pixels
         turned = transform[:, :2] / unit
@@ -269,23 +281,23 @@ class FaceDetail(nn.Module):
         points, outline = (value @ turned.T + corner for value in (target, polygon))
         warp = self.warp(nodes, points, moved @ turned.T, outline)  # (4, N, N)
         mouth = self.mouth(nodes, points)  # (2, N, N)
-        places = torch.cat([self.positions(warp[:2] * unit), self.positions(warp[2:] * unit)])
-        fine = self.upsampled(torch.cat([places, mouth]))  # (6, S, S)
-        place = fine[:2] + torch.sigmoid(fine[5]) * (fine[2:4] - fine[:2])  # (2, S, S)
+        inside = self.generated(nodes, wanted @ turned.T + corner, points, turned)  # (2, N, N)
+        shifts = torch.cat([warp, inside]).view(3, 2, NODES, NODES) * unit
+        fine = self.upsampled(torch.cat([self.places(shifts).flatten(0, 1), mouth]))  # (8, S, S)
+        place = torch.lerp(fine[:2], fine[2:4], torch.sigmoid(fine[7]))  # (2, S, S)
 
         picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
         made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
         warped = _read(picture, place)
-        made = _read(made, self.generated(wanted @ turned.T + corner, points, turned, unit))
-        share = _smooth_step((fine[4] + RIM) / SOFT) * soft_mask  # (S, S)
-        gain = self.gain(made, warped, fine[4])
-        result = warped + share * (made * gain - warped)
+        made = _read(made, fine[4:6])
+        share = _smooth_step((fine[6] + RIM) / SOFT) * soft_mask  # (S, S)
+        result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
         result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
         return result.permute(1, 2, 0).to(torch.uint8), moved
 
-    def generated(self, mesh: Tensor, points: Tensor, turned: Tensor, unit: Tensor) -> Tensor:
-        """Where the blended picture is read, so that its mouth comes to lie between the lips: it
-        is moved, and stretched along the mouth. (2, S, S), for ``grid_sample``."""
+    def generated(self, nodes: Tensor, mesh: Tensor, points: Tensor, turned: Tensor) -> Tensor:
+        """How far from each node the blended picture is read, so that its mouth comes to lie
+        between the lips: it is moved, and stretched along the mouth. (2, N, N)."""
         there = torch.index_select(mesh, 0, self.inner)  # (22, 2)
         here = torch.index_select(points, 0, self.inner_controls)
         across = turned[:, 0]
@@ -293,10 +305,9 @@ class FaceDetail(nn.Module):
         stretch = width[0].clamp(min=0.01) / width[1].clamp(min=0.01)
         stretch = stretch.clamp(1 / STRETCH_LIMIT, STRETCH_LIMIT) - 1.0
         linear = across[:, None] * across * stretch  # (2, 2), beside the identity
-        offset = (there.mean(0) - here.mean(0) - linear @ here.mean(0)) * unit  # (2,)
-        x, y = self.pixels, self.pixels[:, None]
-        shift = [row[0] * x + row[1] * y + off for row, off in zip(linear, offset, strict=True)]
-        return self.normalised(torch.stack([x + shift[0], y + shift[1]]))
+        offset = there.mean(0) - here.mean(0) - linear @ here.mean(0)  # (2,)
+        columns, rows = linear[:, :1] * nodes, linear[:, 1:] * nodes  # (2, N)
+        return columns[:, None] + rows[:, :, None] + offset[:, None, None]
 
     def warp(self, nodes: Tensor, points: Tensor, moved: Tensor, outline: Tensor) -> Tensor:
         """How far from each node its source lies: x and y by the upper part, x and y by the lower.
@@ -329,8 +340,8 @@ class FaceDetail(nn.Module):
         return torch.exp(distance.square() * (-0.5 / self.reach.square()))
 
     def mouth(self, nodes: Tensor, points: Tensor) -> Tensor:
-        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips, negative
-        outside; how far below the line between the lips, for a sigmoid. (2, N, N)."""
+        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips,
+        negative outside; how far below the line between the lips, for a sigmoid. (2, N, N)."""
         upper, lower = (
             torch.index_select(points, 0, edge) for edge in (self.upper_inner, self.lower_inner)
         )  # (11, 2)
@@ -349,16 +360,12 @@ class FaceDetail(nn.Module):
         below = (depth - (top + bottom) / 2) / (SPLIT + 0.5 * beyond)
         return torch.stack([between - beyond, below.clamp(-20, 20)])
 
-    def positions(self, shift: Tensor) -> Tensor:
-        """Where nodes read the picture, for ``grid_sample``: shift (2, N, N) in pixels -> (2, N,
-        N)."""
-        x, y = self.nodes + shift[0], self.nodes[:, None] + shift[1]
-        return self.normalised(torch.stack([x, y]))
-
-    def normalised(self, places: Tensor) -> Tensor:
-        """Pixels as ``grid_sample`` counts them, at least half a pixel within the edge."""
+    def places(self, shifts: Tensor) -> Tensor:
+        """Where nodes read a picture, as ``grid_sample`` counts it and at least half a pixel within
+        the edge: shifts in pixels (R, 2, N, N) -> (R, 2, N, N)."""
+        own = torch.stack([self.nodes.expand(NODES, -1), self.nodes[:, None].expand(-1, NODES)])
         limit = 1.0 - 1.0 / self.side
-        return (places * (2.0 / self.side) - 1.0).clamp(-limit, limit)
+        return ((own + shifts) * (2.0 / self.side) - 1.0).clamp(-limit, limit)
 
     def upsampled(self, values: Tensor) -> Tensor:
         """Values at the nodes (C, N, N), linear between them: (C, S, S)."""
