@@ -49,6 +49,11 @@ SHARPENINGS = 4
 """How often the mixture is corrected by what it is still off by at the controls themselves."""
 RIM = 0.010
 """How far the blended picture reaches out over the lips."""
+CLOSING_RIM = 0.012
+"""And so much further where a mouth closes that the source has open: the mesh is not exact, and a
+line of the source's teeth would be left along the lips."""
+CLOSING = 0.03
+"""Lips that come together by so much are closed in this sense."""
 SOFT = 0.008
 """Over so much its share grows from nothing to all."""
 SPLIT = 0.004
@@ -290,7 +295,8 @@ class FaceDetail(nn.Module):
         made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
         warped = _read(picture, place)
         made = _read(made, fine[4:6])
-        share = _smooth_step((fine[6] + RIM) / SOFT) * soft_mask  # (S, S)
+        rim = RIM + CLOSING_RIM * self.closing(source, target)
+        share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask  # (S, S)
         result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
         result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
         return result.permute(1, 2, 0).to(torch.uint8), moved
@@ -308,6 +314,14 @@ class FaceDetail(nn.Module):
         offset = there.mean(0) - here.mean(0) - linear @ here.mean(0)  # (2,)
         columns, rows = linear[:, :1] * nodes, linear[:, 1:] * nodes  # (2, N)
         return columns[:, None] + rows[:, :, None] + offset[:, None, None]
+
+    def closing(self, source: Tensor, target: Tensor) -> Tensor:
+        """Whether a mouth closes, in [0, 1]: from the source's mesh (468, 2) and where the controls
+        are wanted (K, 2), in crop units."""
+        edges = torch.index_select(source, 0, self.inner)[:, 1].view(2, -1)  # (upper and lower, 11)
+        wanted = torch.index_select(target, 0, self.inner_controls)[:, 1].view(2, -1)
+        narrower = ((edges[1] - edges[0]) - (wanted[1] - wanted[0])).mean()
+        return _smooth_step(narrower / CLOSING)
 
     def warp(self, nodes: Tensor, points: Tensor, moved: Tensor, outline: Tensor) -> Tensor:
         """How far from each node its source lies: x and y by the upper part, x and y by the lower.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from dithead.detail import (
     FaceShape,
     in_crop,
 )
+from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.export.manifest import read_manifest
 from dithead.face.crop import (
     blend_anchors,
     blend_polygon,
@@ -243,3 +246,12 @@ def test_without_the_detail_layer_the_generated_face_is_shown(
     assert (on.int() - frame.int()).abs()[changed].float().mean() < 0.6 * (
         (off.int() - frame.int()).abs()[changed].float().mean()
     )
+
+
+def test_both_graphs_are_exported_as_they_are(checkpoint_file: Path, tmp_path: Path) -> None:
+    graphs = ("face_shape", "face_detail.64", "face_detail.192")
+    options = ExportOptions(graphs=graphs, targets=("cpu",))
+    export_bundle(str(checkpoint_file), tmp_path / "bundle", options)
+    made = read_manifest(tmp_path / "bundle").graphs
+    assert {entry.name for entry in made} == set(graphs)
+    assert max(entry.onnx[0].error for entry in made) < 1e-5
