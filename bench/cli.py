@@ -17,8 +17,8 @@ from dithead.runtime.defaults import IN_FLIGHT
 
 SCHEMA = 1
 INCLUDED = {
-    "stages": "decode, track, encode face, audio, denoise, decode face, blend, composite, encode "
-    "video: one stage after the other in one thread, each timed by itself",
+    "stages": "decode, track, encode face, audio, denoise, decode face, blend, detail, composite, "
+    "encode video: one stage after the other in one thread, each timed by itself",
     "stream": "everything from decoding the input's video to encoding the output's, from files to "
     "a file; loading the model is not",
     "sessions": "everything from a pushed RGB picture to a pulled one; no decoding or encoding of "

@@ -27,6 +27,7 @@ from dithead.audio import (
 )
 from dithead.audio.config import WAV2VEC2
 from dithead.config import DitHeadConfig
+from dithead.detail import PASSES, FaceDetail, FaceShape
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
 from dithead.face.detector import FaceDetector, load_face_detector
@@ -70,6 +71,9 @@ class Options:
     generate_every: int = 1
     """2 generates every second face and lets RIFE fill in those between: half the denoising, for
     one frame of delay."""
+    detail: bool = True
+    """Lay the frame's own pixels over the generated face, warped to its shape (dithead/detail.py);
+    False shows the generated face itself."""
 
     def __post_init__(self) -> None:
         if self.reference not in ("previous", "fixed"):
@@ -173,12 +177,14 @@ class Models:
     def _build(self, name: str) -> nn.Module:
         model, config = self.dithead, self.dithead.config
         kind, _, side = name.partition(".")
-        if side.isdigit() and kind in ("face_crop", "face_blend"):
-            return (FaceCrop if kind == "face_crop" else FaceBlend)(config.face, int(side))
+        by_side = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
+        if side.isdigit() and kind in by_side:
+            return by_side[kind](config.face, int(side))
         builders: dict[str, Callable[[], nn.Module]] = {
             "face_detector": lambda: self.detector,
             "face_landmarks": lambda: self.mesh,
             "face_tracker": lambda: FaceTracker(config.face),
+            "face_shape": FaceShape,
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
             "reference_encoder": lambda: ReferenceEncoder(model.face_vqgan),
             "audio_encoder": lambda: self.audio,
@@ -192,8 +198,8 @@ class Models:
         }
         if name not in builders:
             raise ConfigError(
-                f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_crop.SIDE, "
-                "face_blend.SIDE"
+                f"unknown graph {name!r}; choose one of {', '.join(builders)}, "
+                f"{', '.join(f'{kind}.SIDE' for kind in by_side)}"
             )
         return builders[name]()
 
@@ -226,6 +232,10 @@ class Face:
     """(P, 2) float in crop units: outline of what is replaced."""
     fresh: bool
     """Whether this may be somebody else than in the frame before."""
+    mesh: Tensor
+    """(468, 3) in frame pixels, not smoothed."""
+    region: Tensor
+    """(1, 5), the region of the frame that the mesh was fitted in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +251,10 @@ class Prepared:
     """(S, S, 3) uint8."""
     transform: Tensor
     """(2, 3): crop units to the rectangle's pixels."""
+    mesh: Tensor
+    """(468, 3) in the rectangle's pixels."""
+    region: Tensor
+    """(1, 5), where it was fitted, likewise."""
     crop: Tensor
     masked: Tensor
     window: Tensor
@@ -252,6 +266,14 @@ class TrackState:
     """What tracking carries from frame to frame."""
 
     smoothing: Tensor
+    last_time_s: float | None = None
+
+
+@dataclass(slots=True)
+class DetailState:
+    """What the detail layer carries from frame to frame."""
+
+    habit: Tensor
     last_time_s: float | None = None
 
 
@@ -304,6 +326,7 @@ class FrameGenerator:
         self.locator.reset()
         self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
         self._reference: Tensor | None = None  # latent (1, C, s, s)
+        self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
 
     def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
         """Frame (H, W, 3) uint8 -> its face, or None where no face is found."""
@@ -319,7 +342,8 @@ class FrameGenerator:
         transform, polygon, state.smoothing = self.graphs.run(
             "face_tracker", mesh, state.smoothing, elapsed
         )
-        return Face(transform, polygon, self.locator.changed)
+        assert self.locator.region is not None
+        return Face(transform, polygon, self.locator.changed, mesh, self.locator.region)
 
     def cut(
         self, frame: Tensor, transform: Tensor, read: Read = Tensor.cpu
@@ -406,6 +430,52 @@ class FrameGenerator:
         image, weight = self.graphs.run(name, face, rectangle, crop, transform, polygon)
         return image, weight
 
+    def begin_detail(self, time_s: float, fresh: bool) -> tuple[Tensor, Tensor]:
+        """What :meth:`detail` begins a frame with: habit, seconds since the last frame. ``fresh``:
+        from :meth:`track`; nothing is known of the face then."""
+        device = self.graphs.device
+        if fresh:
+            self._detailing = DetailState(FaceShape.initial_habit(device))
+        state = self._detailing
+        elapsed_s = 0.0 if state.last_time_s is None else time_s - state.last_time_s
+        state.last_time_s = time_s
+        return state.habit, torch.full((), elapsed_s, device=device)
+
+    def detail(
+        self,
+        blended: Tensor,
+        mask: Tensor,
+        rectangle: Tensor,
+        transform: Tensor,
+        polygon: Tensor,
+        mesh: Tensor,
+        region: Tensor,
+        habit: Tensor,
+        elapsed_s: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Lay the frame's own pixels over the blended picture.
+
+        Args:
+            blended, mask: from :meth:`blend`. rectangle, transform, polygon: what it took.
+            mesh, region: from :func:`in_rectangle`. habit, elapsed_s: from :meth:`begin_detail`.
+
+        Returns:
+            The rectangle (S, S, 3) uint8; habit, for :meth:`keep_detail`.
+        """
+        name, run = f"face_detail.{rectangle.shape[0]}", self.graphs.run
+        wanted = run("face_landmarks", blended, region)[0][0]
+        target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)
+        given = (rectangle, blended, mask, transform, polygon, mesh, wanted, target)
+        image, moved = run(name, *given, mesh, torch.zeros_like(target))
+        for _ in range(PASSES - 1):
+            seen = run("face_landmarks", image, region)[0][0]
+            image, moved = run(name, *given, seen, moved)
+        return image, habit
+
+    def keep_detail(self, habit: Tensor) -> None:
+        """Take a frame's habit for the next one."""
+        self._detailing.habit = habit
+
     def refuse_faceless(self, index: int, time_s: float) -> None:
         """Raise StreamError if the options do not allow a frame without a face."""
         if self.options.on_no_face == "error":
@@ -424,9 +494,22 @@ class FrameGenerator:
             self.refuse_faceless(index, time_s)
             return None
         left, top, rectangle, transform = self.cut(frame, found.transform)
+        mesh, region = in_rectangle(found, left, top)
         crop, masked = self.encode(rectangle, transform)
-        heard = window(time_s)
-        return Prepared(index, time_s, found, left, top, rectangle, transform, crop, masked, heard)
+        return Prepared(
+            index=index,
+            time_s=time_s,
+            found=found,
+            left=left,
+            top=top,
+            rectangle=rectangle,
+            transform=transform,
+            mesh=mesh,
+            region=region,
+            crop=crop,
+            masked=masked,
+            window=window(time_s),
+        )
 
     @torch.inference_mode()
     def generate(self, prepared: Prepared) -> Tensor:
@@ -437,8 +520,14 @@ class FrameGenerator:
     @torch.inference_mode()
     def finish(self, prepared: Prepared, face: Tensor) -> Patch:
         """Lay a face crop into its rectangle."""
-        p = prepared
-        image, mask = self.blend(face, p.rectangle, p.crop, p.transform, p.found.polygon)
+        p, polygon = prepared, prepared.found.polygon
+        image, mask = self.blend(face, p.rectangle, p.crop, p.transform, polygon)
+        if self.options.detail:
+            image, habit = self.detail(
+                *(image, mask, p.rectangle, p.transform, polygon, p.mesh, p.region),
+                *self.begin_detail(p.time_s, p.found.fresh),
+            )
+            self.keep_detail(habit)
         return Patch(p.left, p.top, image, mask)
 
     def __call__(
@@ -467,6 +556,16 @@ def cut_rectangle(frame: Tensor, left: int, top: int, side: int) -> Tensor:
     rows = torch.arange(top, top + side, device=frame.device).clamp(0, frame.shape[0] - 1)
     columns = torch.arange(left, left + side, device=frame.device).clamp(0, frame.shape[1] - 1)
     return frame[rows][:, columns]
+
+
+def in_rectangle(face: Face, left: int, top: int) -> tuple[Tensor, Tensor]:
+    """A face's mesh (468, 3) and the region (1, 5) that it was fitted in, in the pixels of a
+    rectangle of the frame."""
+    mesh, region = face.mesh.clone(), face.region.clone()
+    for places in (mesh, region):
+        places[:, 0] -= left
+        places[:, 1] -= top
+    return mesh, region
 
 
 def put_patch(frame: Tensor, patch: Patch) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
+from dithead.detail import CONTROLS, HABIT_SIZE, LOWER_INNER, UPPER_INNER, FaceShape
 from dithead.errors import ConfigError
 from dithead.face.crop import BLEND_ANCHORS, blend_polygon
 from dithead.face.tracker import STATE_SIZE
@@ -102,6 +103,12 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
             ("transform", "polygon", "next_state"),
             engine=False,
         ),
+        GraphSpec(
+            "face_shape",
+            ("source", "wanted", "transform", "habit", "elapsed_s"),
+            ("target", "next_habit"),
+            engine=False,
+        ),
         GraphSpec("masked_encoder", ("crop",), ("masked",), reduced=True),
         GraphSpec("reference_encoder", ("crop",), ("reference",), reduced=True),
         GraphSpec("audio_encoder", ("chunk",), ("features",), reduced=True),
@@ -135,6 +142,16 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
                 ("composited", "soft_mask"),
             )
         )
+        specs.append(
+            GraphSpec(
+                f"face_detail.{side}",
+                (
+                    *("rectangle", "blended", "soft_mask", "transform", "polygon"),
+                    *("source", "wanted", "target", "seen", "moved"),
+                ),
+                ("detailed", "moved_now"),
+            )
+        )
     return specs
 
 
@@ -150,7 +167,8 @@ def with_batch(spec: GraphSpec, config: DitHeadConfig, most: int) -> GraphSpec:
 
 
 def select(specs: Iterable[GraphSpec], names: Iterable[str]) -> list[GraphSpec]:
-    """The specs that go by names; ``face_crop`` and ``face_blend`` stand for all sizes.
+    """The specs that go by names; ``face_crop``, ``face_blend`` and
+    ``face_detail`` stand for all sizes.
 
     Raises:
         ConfigError: a name that none goes by.
@@ -187,6 +205,19 @@ def example_inputs(
 
     def picture(height: int, width: int) -> Tensor:
         return torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+
+    def outline() -> Tensor:
+        return blend_polygon(uniform(1, BLEND_ANCHORS, low=-0.4, high=0.4))[0]
+
+    def face(transform: Tensor, opening: float) -> Tensor:
+        """A mesh whose mouth is one, in pixels."""
+        points = uniform(MESH_POINTS, 3, low=-0.4, high=0.4)
+        along = torch.linspace(0.0, 1.0, len(UPPER_INNER))
+        for edge, depth in ((UPPER_INNER, -0.02), (LOWER_INNER, opening)):
+            points[list(edge), 0] = 0.24 * (along - 0.5)
+            points[list(edge), 1] = 0.18 + depth * torch.sin(math.pi * along)
+        points[:, :2] = points[:, :2] @ transform[:, :2].T + transform[:, 2]
+        return points
 
     def smooth(height: int, width: int) -> Tensor:
         """A picture without noise, which a position in its last digit would change."""
@@ -248,7 +279,32 @@ def example_inputs(
             "rectangle": picture(side, side),
             "crop": uniform(*a_crop),
             "transform": similarity(),
-            "polygon": blend_polygon(uniform(1, BLEND_ANCHORS, low=-0.4, high=0.4))[0],
+            "polygon": outline(),
+        }
+    if kind in ("face_shape", "face_detail"):
+        side = side or 256
+        transform = similarity()
+        source, wanted = face(transform, 0.01), face(transform, 0.05)
+        wanted[:, :2] = source[:, :2] + 0.1 * (wanted[:, :2] - source[:, :2])
+        habit, elapsed_s = FaceShape.initial_habit(), torch.tensor(0.04)
+        shape = {
+            "source": source,
+            "wanted": wanted,
+            "transform": transform,
+            "habit": torch.cat([0.01 * normal(HABIT_SIZE - 1), habit[-1:]]),
+            "elapsed_s": elapsed_s,
+        }
+        if kind == "face_shape":
+            return shape
+        return {
+            "rectangle": (255 * smooth(side, side)[0].permute(1, 2, 0)).round().to(torch.uint8),
+            "blended": (255 * smooth(side, side)[0].permute(1, 2, 0)).round().to(torch.uint8),
+            "soft_mask": (2 * smooth(side, side)[0, 0] - 0.5).clamp(0, 1),
+            "polygon": outline(),
+            "target": FaceShape()(**shape)[0],
+            "seen": source.clone(),
+            "moved": 0.01 * normal(CONTROLS, 2),
+            **{name: shape[name] for name in ("source", "wanted", "transform")},
         }
     if kind == "interpolator":  # a smooth picture that moves: flow in noise is arbitrary
         still = smooth(height + 4, breadth + 4)

@@ -137,7 +137,8 @@ class Manifest:
                 f"{self.largest_rectangle} px; export with --largest-rectangle {side}"
             )
         raise ExportError(
-            f"the bundle has no graph '{name}': it is one of some graphs; export without --graphs"
+            f"the bundle has no graph '{name}': it is of another version of DiT-Head, or one of "
+            "some graphs; export again, without --graphs"
         )
 
     def model_config(self) -> DitHeadConfig:

@@ -142,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
         help="2 generates every second face and lets RIFE fill in those between",
     )
     parser.add_argument(
+        "--detail",
+        choices=("on", "off"),
+        default="on",
+        help="the frame's own skin and lips, warped to the generated mouth; off shows the "
+        "generated face itself",
+    )
+    parser.add_argument(
         "--in-flight",
         type=int,
         default=IN_FLIGHT,
@@ -308,7 +315,13 @@ def _run(args: argparse.Namespace) -> Summary:
         raise ConfigError(f"--threads must be at least 1, not {threads}")
     device = _device(args.device)
     options = Options(
-        args.steps, args.seed, args.reference, args.face, args.on_no_face, args.generate_every
+        steps=args.steps,
+        seed=args.seed,
+        reference=args.reference,
+        face=args.face,
+        on_no_face=args.on_no_face,
+        generate_every=args.generate_every,
+        detail=args.detail == "on",
     )
     show = sys.stderr.isatty() and not args.quiet
     extend = getattr(args, "extend", None)

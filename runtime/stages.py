@@ -19,7 +19,7 @@ from torch import Tensor
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
 from dithead.graphs import Graphs
-from dithead.pipeline import Face, FrameGenerator, Patch, SpeechGraph, inside
+from dithead.pipeline import Face, FrameGenerator, Patch, SpeechGraph, in_rectangle, inside
 from dithead.runtime.batch import Member
 from dithead.runtime.lanes import Lane
 from dithead.runtime.scheduler import Item
@@ -29,11 +29,15 @@ BUFFERS: Mapping[str, bool] = {
     "rectangle": False,  # (S, S, 3) uint8, round the face
     "transform": False,  # (2, 3), crop units to the rectangle's pixels
     "polygon": False,  # (P, 2), the blend's outline in crop units
+    "mesh": False,  # (468, 3), in the rectangle's pixels
+    "region": False,  # (1, 5), where it was fitted
     "crop": False,  # (1, 3, s, s)
     "masked": False,  # (1, C, l, l)
     "window": False,  # (window_frames, features)
     "latent": False,  # (1, C, l, l)
     "face": False,  # (1, 3, s, s), generated
+    "blended": False,  # (S, S, 3) uint8, before the detail layer
+    "soft mask": False,  # (S, S)
     "image": True,  # (S, S, 3) uint8, composited
     "mask": True,  # (S, S)
     "whole": False,  # (H, W, 3) uint8, the finished frame
@@ -129,6 +133,9 @@ class Track(FaceStage):
         lane.put(item.slot["rectangle"], rectangle)
         lane.put(item.slot["transform"], local)
         lane.put(item.slot["polygon"], note.face.polygon)
+        mesh, region = in_rectangle(note.face, note.left, note.top)
+        lane.put(item.slot["mesh"], mesh)
+        lane.put(item.slot["region"], region)
         return [item]
 
 
@@ -309,12 +316,34 @@ class Blend(FaceStage):
 
     name = "blend"
 
+    def __init__(self, generator: FrameGenerator) -> None:
+        super().__init__(generator)
+        detail = generator.options.detail
+        self._made = ("blended", "soft mask") if detail else ("image", "mask")
+
     def work(self, item: Item, lane: Lane) -> None:
         names = ("face", "rectangle", "crop", "transform", "polygon")
         inputs = [lane.get(item.slot[name]) for name in names]
-        image, mask = lane.replay(inputs[1].shape, self.generator.blend, *inputs)
+        results = lane.replay(inputs[1].shape, self.generator.blend, *inputs)
+        for name, result in zip(self._made, results, strict=True):
+            lane.put(item.slot[name], result)
+
+
+class Detail(FaceStage):
+    """Lays the frame's own pixels over the blended picture."""
+
+    name = "detail"
+
+    def work(self, item: Item, lane: Lane) -> None:
+        names = ("blended", "soft mask", "rectangle", "transform", "polygon", "mesh", "region")
+        inputs = [lane.get(item.slot[name]) for name in names]
+        time_s, fresh = float(item.frame.time_s), item.note.face.fresh
+        state = self.generator.begin_detail(time_s, fresh)
+        key = inputs[2].shape
+        image, habit = lane.replay(key, self.generator.detail, *inputs, *state)
+        self.generator.keep_detail(habit)
         lane.put(item.slot["image"], image)
-        lane.put(item.slot["mask"], mask)
+        lane.put(item.slot["mask"], inputs[1])
 
 
 class Composite(FaceStage):
@@ -418,7 +447,10 @@ def face_stages(
     stages: list[FaceStage] = [Track(generator), EncodeFace(generator)]
     stages.append(Hear(generator.graphs, sound, trim))
     stages.append(Denoise(generator, batch, together))
-    stages += [kind(generator) for kind in (DecodeFace, Blend, Composite)]
+    stages += [DecodeFace(generator), Blend(generator)]
+    if generator.options.detail:
+        stages.append(Detail(generator))
+    stages.append(Composite(generator))
     if interpolate == 2:
         stages.append(Interpolate(generator))
     return stages

@@ -30,6 +30,7 @@ STAGES = {
     "denoise",
     "decode face",
     "blend",
+    "detail",
     "composite",
     "encode video",
 }

@@ -36,6 +36,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "denoise": (stages.Denoise, "run"),
     "decode face": (stages.DecodeFace, "run"),
     "blend": (stages.Blend, "run"),
+    "detail": (stages.Detail, "run"),
     "composite": (stages.Composite, "run"),
     "interpolate": (stages.Interpolate, "run"),
     "encode video": (stages.Deliver, "run"),

@@ -58,7 +58,7 @@ def test_no_event_can_be_left_out(
     entries = lanes.log.entries
     assert races(entries) == []
     waits = [i for i, entry in enumerate(entries) if entry.act == "wait"]
-    stages = 9 + (interpolate == 2)
+    stages = 10 + (interpolate == 2)
     assert len(waits) == len(TIMES) * (stages - 1) + len(TIMES) - in_flight
     idle = [entries[i] for i in waits if not races(entries[:i] + entries[i + 1 :])]
     # The last stage reads no buffer here: its event guards the slot's next use, if there is one.

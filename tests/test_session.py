@@ -66,8 +66,9 @@ def test_any_way_of_feeding_gives_the_specification(
 def test_generating_every_second_face_changes_those_between(
     specification: Callable[[Options], list[np.ndarray]], pictures: list[np.ndarray]
 ) -> None:
-    whole = specification(Options(steps=2, seed=3))
-    half = specification(Options(steps=2, seed=3, generate_every=2))
+    # The detail layer remembers the faces before, those that are filled in, too.
+    whole = specification(Options(steps=2, seed=3, detail=False))
+    half = specification(Options(steps=2, seed=3, generate_every=2, detail=False))
     equal = [np.array_equal(a, b) for a, b in zip(whole, half, strict=True)]
     # 0, 2, 4 are generated, 1 and 3 filled in, 5 has no face, 6 and 8 are generated, 7 filled in.
     assert equal == [True, False, True, False, True, True, True, False, True]
@@ -225,7 +226,7 @@ def test_who_waits_in_a_stream_that_is_reset_is_told(session: Session) -> None:
 
 
 @pytest.mark.parametrize("frame", [0, 4, 8])
-@pytest.mark.parametrize("stage", ["track", "encode", "sample", "decode", "blend"])
+@pytest.mark.parametrize("stage", ["track", "encode", "sample", "decode", "blend", "detail"])
 def test_a_failing_stage_ends_the_stream_and_not_the_session(
     session: Session,
     specification: Callable[[Options], list[np.ndarray]],

@@ -30,6 +30,7 @@ class FaceLocator:
 
     Attributes:
         changed: whether the face of the latest frame is not known to be that of the frame before.
+        region: (1, 5), where in the latest frame its mesh was fitted.
 
     Args:
         detector, mesh: the graphs :class:`~dithead.face.detector.FaceDetector` and
@@ -60,6 +61,7 @@ class FaceLocator:
         self._last: Tensor | None = None
         self._since_detection = 0
         self.changed = True
+        self.region: Tensor | None = None
 
     def __call__(
         self, frame: Tensor, read: Callable[[Tensor], Tensor] = Tensor.cpu
@@ -122,6 +124,7 @@ class FaceLocator:
 
     def _fit(self, frame: Tensor, roi: Tensor, before: Tensor | None = None) -> Tensor | None:
         """Mesh in a region; None where there is none, or where it has jumped from ``before``."""
+        self.region = roi
         mesh, score = self._mesh(frame, roi)
         jump = torch.zeros_like(score) if before is None else _jump(before, mesh[0])[None]
         certainty, moved = self._read(torch.cat([score, jump])).tolist()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dithead.audio import AudioWindow
+from dithead.detail import FaceShape
 from dithead.diffusion import InitialNoise
 from dithead.errors import ConfigError, ExportError, StreamError
 from dithead.export.manifest import EngineFile, GraphEntry, check_file
@@ -22,8 +23,8 @@ from dithead.runtime.backends.binding import BundleGraphs, allocate, check_input
 class EngineGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's engines.
 
-    The three graphs that are no engines (face_tracker, audio_window, noise) carry no weights and
-    run in PyTorch on the same GPU. Everything is queued on PyTorch's current stream.
+    The graphs that are no engines (face_tracker, face_shape, audio_window, noise) carry no weights
+    and run in PyTorch on the same GPU. Everything is queued on PyTorch's current stream.
 
     Args:
         bundle: folder written by dithead-export.
@@ -54,6 +55,7 @@ class EngineGraphs(BundleGraphs):
         noise = InitialNoise(self._config.vqgan.latent_channels, self._config.latent_size)
         self._modules: dict[str, nn.Module] = {
             "face_tracker": FaceTracker(self._config.face),
+            "face_shape": FaceShape(),
             "audio_window": AudioWindow(self._config.audio),
             "noise": Noise(self._config.diffusion, noise),
         }

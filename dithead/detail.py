@@ -1,0 +1,445 @@
+"""The detail layer: the current frame's own pixels, warped to the shape of the generated mouth.
+
+A generated face is soft and a little somebody else's. The frame itself has the person's skin, light
+and lips, only in the wrong shape. So the mesh of the blended picture says where lips, jaw and
+cheeks are to be, the frame is warped there, and the blended picture gives no more than what the
+frame cannot: the inside of the mouth and the lips' inner rim.
+
+The warp is read backwards: for every pixel of the result, how far away its source pixel lies. It is
+a smooth mixture of what some eighty mesh points, the *controls*, have moved by. The upper and the
+lower lip have a mixture each, which meet along the line between the lips: there the source of a
+mouth that closes is torn, and what lay between its lips is left out.
+
+Lengths are in sides of the crop (see :mod:`dithead.face.crop`), along the rectangle's own axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.config import FaceConfig
+from dithead.face.crop import STABLE_POINTS
+
+PASSES = 2
+"""How often the frame is warped: after each time but the last the result's mesh is read, and what
+it is still off by is added. So each takes the mesh network once."""
+OVERDRIVE = 1.5
+"""A warp is so much larger than what the meshes ask for: soft as it is, it falls short."""
+MEMORY_S = 4.0
+"""A generated face is not quite the person's: over so many seconds it is averaged by how much its
+points lie elsewhere. What is then left is speech."""
+SLOW_S = 0.06
+"""Time constant of the smoothing of jaw and cheeks."""
+PRIOR_S = 0.1
+"""For so long, a stream that begins has seen both in the same place."""
+
+NODES = 64
+"""The warp is worked out at so many nodes along each side of the rectangle, and is linear between
+them."""
+FADE = 0.10
+"""From the soft mask's edge inwards, over so much the warp grows to its full size."""
+BACKGROUND = 0.02
+"""Weight of standing still in the mixture; a control has up to 1."""
+SHARPENINGS = 4
+"""How often the mixture is corrected by what it is still off by at the controls themselves."""
+RIM = 0.010
+"""How far the blended picture reaches out over the lips."""
+CLOSING_RIM = 0.012
+"""And so much further where a mouth closes that the source has open: the mesh is not exact, and a
+line of the source's teeth would be left along the lips."""
+CLOSING = 0.03
+"""Lips that come together by so much are closed in this sense."""
+SOFT = 0.008
+"""Over so much its share grows from nothing to all."""
+SPLIT = 0.004
+"""Over so much the upper part gives way to the lower at the line between the lips; more beyond
+their corners."""
+GAIN_LIMIT = 1.6
+"""Its colours are changed by at most this factor."""
+STRETCH_LIMIT = 1.4
+"""And its mouth is made wider or narrower by at most this."""
+
+UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+"""Inner edge of the upper lip, from corner to corner."""
+LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+_UPPER_OUTER = (185, 40, 39, 37, 0, 267, 269, 270, 409)
+_LOWER_OUTER = (146, 91, 181, 84, 17, 314, 405, 321, 375)
+_UPPER_SKIN = (186, 92, 165, 167, 164, 393, 391, 322, 410)
+_LOWER_SKIN = (43, 106, 182, 83, 18, 313, 406, 335, 273)
+_CORNERS = (78, 308, 61, 291, 62, 292, 76, 306)
+_CHEEKS = (57, 287, 216, 436, 207, 427, 187, 411, 206, 426, 205, 425, 212, 432, 214, 434, 192, 416)
+_JAW = (
+    *(200, 199, 175, 201, 421, 208, 428, 202, 422, 204, 424, 210, 430, 211, 431, 194, 418),
+    *(152, 148, 377, 176, 400, 149, 378, 150, 379, 136, 365, 172, 397, 135, 364, 138, 367),
+)
+_STILL = (2, 97, 326, 98, 327, 129, 358, 4, 94, 141, 370, 203, 423, 36, 266, 50, 280, 123, 352)
+"""Points at and above the base of the nose, which hold the warp there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Controls that are alike. Rows of lips have one for each pair of points that face each other,
+    from left to right."""
+
+    points: tuple[int, ...]
+    reach: float
+    """Sigma of the bell that weighs a control in the mixture."""
+    limit: float
+    """None moves by more; 0 for those that hold the warp."""
+    upper: bool
+    """Whether they belong to the upper part."""
+    lower: bool
+    opens: float = 0.0
+    """Share of a change of the gap between the lips that they take, downwards."""
+    slow: bool = False
+    """Whether they are smoothed over time, and left as they are by passes after the first: what
+    speech moves slowly should not tremble with the mesh."""
+
+
+_GROUPS = (
+    _Group(_CORNERS, 0.035, 0.09, True, True),
+    _Group(UPPER_INNER[1:-1], 0.030, 0.05, True, False, -0.3),
+    _Group(_UPPER_OUTER, 0.030, 0.05, True, False, -0.3),
+    _Group(_UPPER_SKIN, 0.030, 0.04, True, False, -0.15),
+    _Group(LOWER_INNER[1:-1], 0.030, 0.14, False, True, 0.7),
+    _Group(_LOWER_OUTER, 0.030, 0.14, False, True, 0.7),
+    _Group(_LOWER_SKIN, 0.030, 0.14, False, True, 0.6),
+    _Group(_CHEEKS, 0.055, 0.07, True, True, slow=True),
+    _Group(_JAW, 0.055, 0.12, False, True, slow=True),
+    _Group(_STILL, 0.045, 0.0, True, True),
+)
+_POINTS = tuple(point for group in _GROUPS for point in group.points)
+CONTROLS = len(_POINTS)
+_UPPER_ROW, _LOWER_ROW = _POINTS.index(UPPER_INNER[1]), _POINTS.index(LOWER_INNER[1])
+HABIT_SIZE = 4 * CONTROLS + 1
+"""Length of the state of :class:`FaceShape`: mean moves, the last moves, and over how many seconds
+the mean is."""
+
+
+class FaceShape(nn.Module):
+    """``face_shape``: where the controls of a frame are to be, from its mesh and that of the
+    generated face. No weights.
+
+    The gap between the lips is the generated one. Everything else moves with the generated face,
+    but keeps its own place on average.
+    """
+
+    controls: Tensor
+    stable: Tensor
+    limits: Tensor
+    upper: Tensor
+    lower: Tensor
+    opening: Tensor
+    slow: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = len(UPPER_INNER) - 2
+        opening = torch.zeros(CONTROLS, pairs)
+        starts = accumulate((len(group.points) for group in _GROUPS), initial=0)
+        for group, start in zip(_GROUPS, starts, strict=False):
+            if group.opens:
+                opening[start : start + pairs] = group.opens * torch.eye(pairs)
+        limits = [[group.limit] for group in _GROUPS for _ in group.points]
+        buffers = {
+            "controls": torch.tensor(_POINTS),
+            "stable": torch.tensor(STABLE_POINTS),
+            "limits": torch.tensor(limits),
+            "upper": torch.tensor(UPPER_INNER[1:-1]),
+            "lower": torch.tensor(LOWER_INNER[1:-1]),
+            "opening": opening,
+            "slow": torch.tensor([[float(group.slow)] for group in _GROUPS for _ in group.points]),
+        }
+        for name, values in buffers.items():
+            self.register_buffer(name, values, persistent=False)
+
+    @staticmethod
+    def initial_habit(device: torch.device | None = None) -> Tensor:
+        """State before the first frame: (HABIT_SIZE,)."""
+        means = torch.zeros(HABIT_SIZE - 1, device=device)
+        return torch.cat([means, torch.full((1,), PRIOR_S, device=device)])
+
+    def forward(
+        self, source: Tensor, wanted: Tensor, transform: Tensor, habit: Tensor, elapsed_s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Advance by one frame.
+
+        Args:
+            source, wanted: meshes (468, 3) of the rectangle and of the blended picture, in the
+                rectangle's pixels. transform: (2, 3), crop units to its pixels.
+            habit: (HABIT_SIZE,). elapsed_s: scalar, seconds since the last frame.
+
+        Returns:
+            (CONTROLS, 2) in the rectangle's pixels; new state (HABIT_SIZE,).
+        """
+        source, wanted = in_crop(source, transform), in_crop(wanted, transform)  # (468, 2)
+        wanted = aligned(wanted, source, self.stable)
+        start = torch.index_select(source, 0, self.controls)  # (K, 2)
+        move = torch.index_select(wanted - source, 0, self.controls)
+        move = limited(move, torch.full_like(self.limits, 0.2))
+        step = elapsed_s.clamp(0.001, 0.2)
+        seconds = (habit[-1] + step).clamp(max=MEMORY_S)
+        mean, last = habit[:-1].view(2, -1, 2)
+        mean = mean + (move - mean) * (step / seconds)
+        move = move - mean
+        move = move + self.slow * (last - move) * (SLOW_S / (SLOW_S + step))
+        state = torch.cat([mean.flatten(), move.flatten(), seconds[None]])
+        gap = self.gap(wanted).clamp(min=0.0) - self.gap(source)  # (pairs,)
+        below, above = _LOWER_ROW, _UPPER_ROW
+        got = move[below : below + len(gap), 1] - move[above : above + len(gap), 1]
+        opened = self.opening @ (gap - got)  # (K,)
+        move = torch.stack([move[:, 0], move[:, 1] + opened], dim=1)
+        target = start + limited(move, self.limits)
+        target = target @ transform[:, :2].T + transform[:, 2]
+        return target, state
+
+    def gap(self, mesh: Tensor) -> Tensor:
+        """How far apart the inner edges of the lips are, between their corners: (pairs,)."""
+        return torch.index_select(mesh[:, 1], 0, self.lower) - torch.index_select(
+            mesh[:, 1], 0, self.upper
+        )
+
+
+class FaceDetail(nn.Module):
+    """``face_detail``: warps the frame to a shape, for rectangles of one size. No weights."""
+
+    controls: Tensor
+    stable: Tensor
+    upper_inner: Tensor
+    lower_inner: Tensor
+    inner: Tensor
+    inner_controls: Tensor
+    limits: Tensor
+    reach: Tensor
+    slow: Tensor
+    parts: Tensor
+    nodes: Tensor
+
+    def __init__(self, config: FaceConfig, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.edge = 2.5 * config.mask_softness  # the soft mask ends so far outside the polygon
+        each = [group for group in _GROUPS for _ in group.points]
+        inner = (*UPPER_INNER, *LOWER_INNER)
+        buffers = {
+            "controls": torch.tensor(_POINTS),
+            "stable": torch.tensor(STABLE_POINTS),
+            "upper_inner": torch.tensor([_POINTS.index(point) for point in UPPER_INNER]),
+            "lower_inner": torch.tensor([_POINTS.index(point) for point in LOWER_INNER]),
+            "inner": torch.tensor(inner),
+            "inner_controls": torch.tensor([_POINTS.index(point) for point in inner]),
+            "limits": torch.tensor([[1.2 * group.limit] for group in each]),
+            "reach": torch.tensor([group.reach for group in each]),
+            "slow": torch.tensor([[float(group.slow)] for group in each]),
+            "parts": torch.tensor([[float(group.upper), float(group.lower)] for group in each]),
+            "nodes": torch.linspace(0.5, side - 0.5, NODES),
+        }
+        for name, values in buffers.items():
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(
+        self,
+        rectangle: Tensor,
+        blended: Tensor,
+        soft_mask: Tensor,
+        transform: Tensor,
+        polygon: Tensor,
+        source: Tensor,
+        wanted: Tensor,
+        target: Tensor,
+        seen: Tensor,
+        moved: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Warp once.
+
+        Args:
+            rectangle: (S, S, 3) uint8, the frame's. blended, soft_mask: what
+                :class:`dithead.graphs.FaceBlend` made of it. transform: (2, 3), crop units to its
+                pixels. polygon: (P, 2) in crop units, the blend's outline.
+            source, wanted: meshes (468, 3) of the rectangle and of the blended picture, in the
+                rectangle's pixels. target: (CONTROLS, 2), from :class:`FaceShape`. seen: mesh of
+                the last result; ``source`` at first. moved: (CONTROLS, 2), from the last time;
+                zeros at first.
+
+        Returns:
+            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0; how far the
+            controls were moved, (CONTROLS, 2) in crop units.
+        """
+        inverse = transform[:, :2].T / transform[:, 0].square().sum()  # (2, 2)
+        target = (target - transform[:, 2]) @ inverse.T  # (K, 2), now all in crop units
+        source, wanted, seen = (in_crop(mesh, transform) for mesh in (source, wanted, seen))
+        wanted, seen = (aligned(mesh, source, self.stable) for mesh in (wanted, seen))
+        missing = target - torch.index_select(seen, 0, self.controls)
+        whole = target - torch.index_select(source, 0, self.controls)
+        corrected = moved + OVERDRIVE * missing
+        moved = limited(corrected + self.slow * (whole - corrected), self.limits)  # (K, 2)
+
+        unit = transform[:, 0].square().sum().sqrt()  # the crop's side in pixels
+        turned = transform[:, :2] / unit
+        nodes = self.nodes / unit  # from here on in crop sides, along the rectangle's axes
+        corner = transform[:, 2] / unit
+        points, outline = (value @ turned.T + corner for value in (target, polygon))
+        warp = self.warp(nodes, points, moved @ turned.T, outline)  # (4, N, N)
+        mouth = self.mouth(nodes, points)  # (2, N, N)
+        inside = self.generated(nodes, wanted @ turned.T + corner, points, turned)  # (2, N, N)
+        shifts = torch.cat([warp, inside]).view(3, 2, NODES, NODES) * unit
+        fine = self.upsampled(torch.cat([self.places(shifts).flatten(0, 1), mouth]))  # (8, S, S)
+        place = torch.lerp(fine[:2], fine[2:4], torch.sigmoid(fine[7]))  # (2, S, S)
+
+        picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
+        made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
+        warped = _read(picture, place)
+        made = _read(made, fine[4:6])
+        rim = RIM + CLOSING_RIM * self.closing(source, target)
+        share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask  # (S, S)
+        result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
+        result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
+        return result.permute(1, 2, 0).to(torch.uint8), moved
+
+    def generated(self, nodes: Tensor, mesh: Tensor, points: Tensor, turned: Tensor) -> Tensor:
+        """How far from each node the blended picture is read, so that its mouth comes to lie
+        between the lips: it is moved, and stretched along the mouth. (2, N, N)."""
+        there = torch.index_select(mesh, 0, self.inner)  # (22, 2)
+        here = torch.index_select(points, 0, self.inner_controls)
+        across = turned[:, 0]
+        width = (there[10] - there[0]) @ across, (here[10] - here[0]) @ across
+        stretch = width[0].clamp(min=0.01) / width[1].clamp(min=0.01)
+        stretch = stretch.clamp(1 / STRETCH_LIMIT, STRETCH_LIMIT) - 1.0
+        linear = across[:, None] * across * stretch  # (2, 2), beside the identity
+        offset = there.mean(0) - here.mean(0) - linear @ here.mean(0)  # (2,)
+        columns, rows = linear[:, :1] * nodes, linear[:, 1:] * nodes  # (2, N)
+        return columns[:, None] + rows[:, :, None] + offset[:, None, None]
+
+    def closing(self, source: Tensor, target: Tensor) -> Tensor:
+        """Whether a mouth closes, in [0, 1]: from the source's mesh (468, 2) and where the controls
+        are wanted (K, 2), in crop units."""
+        edges = torch.index_select(source, 0, self.inner)[:, 1].view(2, -1)  # (upper and lower, 11)
+        wanted = torch.index_select(target, 0, self.inner_controls)[:, 1].view(2, -1)
+        narrower = ((edges[1] - edges[0]) - (wanted[1] - wanted[0])).mean()
+        return _smooth_step(narrower / CLOSING)
+
+    def warp(self, nodes: Tensor, points: Tensor, moved: Tensor, outline: Tensor) -> Tensor:
+        """How far from each node its source lies: x and y by the upper part, x and y by the lower.
+
+        Args:
+            nodes: (N,), columns and rows. points: (K, 2), the controls where they are wanted.
+                moved: (K, 2). outline: (P, 2), beyond which nothing moves.
+
+        Returns:
+            (4, N, N).
+        """
+        own = self.bell(points[:, :1] - points[:, 0]) * self.bell(points[:, 1:] - points[:, 1])
+        own = own / (own @ self.parts + BACKGROUND).T[:, :, None] * self.parts.T[:, None]
+        target = moved.expand(2, -1, -1) * self.parts.T[:, :, None]  # (2 parts, K, 2)
+        amounts = target
+        for _ in range(SHARPENINGS):
+            amounts = amounts + (target - own @ amounts) * self.parts.T[:, :, None]
+        columns = self.bell(nodes[:, None] - points[:, 0])  # (N, K)
+        rows = self.bell(nodes[:, None] - points[:, 1])
+        # A bell is the product of its column and its row: so all sums are one matrix product.
+        each = torch.cat([amounts, self.parts.T[:, :, None]], dim=2)  # (2 parts, K, 3)
+        factors = each.permute(0, 2, 1).reshape(6, 1, -1)  # (6, 1, K)
+        sums = ((factors * rows).flatten(0, 1) @ columns.T).view(2, 3, NODES, NODES)
+        mixed = sums[:, :2] / (sums[:, 2:] + BACKGROUND)  # (2 parts, 2, N, N)
+        fade = _smooth_step((self.edge - _outside(nodes, outline)) / FADE)  # (N, N)
+        return -(mixed * fade).flatten(0, 1)
+
+    def bell(self, distance: Tensor) -> Tensor:
+        """Weight of each control at a distance from it along one axis: (..., K)."""
+        return torch.exp(distance.square() * (-0.5 / self.reach.square()))
+
+    def mouth(self, nodes: Tensor, points: Tensor) -> Tensor:
+        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips,
+        negative outside; how far below the line between the lips, for a sigmoid. (2, N, N)."""
+        upper, lower = (
+            torch.index_select(points, 0, edge) for edge in (self.upper_inner, self.lower_inner)
+        )  # (11, 2)
+        left = upper[0]
+        axis = upper[-1] - left
+        width = axis.square().sum().sqrt().clamp(min=1e-3)
+        axis = axis / width
+        down = torch.stack([-axis[1], axis[0]])
+        x, y = nodes - left[0], nodes[:, None] - left[1]
+        along, depth = x * axis[0] + y * axis[1], x * down[0] + y * down[1]  # (N, N)
+        top, bottom = (
+            _line(along, (edge - left) @ axis, (edge - left) @ down) for edge in (upper, lower)
+        )
+        beyond = torch.maximum(-along, along - width).clamp(min=0)  # past a corner
+        between = torch.minimum(depth - top, bottom - depth)
+        below = (depth - (top + bottom) / 2) / (SPLIT + 0.5 * beyond)
+        return torch.stack([between - beyond, below.clamp(-20, 20)])
+
+    def places(self, shifts: Tensor) -> Tensor:
+        """Where nodes read a picture, as ``grid_sample`` counts it and at least half a pixel within
+        the edge: shifts in pixels (R, 2, N, N) -> (R, 2, N, N)."""
+        own = torch.stack([self.nodes.expand(NODES, -1), self.nodes[:, None].expand(-1, NODES)])
+        limit = 1.0 - 1.0 / self.side
+        return ((own + shifts) * (2.0 / self.side) - 1.0).clamp(-limit, limit)
+
+    def upsampled(self, values: Tensor) -> Tensor:
+        """Values at the nodes (C, N, N), linear between them: (C, S, S)."""
+        size = (self.side, self.side)
+        return F.interpolate(values[None], size, mode="bilinear", align_corners=True)[0]
+
+    def gain(self, made: Tensor, warped: Tensor, between: Tensor) -> Tensor:
+        """By how much the colours of the blended picture differ from the warped one's on the lips
+        round the mouth: (3, 1, 1)."""
+        step = max(1, self.side // NODES)
+        depth = between[::step, ::step]
+        lips = _smooth_step((0.05 + depth) / 0.02) * _smooth_step(-depth / 0.01)
+        a, b = ((image[0, :, ::step, ::step] * lips).sum((1, 2)) for image in (made, warped))
+        return ((b + 1.0) / (a + 1.0)).clamp(1 / GAIN_LIMIT, GAIN_LIMIT)[:, None, None]
+
+
+def in_crop(mesh: Tensor, transform: Tensor) -> Tensor:
+    """A mesh (468, 3) of pixels in crop units (468, 2); what is no number becomes one."""
+    inverse = transform[:, :2].T / transform[:, 0].square().sum()
+    points = (mesh[:, :2] - transform[:, 2]) @ inverse.T
+    return torch.where(points.abs() < 4.0, points, torch.zeros_like(points))
+
+
+def aligned(mesh: Tensor, source: Tensor, stable: Tensor) -> Tensor:
+    """A mesh (468, 2) moved so that its stable points are, on average, where the source's are."""
+    return mesh + torch.index_select(source - mesh, 0, stable).mean(0)
+
+
+def limited(moves: Tensor, limits: Tensor) -> Tensor:
+    """Moves (N, 2) of at most so much each, (N, 1), in their directions."""
+    length = moves.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
+    return moves * (limits / length).clamp(max=1.0)
+
+
+def _read(picture: Tensor, places: Tensor) -> Tensor:
+    """A picture (1, 3, S, S) at places (2, S, S)."""
+    grid = places.permute(1, 2, 0)[None]
+    return F.grid_sample(picture, grid, mode="bilinear", align_corners=False)
+
+
+def _smooth_step(x: Tensor) -> Tensor:
+    """0 below 0, 1 above 1, and level at both ends."""
+    x = x.clamp(0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
+def _outside(nodes: Tensor, polygon: Tensor) -> Tensor:
+    """How far nodes (N,), columns and rows, lie outside a convex polygon (P, 2), clockwise as seen:
+    (N, N), negative inside."""
+    edge = torch.roll(polygon, -1, dims=0) - polygon  # (P, 2)
+    length = edge.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
+    x, y = edge[:, 1:] / length, -edge[:, :1] / length  # (P, 1), outward
+    offset = x[:, 0] * polygon[:, 0] + y[:, 0] * polygon[:, 1]
+    columns, rows = x * nodes, y * nodes - offset[:, None]  # (P, N)
+    return (columns[:, None] + rows[:, :, None]).amax(0)
+
+
+def _line(along: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Height at each place ``along`` (N, N) of the line through points (P,), whose ``x`` grows;
+    level beyond its ends."""
+    step = (x[1:] - x[:-1]).clamp(min=1e-3)  # (P - 1,)
+    part = ((along[:, :, None] - x[:-1]) / step).clamp(0.0, 1.0)  # (N, N, P - 1)
+    return y[0] + part @ (y[1:] - y[:-1])
