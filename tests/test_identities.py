@@ -17,10 +17,10 @@ from dithead.train.appearance import plain_appearance, random_appearance
 from dithead.train.data import Clip, Footage, make_folders, read_index, save_clip, write_index
 from dithead.train.dit import DiTTraining, LatentSampler
 from dithead.train.identities import StillRule, make_identities
-from dithead.train.latents import LatentCache, Run, cache_windows
+from dithead.train.latents import LatentCache, Run, _looks, cache_windows
 from dithead.train.metrics import fine_correlation, opening
 from dithead.train.motion import INNER_LOWER, INNER_UPPER, LOWER_LIP, Motion, read_motion
-from dithead.train.prepare import Source, list_folder, list_stills, prepare
+from dithead.train.prepare import Source, list_folder, list_manifest, list_stills, prepare
 from dithead.train.retarget import Still, read_still, retarget
 
 FRAMES = 40
@@ -204,6 +204,21 @@ def test_made_people_share_their_drivers_windows(
         Footage(footage.roots[0], tmp_path / "made")
 
 
+def test_made_people_get_looks_of_their_own_and_are_never_the_main_person(
+    footage: Footage,
+) -> None:
+    both = Footage(footage.roots[0])
+    both.clips = [c for c in footage.clips if not c.still]
+    both.clips += [Clip(f"m{i}", "m", "train", 1, driver="clip0") for i in range(5)]
+    plan = list(_looks(both, 0, 1, 1.0, other_looks=3, made_looks=2))
+    main = {clip.person for clip, *_, main in plan if main}
+    looks: dict[str, set[int]] = {clip.person: set() for clip, *_ in plan}
+    for clip, _, index, _, _ in plan:
+        looks[clip.person].add(index)
+    assert main == {"x"}  # two clips; the made person has five
+    assert looks == {"x": {0, 1}, "y": {0, 1, 2, 3}, "m": {0, 1, 2}}
+
+
 def test_stills_are_refused_by_their_mesh(footage: Footage) -> None:
     track = footage.track(footage.stills("train")[0])
     assert StillRule().refusal(track) == "mouth open"
@@ -275,12 +290,13 @@ def test_lips_of_real_stills_follow_real_speech(
     shared_footage: Path, config: DitHeadConfig, tmp_path: Path
 ) -> None:
     speakers = list_folder(shared_footage / "grid_s1" / "clips", "s1", 45)[45:49]
-    stills = list_stills(shared_footage / "faces")[1::120]
+    speakers += list_manifest(shared_footage / "clips" / "manifest.tsv")[::4]
+    stills = list_stills(shared_footage / "faces")[1::60]
     prepare([*speakers, *stills], tmp_path / "data", config)
     footage = Footage(tmp_path / "data")
     clips, left_out = make_identities(footage, tmp_path / "made", config, clips_per_still=1)
     assert sum(left_out.values()) + len(clips) == len(footage.stills("train"))
-    assert len(clips) >= 4
+    assert len(clips) >= 8
     made, followed = Footage(tmp_path / "made"), []
     for clip in clips:
         driver = next(c for c in footage.clips if c.name == clip.driver)
