@@ -24,6 +24,7 @@ from dithead.train.evaluation.clips import (
     people_in_folder,
     people_in_manifest,
 )
+from dithead.train.evaluation.identity import load_face_recognition
 from dithead.train.evaluation.page import write_page
 from dithead.train.evaluation.plan import LOOPED, plan
 from dithead.train.evaluation.reconstruction import list_stills
@@ -88,16 +89,28 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
         reference=arguments.reference,
         generate_every=arguments.generate_every,
     )
-    perceptual = arguments.perceptual
-    if perceptual is None:
-        try:
-            load_stlpips()
-            perceptual = True
-        except BackendUnavailable:
-            perceptual = False
     return Settings(
-        arguments.checkpoint, store, options, arguments.precision, perceptual, arguments.report
+        arguments.checkpoint,
+        store,
+        options,
+        arguments.precision,
+        _wanted(arguments.perceptual, load_stlpips),
+        _wanted(arguments.identity, load_face_recognition),
+        arguments.report,
     )
+
+
+def _wanted(asked: bool | None, load: Callable[[], object]) -> bool:
+    """Whether to take a measure that needs a package: if it was asked for, or can be had."""
+    if asked is False:
+        return False
+    try:
+        load()
+    except BackendUnavailable:
+        if asked:
+            raise
+        return False
+    return True
 
 
 def _usable(
@@ -226,6 +239,12 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="ST-LPIPS (default: where the extra 'train' is installed)",
+    )
+    what.add_argument(
+        "--identity",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="is it still the person? (default: where the extra 'identity' is installed)",
     )
     what.add_argument(
         "--looped-clips", type=int, default=1, help="clips for feedback and for precision"

@@ -21,6 +21,11 @@ from dithead.train.evaluation import theval
 from dithead.train.evaluation.baselines import ceiling_frames, frozen_frames
 from dithead.train.evaluation.clips import Clip, ClipStore, follow_meshes, track
 from dithead.train.evaluation.colour import colour_distance
+from dithead.train.evaluation.identity import (
+    FaceRecognition,
+    identity,
+    load_face_recognition,
+)
 from dithead.train.evaluation.looped import compare_precision, feedback
 from dithead.train.evaluation.motion import RATE_HZ, jitter, moving, on_grid
 from dithead.train.evaluation.reconstruction import clip_reconstruction, still_reconstruction
@@ -48,6 +53,7 @@ class Settings:
     options: Options
     precision: str = "fp16"
     perceptual: bool = False
+    identity: bool = False
     report: Path | None = None
     """Folder that pictures and clips go into."""
 
@@ -82,6 +88,11 @@ def load_models(checkpoint: str) -> Models:
 @cache
 def _metric() -> Any:
     return load_stlpips()
+
+
+@cache
+def _recognition() -> FaceRecognition:
+    return load_face_recognition()
 
 
 @lru_cache(maxsize=2)
@@ -132,6 +143,8 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
         save_side_by_side(clip, made, samples, settings.report, job.name)
     meshes, found = follow_meshes(made, models)
     shown = {"lost_faces": float(1 - found.mean()), "jitter": jitter(clip.meshes, meshes)}
+    if settings.identity:
+        shown["identity"] = identity(clip.frames, made, clip.meshes, _recognition())
     if job.kind == "own":
         return shown | _own(clip, made, meshes, models, settings.perceptual)
     if job.kind == "crossed":
