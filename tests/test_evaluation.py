@@ -67,6 +67,7 @@ def test_evaluation_from_files_to_figures(
     report = json.loads(capsys.readouterr().out)
     own = report["own, 1 steps, previous reference"]
     assert own["clips"] == 2  # the one with a faceless frame was left out
+    assert report["settings"]["left_out"] == ["c.mp4"]
     assert own["gain_db"] == own["generated"]["psnr_db"] - own["frozen"]["psnr_db"]
     assert own["ceiling"]["psnr_db"] > own["generated"]["psnr_db"] > 15
     assert report["crossed, 1 steps, previous reference"]["clips"] == 2  # both orders

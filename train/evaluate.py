@@ -68,7 +68,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
                 stills = list_stills(arguments.stills)
                 jobs += [Job(STILLS, STILLS, path, path) for path in stills]
             results = _each(pool, run_job, [(job, settings) for job in jobs], "measured")
-    return _report(arguments, settings, jobs, results), jobs
+    kept = {path for person in usable for path in person.clips}
+    missing = [path.name for person in people for path in person.clips if path not in kept]
+    return _report(arguments, settings, jobs, results, missing), jobs
 
 
 def _people(arguments: argparse.Namespace) -> list[Person]:
@@ -157,7 +159,9 @@ def _report(
     settings: Settings,
     jobs: Sequence[Job],
     results: Sequence[dict[str, Any] | None],
+    left_out: Sequence[str],
 ) -> dict[str, Any]:
+    failed = [job.name for job, row in zip(jobs, results, strict=True) if row is None]
     report: dict[str, Any] = {
         "settings": {
             "checkpoint": settings.checkpoint,
@@ -165,6 +169,7 @@ def _report(
             "reference": settings.options.reference,
             "generate_every": settings.options.generate_every,
             "seconds": arguments.seconds,
+            "left_out": [*left_out, *failed],
         }
     }
     for kind in dict.fromkeys([*arguments.kinds, STILLS]):
