@@ -18,7 +18,14 @@ from dithead.pipeline import Models, Options
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.train import evaluate
-from dithead.train.evaluation.clips import Clip, Person, fit_meshes, follow_meshes, speaking_part
+from dithead.train.evaluation.clips import (
+    Clip,
+    Person,
+    fit_meshes,
+    follow_meshes,
+    people_in_folder,
+    speaking_part,
+)
 from dithead.train.evaluation.looped import compare_precision, feedback
 from dithead.train.evaluation.plan import crossed_pairs, crossed_people, plan
 from dithead.train.evaluation.summary import mean_of
@@ -68,6 +75,7 @@ def test_evaluation_from_files_to_figures(
     own = report["own, 1 steps, previous reference"]
     assert own["clips"] == 2  # the one with a faceless frame was left out
     assert report["settings"]["left_out"] == ["c.mp4"]
+    assert own["people"].keys() == {"clips"}  # by the folder
     assert own["gain_db"] == own["generated"]["psnr_db"] - own["frozen"]["psnr_db"]
     assert own["ceiling"]["psnr_db"] > own["generated"]["psnr_db"] > 15
     assert report["crossed, 1 steps, previous reference"]["clips"] == 2  # both orders
@@ -176,6 +184,17 @@ def test_each_person_gets_the_words_of_three_others() -> None:
     jobs = plan(people, ["own", "crossed"], pairs=45)
     assert len(jobs) == 6 + 15
     assert [job.video for job in jobs] == sorted(job.video for job in jobs)
+
+
+def test_a_person_goes_by_the_folder_or_a_given_name(tmp_path: Path) -> None:
+    folder = tmp_path / "ann"
+    folder.mkdir()
+    for name in ("b.mp4", "a.mp4", "c.mp4"):
+        (folder / name).touch()
+    assert people_in_folder(folder, 2) == [Person("ann", [folder / "a.mp4", folder / "b.mp4"])]
+    assert people_in_folder(folder, 1, "Ann Other")[0].name == "Ann Other"
+    with pytest.raises(MediaError, match="--validation"):
+        people_in_folder(folder, 0)
 
 
 def test_what_is_missing_does_not_count() -> None:

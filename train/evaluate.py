@@ -76,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
 def _people(arguments: argparse.Namespace) -> list[Person]:
     people = []
     if arguments.videos is not None:
-        people += people_in_folder(arguments.videos, arguments.validation)
+        people += people_in_folder(arguments.videos, arguments.validation, arguments.person)
     if arguments.manifest is not None:
         people += people_in_manifest(arguments.manifest, arguments.split)
     if not people and arguments.stills is None:
@@ -221,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     whom = parser.add_argument_group("whom")
     whom.add_argument("videos", type=Path, nargs="?", help="folder of one person's clips")
+    whom.add_argument("--person", help="their name (default: the folder's)")
     whom.add_argument("--validation", type=int, default=45, help="held-out clips, first by name")
     whom.add_argument("--manifest", type=Path, help="TSV with the columns file, split, person")
     whom.add_argument("--split", default="eval", help="of the manifest (default: %(default)s)")

@@ -65,12 +65,13 @@ class Clip:
         )
 
 
-def people_in_folder(folder: Path, validation: int) -> list[Person]:
-    """The one person of a folder of clips, with the held-out ones: the first by name."""
+def people_in_folder(folder: Path, validation: int, name: str | None = None) -> list[Person]:
+    """The one person of a folder of clips, who goes by its name or a given one, with the held-out
+    clips: the first by name."""
     held_out = [s.path for s in list_folder(folder, "", validation) if s.split == "validation"]
     if not held_out:
         raise MediaError("no held-out clips: --validation must be at least 1")
-    return [Person(folder.resolve().name, held_out)]
+    return [Person(name or folder.resolve().name, held_out)]
 
 
 def people_in_manifest(manifest: Path, split: str) -> list[Person]:
