@@ -1,14 +1,11 @@
-"""Training from prepared footage to a packed checkpoint, in the small; what evaluation computes."""
+"""Training from prepared footage to a packed checkpoint, in the small."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +14,9 @@ import torch
 from dithead.config import DiTConfig, DitHeadConfig, VQGANConfig, preset
 from dithead.diffusion import Diffusion
 from dithead.errors import CheckpointError, ConfigError, MediaError
-from dithead.export.precision import ReducedGraphs
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.model import DitHead, build_dit
-from dithead.pipeline import Models, Options
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.train import cli, evaluate, metrics
+from dithead.train import cli
 from dithead.train.appearance import (
     follow,
     plain_appearance,
@@ -374,135 +367,3 @@ def test_missing_footage_is_one_clear_error(
     assert "prepare" in capsys.readouterr().err
     assert cli.main(["dit", "--latents", "x", "--out", "x", "--minutes", "500"]) == 1
     assert "at most 120 minutes" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("clips", [44, 45, 23, 2])
-def test_crossed_pairs_are_as_many_as_asked_for_and_never_of_one_clip(clips: int) -> None:
-    pairs = evaluate.crossed_pairs(clips, 45)
-    assert len(set(pairs)) == len(pairs) == min(45, clips * (clips - 1))
-    assert all(video != audio for video, audio in pairs)
-
-
-def test_evaluation_from_files_to_figures(
-    portrait_clip: Callable[..., Path],
-    tone_file: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for name, blank in (("a", ()), ("b", ()), ("c", (3,))):
-        source_path = portrait_clip("source.mp4", [Fraction(i, 25) for i in range(12)], blank)
-        with (
-            VideoSource(source_path) as source,
-            VideoSink(
-                folder / f"{name}.mp4", source.info, audio=AudioSource(tone_file(0.5))
-            ) as sink,
-        ):
-            for frame in source:
-                sink.write(frame)
-    command = [str(folder), "--validation=3", "--steps=1", "--workers=1"]
-    assert evaluate.main([*command, "--kinds", "own", "crossed", "silent"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    own = report["own, 1 steps, previous reference"]
-    assert own["clips"] == 2  # the one with a faceless frame was left out
-    assert own["gain_db"] == own["generated"]["psnr_db"] - own["frozen"]["psnr_db"]
-    assert own["ceiling"]["psnr_db"] > own["generated"]["psnr_db"] > 15
-    assert report["crossed, 1 steps, previous reference"]["clips"] == 2  # both orders
-    assert 0 <= report["silent, 1 steps, previous reference"]["mean_opening"] < 0.2
-    assert evaluate.main([*command, f"--align={folder}"]) == 1
-    assert evaluate.main([str(tmp_path / "none")]) == 1
-
-
-@pytest.mark.parametrize("rate", [25, 30])
-def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
-    frames = [torch.full((96, 96, 3), 100, dtype=torch.uint8)] * (3 * rate)
-    mesh = np.zeros((468, 2))
-    mesh[list(metrics.MOUTH_POINTS)] = [(30, 40), (60, 40), (45, 30), (45, 60)]
-    times = [i / rate for i in range(len(frames))]
-    clip = evaluate.Clip(
-        "c", frames, times, np.ones(48000, np.float32), np.stack([mesh] * len(frames))
-    )
-
-    def make(samples: np.ndarray, given: Iterable[tuple[torch.Tensor, float]]) -> list[Any]:
-        pairs = list(given)
-        assert len(samples) == pytest.approx(60 * 16000, abs=20)
-        assert np.allclose([t for _, t in pairs], np.arange(60 * rate) / rate)
-        return [frame + (10 if t < 5 else 20 if t >= 55 - 1e-6 else 50) for frame, t in pairs]
-
-    scores = evaluate._feedback(clip, make)
-    assert scores["first_5s_db"] == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
-    assert scores["last_5s_db"] == pytest.approx(20 * np.log10(255 / 20), abs=1e-3)
-
-
-def test_a_reduced_precision_is_compared_with_float32(
-    random_models: Models, astronaut: np.ndarray
-) -> None:
-    picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
-    frames = [picture.roll(i, 1) for i in range(5)]
-    times = [i * 2.5 for i in range(5)]  # one round is 12.5 s
-    meshes = evaluate.fit_meshes(frames, random_models)
-    clip = evaluate.Clip("c", frames, times, 0.1 * np.ones(160000, np.float32), meshes)
-    options = Options(steps=1, reference="previous")
-    same = evaluate.compare_precision(clip, random_models, random_models, options)
-    assert same["largest_levels"] == same["largest_loss_db"] == 0
-    assert same["fp32_db"] == same["reduced_db"] > 5
-    coarse = ReducedGraphs(random_models, "bf16")
-    found = evaluate.compare_precision(clip, random_models, coarse, options)
-    assert found["frames"] == 5
-    assert 0 < found["worst_frame_mean_levels"] < found["largest_levels"]
-    assert found["reduced_db"] != found["fp32_db"] == same["fp32_db"]
-
-
-def test_a_mouth_too_small_to_judge_is_named() -> None:
-    frame = torch.zeros(36, 36, 3, dtype=torch.uint8)
-    with pytest.raises(MediaError, match="11 pixels"):
-        metrics.box_scores(frame, frame, np.full((468, 2), 18.0))
-
-
-def test_opening_reads_the_lips() -> None:
-    mesh = np.zeros((2, 468, 2))
-    mesh[:, 152] = (0, 100)
-    for upper, lower in ((13, 14), (82, 87), (312, 317)):
-        mesh[0, lower] = mesh[0, upper] + (0, 3)
-        mesh[1, lower] = mesh[1, upper] + (0, 12)
-    np.testing.assert_allclose(metrics.opening(mesh), [0.03, 0.12])
-
-
-def test_fine_correlation_ignores_the_trend() -> None:
-    time = np.arange(200)
-    slow, quick = 10 * np.sin(time / 60), np.sin(time * 1.3)
-    other = np.cos(time * 2.1)
-    assert metrics.fine_correlation([(slow + quick, slow + quick)]) == pytest.approx(1.0)
-    assert abs(metrics.fine_correlation([(slow + quick, slow + other)])) < 0.2
-    assert np.corrcoef(slow + quick, slow + other)[0, 1] > 0.9
-    assert metrics.fine_correlation([(quick, -quick[:150])]) == pytest.approx(-1.0)
-
-
-def test_mouth_box_scales_with_the_frame() -> None:
-    mesh = np.zeros((468, 2))
-    mesh[[78, 308, 0, 17]] = [(100, 150), (140, 150), (120, 140), (120, 160)]
-    assert metrics.mouth_box(mesh, 360, 288) == (88, 128, 152, 172)
-    assert metrics.mouth_box(2 * mesh, 720, 576) == (176, 256, 304, 344)
-    assert metrics.mouth_box(mesh, 130, 165)[2:] == (130, 165)
-
-
-def test_ssim_and_psnr_by_hand() -> None:
-    true = torch.randint(0, 255, (60, 60, 3), dtype=torch.uint8)
-    mesh = np.zeros((468, 2))
-    mesh[[78, 308, 0, 17]] = [(15, 30), (45, 30), (30, 15), (30, 45)]
-    same = metrics.box_scores(true, true, mesh)
-    assert same["ssim"] == pytest.approx(1.0)
-    off = metrics.box_scores(true.clamp(max=245), (true.clamp(max=245) + 5), mesh)
-    assert off["psnr_db"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-3)
-    noisy = (true.float() + 60 * torch.randn(60, 60, 3)).clamp(0, 255).byte()
-    assert metrics.box_scores(true, noisy, mesh)["ssim"] < 0.9
-
-
-def test_speech_frames_are_read_from_an_alignment(tmp_path: Path) -> None:
-    align = tmp_path / "a.align"
-    align.write_text(
-        "0 10000 sil\n10000 20000 bin\n20000 22000 sp\n22000 30000 blue\n30000 75000 sil\n"
-    )
-    spoken = evaluate.speech_frames(align, [0.0, 0.4, 0.79, 0.84, 0.9, 1.19, 1.2])
-    assert spoken.tolist() == [False, True, True, False, True, True, False]

@@ -29,7 +29,8 @@ from dithead.export.validate import (
 )
 from dithead.pipeline import Models, Options, revoice
 from dithead.runtime.media import AudioSource, VideoSource
-from dithead.train.evaluate import Clip, compare_precision, fit_meshes, load_clip
+from dithead.train.evaluation.clips import Clip, fit_meshes, load_clip
+from dithead.train.evaluation.looped import compare_precision
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import MediaError
+from dithead.train.perceptual import MIN_SIDE_PX
 
 MOUTH_POINTS = (78, 308, 0, 17)
 TREND_FRAMES = 11
+PERCEPTUAL_MAX_PX = 160
+"""A mouth box that is longer is shrunk before ST-LPIPS judges it: its cost grows with the area."""
 
 
 def opening(meshes: np.ndarray) -> np.ndarray:
@@ -52,30 +55,54 @@ def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int,
     )
 
 
+def mouth_picture(frame: Tensor, mesh: np.ndarray) -> Tensor:
+    """The mouth box of a frame (H, W, 3) uint8: (1, 3, h, w) in [0, 1].
+
+    Raises:
+        MediaError: it is less than 11 pixels wide or high, too few for SSIM.
+    """
+    left, top, right, bottom = mouth_box(mesh, frame.shape[1], frame.shape[0])
+    if min(right - left, bottom - top) < 11:
+        raise MediaError("the mouth box is less than 11 pixels wide or high: SSIM needs more")
+    return frame[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
+
+
 def box_scores(
     true: Tensor, made: Tensor, mesh: np.ndarray, metric: Any = None
 ) -> dict[str, float]:
     """PSNR (dB), SSIM and, with a metric, ST-LPIPS of a finished frame in the true frame's mouth
     box."""
-    left, top, right, bottom = mouth_box(mesh, true.shape[1], true.shape[0])
-    if min(right - left, bottom - top) < 11:
-        raise MediaError("the mouth box is less than 11 pixels wide or high: SSIM needs more")
-    a = true[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
-    b = made[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
+    a, b = mouth_picture(true, mesh), mouth_picture(made, mesh)
     scores = {
         "psnr_db": float(-10 * torch.log10((a - b).square().mean().clamp(min=1e-10))),
         "ssim": ssim(a, b),
     }
     if metric is not None:
+        size = _perceptual_size(a.shape[2], a.shape[3])
+        a, b = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (a, b))
         scores["st_lpips"] = float(metric(a * 2 - 1, b * 2 - 1).mean())
     return scores
+
+
+def _perceptual_size(height: int, width: int) -> tuple[int, int]:
+    """The size in which ST-LPIPS sees a picture: its own, if that lies within its limits."""
+    scale = min(1.0, PERCEPTUAL_MAX_PX / max(height, width))
+    scale = max(scale, MIN_SIDE_PX / min(height, width))
+    return max(MIN_SIDE_PX, round(height * scale)), max(MIN_SIDE_PX, round(width * scale))
+
+
+def laplacian_variance(frame: Tensor, mesh: np.ndarray) -> float:
+    """How sharp a frame is in a mesh's mouth box: variance of the Laplacian of its luma, in levels
+    of 255 (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000)."""
+    luma = 255 * _luma(mouth_picture(frame, mesh))
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    return float(F.conv2d(luma, kernel[None, None]).var(unbiased=False))
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
     """Structural similarity (Wang et al., 2004; 11 x 11 Gaussian of sigma 1.5) of (1, 3, H, W) in
     [0, 1], on luma."""
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    x, y = (a * luma).sum(1, keepdim=True), (b * luma).sum(1, keepdim=True)
+    x, y = _luma(a), _luma(b)
     line = torch.arange(-5, 6, dtype=torch.float32)
     bell = torch.exp(-line.square() / (2 * 1.5**2))
     kernel = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
@@ -88,6 +115,12 @@ def ssim(a: Tensor, b: Tensor) -> float:
     c1, c2 = 0.01**2, 0.03**2
     value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
     return float(value.mean())
+
+
+def _luma(picture: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB -> (B, 1, H, W), by ITU-R BT.601."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (picture * weights).sum(1, keepdim=True)
 
 
 def box_difference(a: Tensor, b: Tensor, mesh: np.ndarray) -> tuple[float, float]:

@@ -73,9 +73,8 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return paths
 
 
-def list_manifest(manifest: Path) -> list[Source]:
-    """Rows of a TSV with the columns ``file``, ``split``, ``person``; only ``split=train`` is
-    taken."""
+def list_manifest(manifest: Path, split: str = "train") -> list[Source]:
+    """Rows of a TSV with the columns ``file``, ``split``, ``person``; those of one split."""
     if not manifest.is_file():
         raise MediaError(f"{manifest} does not exist: expected a table of tab-separated columns")
     with manifest.open(newline="") as file:
@@ -83,9 +82,9 @@ def list_manifest(manifest: Path) -> list[Source]:
     if not rows or not {"file", "split", "person"} <= rows[0].keys():
         raise MediaError(f"{manifest} needs the tab-separated columns file, split and person")
     return [
-        Source(manifest.parent / row["file"], row["person"], "train")
+        Source(manifest.parent / row["file"], row["person"], split)
         for row in rows
-        if row["split"] == "train"
+        if row["split"] == split
     ]
 
 
