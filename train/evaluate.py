@@ -90,6 +90,7 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
         steps=steps,
         reference=arguments.reference,
         generate_every=arguments.generate_every,
+        detail=arguments.detail == "on",
     )
     return Settings(
         arguments.checkpoint,
@@ -168,6 +169,7 @@ def _report(
             "steps": settings.options.steps,
             "reference": settings.options.reference,
             "generate_every": settings.options.generate_every,
+            "detail": settings.options.detail,
             "seconds": arguments.seconds,
             "left_out": [*left_out, *failed],
         }
@@ -239,6 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--reference", choices=("previous", "fixed"), default="previous")
     what.add_argument(
         "--generate-every", type=int, choices=(1, 2), default=1, help="2 fills every second face in"
+    )
+    what.add_argument(
+        "--detail", choices=("on", "off"), default="on", help="off: the generated face itself"
     )
     what.add_argument(
         "--perceptual",

@@ -32,7 +32,7 @@ def _replaced(
     clip: Clip, models: Models, face_from: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[Tensor]:
     """A clip with the face that ``face_from`` makes of a frame's crop and the first one's."""
-    generator = FrameGenerator(models, Options())
+    generator = FrameGenerator(models, Options(detail=False))
     first: Tensor | None = None
     for index, (frame, time_s) in enumerate(zip(clip.frames, clip.times_s, strict=True)):
         prepared = generator.prepare(frame, time_s, index, lambda time_s: torch.zeros(()))

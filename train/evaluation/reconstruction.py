@@ -40,7 +40,7 @@ def reconstruct(
 ) -> list[tuple[Tensor, Tensor]]:
     """True crop and decoded crop, (1, 3, S, S) each, of frames that follow each other; those
     without a face are left out."""
-    generator = FrameGenerator(models, Options())
+    generator = FrameGenerator(models, Options(detail=False))
     pairs = []
     for index, (frame, time_s) in enumerate(zip(frames, times_s, strict=True)):
         prepared = generator.prepare(frame, time_s, index, lambda time_s: torch.zeros(()))
