@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +96,7 @@ class MovingAverage:
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[], T], count: int = 3) -> Iterator[T]:
+def ahead(make: Callable[[], T], count: int = 3) -> Generator[T, None, None]:
     """What ``make`` gives, call after call, made on a thread of its own up to ``count`` calls
     ahead. The thread ends when the iterator is closed; an error of ``make`` is raised here."""
     made: queue.Queue[Future[T]] = queue.Queue(count)
