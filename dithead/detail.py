@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dithead.config import FaceConfig
 from dithead.face.crop import STABLE_POINTS
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
 PASSES = 2
 """How often the frame is warped: after each time but the last the result's mesh is read, and what
@@ -64,9 +65,6 @@ GAIN_LIMIT = 1.6
 STRETCH_LIMIT = 1.4
 """And its mouth is made wider or narrower by at most this."""
 
-UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
-"""Inner edge of the upper lip, from corner to corner."""
-LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 _UPPER_OUTER = (185, 40, 39, 37, 0, 267, 269, 270, 409)
 _LOWER_OUTER = (146, 91, 181, 84, 17, 314, 405, 321, 375)
 _UPPER_SKIN = (186, 92, 165, 167, 164, 393, 391, 322, 410)
@@ -103,10 +101,10 @@ class _Group:
 
 _GROUPS = (
     _Group(_CORNERS, 0.035, 0.09, True, True),
-    _Group(UPPER_INNER[1:-1], 0.030, 0.05, True, False, -0.3),
+    _Group(INNER_UPPER[1:-1], 0.030, 0.05, True, False, -0.3),
     _Group(_UPPER_OUTER, 0.030, 0.05, True, False, -0.3),
     _Group(_UPPER_SKIN, 0.030, 0.04, True, False, -0.15),
-    _Group(LOWER_INNER[1:-1], 0.030, 0.14, False, True, 0.7),
+    _Group(INNER_LOWER[1:-1], 0.030, 0.14, False, True, 0.7),
     _Group(_LOWER_OUTER, 0.030, 0.14, False, True, 0.7),
     _Group(_LOWER_SKIN, 0.030, 0.14, False, True, 0.6),
     _Group(_CHEEKS, 0.055, 0.07, True, True, slow=True),
@@ -115,7 +113,7 @@ _GROUPS = (
 )
 _POINTS = tuple(point for group in _GROUPS for point in group.points)
 CONTROLS = len(_POINTS)
-_UPPER_ROW, _LOWER_ROW = _POINTS.index(UPPER_INNER[1]), _POINTS.index(LOWER_INNER[1])
+_UPPER_ROW, _LOWER_ROW = _POINTS.index(INNER_UPPER[1]), _POINTS.index(INNER_LOWER[1])
 HABIT_SIZE = 4 * CONTROLS + 1
 """Length of the state of :class:`FaceShape`: mean moves, the last moves, and over how many seconds
 the mean is."""
@@ -139,7 +137,7 @@ class FaceShape(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        pairs = len(UPPER_INNER) - 2
+        pairs = len(INNER_UPPER) - 2
         opening = torch.zeros(CONTROLS, pairs)
         starts = accumulate((len(group.points) for group in _GROUPS), initial=0)
         for group, start in zip(_GROUPS, starts, strict=False):
@@ -150,8 +148,8 @@ class FaceShape(nn.Module):
             "controls": torch.tensor(_POINTS),
             "stable": torch.tensor(STABLE_POINTS),
             "limits": torch.tensor(limits),
-            "upper": torch.tensor(UPPER_INNER[1:-1]),
-            "lower": torch.tensor(LOWER_INNER[1:-1]),
+            "upper": torch.tensor(INNER_UPPER[1:-1]),
+            "lower": torch.tensor(INNER_LOWER[1:-1]),
             "opening": opening,
             "slow": torch.tensor([[float(group.slow)] for group in _GROUPS for _ in group.points]),
         }
@@ -225,12 +223,12 @@ class FaceDetail(nn.Module):
         self.side = side
         self.edge = 2.5 * config.mask_softness  # the soft mask ends so far outside the polygon
         each = [group for group in _GROUPS for _ in group.points]
-        inner = (*UPPER_INNER, *LOWER_INNER)
+        inner = (*INNER_UPPER, *INNER_LOWER)
         buffers = {
             "controls": torch.tensor(_POINTS),
             "stable": torch.tensor(STABLE_POINTS),
-            "upper_inner": torch.tensor([_POINTS.index(point) for point in UPPER_INNER]),
-            "lower_inner": torch.tensor([_POINTS.index(point) for point in LOWER_INNER]),
+            "upper_inner": torch.tensor([_POINTS.index(point) for point in INNER_UPPER]),
+            "lower_inner": torch.tensor([_POINTS.index(point) for point in INNER_LOWER]),
             "inner": torch.tensor(inner),
             "inner_controls": torch.tensor([_POINTS.index(point) for point in inner]),
             "limits": torch.tensor([[1.2 * group.limit] for group in each]),

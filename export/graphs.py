@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.detail import CONTROLS, HABIT_SIZE, LOWER_INNER, UPPER_INNER, FaceShape
+from dithead.detail import CONTROLS, HABIT_SIZE, FaceShape
 from dithead.errors import ConfigError
 from dithead.face.crop import BLEND_ANCHORS, blend_polygon
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 from dithead.face.tracker import STATE_SIZE
 from dithead.graphs import RECTANGLE_SIZES
 
@@ -212,8 +213,8 @@ def example_inputs(
     def face(transform: Tensor, opening: float) -> Tensor:
         """A mesh whose mouth is one, in pixels."""
         points = uniform(MESH_POINTS, 3, low=-0.4, high=0.4)
-        along = torch.linspace(0.0, 1.0, len(UPPER_INNER))
-        for edge, depth in ((UPPER_INNER, -0.02), (LOWER_INNER, opening)):
+        along = torch.linspace(0.0, 1.0, len(INNER_UPPER))
+        for edge, depth in ((INNER_UPPER, -0.02), (INNER_LOWER, opening)):
             points[list(edge), 0] = 0.24 * (along - 0.5)
             points[list(edge), 1] = 0.18 + depth * torch.sin(math.pi * along)
         points[:, :2] = points[:, :2] @ transform[:, :2].T + transform[:, 2]

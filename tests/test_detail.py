@@ -13,9 +13,7 @@ from torch import Tensor
 from dithead.config import FaceConfig
 from dithead.detail import (
     CONTROLS,
-    LOWER_INNER,
     MEMORY_S,
-    UPPER_INNER,
     FaceDetail,
     FaceShape,
     in_crop,
@@ -30,7 +28,7 @@ from dithead.face.crop import (
     stable_template,
     transform_from_placement,
 )
-from dithead.face.mesh import roi_from_mesh
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER, roi_from_mesh
 from dithead.pipeline import Models, Options, revoice
 
 SIDE = 256
@@ -66,7 +64,7 @@ class Portrait:
         mesh = self.mesh.clone()
         across = (mesh[:, 0] - mesh[14, 0]) / (0.2 * self.unit)
         part = torch.where(mesh[:, 1] >= mesh[14, 1] - 0.5, (1 - across.square()).clamp(min=0), 0)
-        part[list(LOWER_INNER)] = torch.sin(torch.linspace(0, math.pi, len(LOWER_INNER)))
+        part[list(INNER_LOWER)] = torch.sin(torch.linspace(0, math.pi, len(INNER_LOWER)))
         mesh[:, 1] += by * self.unit * part
         return mesh
 
@@ -98,7 +96,7 @@ def test_a_shape_that_is_the_own_gives_the_frame_back(portrait: Portrait) -> Non
     strange = 255 - portrait.rectangle
     made = portrait.warped(portrait.own(), blended=strange)
     off = levels_apart(made, portrait.rectangle)
-    lips = portrait.mesh[[*UPPER_INNER, *LOWER_INNER], :2]
+    lips = portrait.mesh[[*INNER_UPPER, *INNER_LOWER], :2]
     low, high = lips.amin(0) - 4, lips.amax(0) + 4
     off[int(low[1]) : int(high[1]), int(low[0]) : int(high[0])] = 0
     assert off.max() == 0
@@ -136,7 +134,7 @@ def test_a_spot_on_the_chin_moves_with_the_chin(portrait: Portrait) -> None:
 def test_a_mouth_that_closes_hides_what_was_between_the_lips(portrait: Portrait) -> None:
     """The source's lips are apart, and what is between them is green."""
     opened = portrait.opened(0.10)
-    lower, upper = opened[list(LOWER_INNER), :2], opened[list(UPPER_INNER), :2]
+    lower, upper = opened[list(INNER_LOWER), :2], opened[list(INNER_UPPER), :2]
     green = portrait.rectangle.clone()
     centres = torch.arange(SIDE) + 0.5
     for column in range(int(upper[0, 0]) + 3, int(upper[-1, 0]) - 3):

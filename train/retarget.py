@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import FaceConfig
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 from dithead.train.data import STORED_MARGIN
 from dithead.train.motion import (
     CORNERS,
-    INNER_LOWER,
-    INNER_UPPER,
     LIP_TOP,
     LOWER_LIP,
     NOSE_BASE,

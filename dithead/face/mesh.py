@@ -24,6 +24,11 @@ _HALVING_BLOCKS = (2, 5, 8, 11)
 _ROI_SCALE = 1.5  # side of the crop relative to the face
 _OUTER_EYE_CORNERS = (33, 263)  # on the left and the right of a picture of an upright face
 
+INNER_UPPER: tuple[int, ...] = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+"""The upper lip's inner edge, from corner to corner."""
+INNER_LOWER: tuple[int, ...] = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+"""And the lower lip's; the corners belong to both."""
+
 LANDMARKS_68: tuple[int, ...] = (
     *(127, 234, 93, 58, 172, 136, 149, 176),  # 0-7, jaw from the left of the picture
     152,  # 8, chin

