@@ -14,6 +14,7 @@ from dithead.errors import BackendUnavailable, CheckpointError
 from dithead.face.detector import load_face_detector
 from dithead.face.locate import FaceLocator
 from dithead.face.mesh import load_face_mesh
+from dithead.train import packaged
 from dithead.train.evaluation import identity as module
 from dithead.train.evaluation.identity import (
     FaceRecognition,
@@ -91,7 +92,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "files", lambda name: [])
+    monkeypatch.setattr(packaged, "files", lambda name: [])
     with pytest.raises(BackendUnavailable, match=r"pip install 'dithead\[identity\]'"):
         load_face_recognition()
 

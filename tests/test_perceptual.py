@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import BackendUnavailable, CheckpointError
-from dithead.train import losses, perceptual
+from dithead.train import losses, packaged, perceptual
 from dithead.train.packaged import packaged_file
 from dithead.train.perceptual import MIN_SIDE_PX, STLPIPS, load_stlpips, unit_length
 
@@ -186,18 +186,19 @@ def test_original_code_is_not_imported(metric: STLPIPS) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_training_loss_uses_it(metric: STLPIPS) -> None:
-    a, b = noise(0, 32, 32), noise(1, 32, 32)
+def test_training_loss_uses_it_round_the_mouth(metric: STLPIPS) -> None:
+    a, b = noise(0, 64, 64), noise(1, 64, 64)
     used = losses.perceptual_metric(torch.device("cpu"))
     assert isinstance(used, STLPIPS)
     torch.testing.assert_close(used(a, b), metric(a, b))
-    loss = losses.ReconstructionLoss(torch.ones(1, 1, 32, 32), 0.5, 0.0, torch.device("cpu"))
+    expected = metric(losses.mouth_window(a), losses.mouth_window(b)).item()
+    loss = losses.ReconstructionLoss(torch.ones(1, 1, 64, 64), 0.5, 0.0, torch.device("cpu"))
     total, parts = loss(a, b)
-    plain, _ = losses.ReconstructionLoss(torch.ones(1, 1, 32, 32), 0.0, 0.0, torch.device("cpu"))(
+    plain, _ = losses.ReconstructionLoss(torch.ones(1, 1, 64, 64), 0.0, 0.0, torch.device("cpu"))(
         a, b
     )
-    assert parts["perceptual"] == pytest.approx(metric(a, b).item())
-    assert float(total - plain) == pytest.approx(0.5 * metric(a, b).item(), rel=1e-4)
+    assert parts["perceptual"] == pytest.approx(expected)
+    assert float(total - plain) == pytest.approx(0.5 * expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     for answer in (missing, lambda name: None, lambda name: []):
-        monkeypatch.setattr(perceptual, "files", answer)
+        monkeypatch.setattr(packaged, "files", answer)
         with pytest.raises(BackendUnavailable, match=r"pip install 'dithead\[train\]'"):
             load_stlpips()
 
