@@ -36,8 +36,6 @@ MEMORY_S = 4.0
 points lie elsewhere. What is then left is speech."""
 SLOW_S = 0.06
 """Time constant of the smoothing of jaw and cheeks."""
-PRIOR_S = 0.1
-"""For so long, a stream that begins has seen both in the same place."""
 
 NODES = 64
 """The warp is worked out at so many nodes along each side of the rectangle, and is linear between
@@ -158,9 +156,9 @@ class FaceShape(nn.Module):
 
     @staticmethod
     def initial_habit(device: torch.device | None = None) -> Tensor:
-        """State before the first frame: (HABIT_SIZE,)."""
-        means = torch.zeros(HABIT_SIZE - 1, device=device)
-        return torch.cat([means, torch.full((1,), PRIOR_S, device=device)])
+        """State before the first frame: (HABIT_SIZE,). Nothing is known: what the two faces differ
+        by in the first frame is all taken for their difference, and only the gap counts."""
+        return torch.zeros(HABIT_SIZE, device=device)
 
     def forward(
         self, source: Tensor, wanted: Tensor, transform: Tensor, habit: Tensor, elapsed_s: Tensor

@@ -191,10 +191,26 @@ def test_the_gap_between_the_lips_is_the_generated_one(portrait: Portrait) -> No
     torch.testing.assert_close(gap(made), gap(wanted).clamp(min=0), atol=2e-3, rtol=0)
 
 
-def test_a_face_that_is_generated_elsewhere_comes_back_to_its_place(portrait: Portrait) -> None:
+def test_a_face_that_is_generated_elsewhere_is_in_its_place_from_the_first_frame_on(
+    portrait: Portrait,
+) -> None:
+    shape, habit = FaceShape(), FaceShape.initial_habit()
+    elsewhere = portrait.mesh.clone()
+    below = elsewhere[:, 1] > elsewhere[2, 1]
+    elsewhere[below, :2] += torch.tensor([3.0, 4.0])
+    elapsed = torch.tensor(0.0)
+    for _ in range(10):
+        target, habit = shape(portrait.mesh, elsewhere, portrait.transform, habit, elapsed)
+        elapsed = STEP
+        assert (target - portrait.own()).norm(dim=1).max() < 0.5
+
+
+def test_a_face_that_moves_elsewhere_comes_back_to_its_place(portrait: Portrait) -> None:
     shape, habit = FaceShape(), FaceShape.initial_habit()
     wanted = portrait.mesh.clone()
     below = wanted[:, 1] > wanted[2, 1]
+    for _ in range(50):
+        _, habit = shape(portrait.mesh, wanted, portrait.transform, habit, STEP)
     wanted[below, :2] += torch.tensor([3.0, 4.0])
     off = []
     for _ in range(round(3 * MEMORY_S / 0.04)):
