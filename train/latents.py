@@ -130,6 +130,12 @@ class _Job:
 
 
 @cache
+def _footage(roots: tuple[Path, ...]) -> Footage:
+    """In a worker, whose jobs all read the same: the index is read once."""
+    return Footage(*roots)
+
+
+@cache
 def _vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
     model = VQGAN(config.vqgan)
     checkpoint.load_into(model, load_part(path, part), path)
@@ -141,7 +147,7 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     face = _vqgan(job.face, "face_vqgan", job.config)
     masked = _vqgan(job.masked, "masked_vqgan", job.config)
     config = job.config.face
-    crops = torch.from_numpy(np.array(Footage(*job.roots).crops(job.clip)))
+    crops = torch.from_numpy(np.array(_footage(job.roots).crops(job.clip)))
     generator = torch.Generator().manual_seed(job.seed)
     look = plain_appearance(len(crops))
     if job.look_seed is not None:
@@ -233,7 +239,7 @@ def _audio_encoder(config: AudioConfig, weights: Path | None) -> AudioEncoder:
 @torch.inference_mode()
 def _hear(job: _Sound) -> None:
     encoder = _audio_encoder(job.config, job.weights)
-    track = Footage(*job.roots).track(job.clip)
+    track = _footage(job.roots).track(job.clip)
     audio, times = track["audio"].astype(np.float32), track["time_s"]
     variants = []
     for samples in (audio, _disturb(audio, np.random.default_rng(job.seed))):
