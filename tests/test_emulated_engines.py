@@ -12,7 +12,7 @@ import torch
 from bundles import needs_rtx
 from emulated_cuda import EmulatedCuda
 from emulated_engines import Engine, emulate_onnxruntime, emulate_tensorrt
-from streams import collect, levels_apart, moving, warble
+from streams import alike, collect, moving, warble
 from torch import Tensor
 
 from dithead.errors import ExportError, StreamError
@@ -72,7 +72,7 @@ def test_engines_make_the_frames_of_their_graphs(
     graphs.preload()
     found = images(graphs, pictures, emulated_cuda)
     for image, other in zip(found, on_the_cpu, strict=True):
-        assert levels_apart(image, other) <= 1
+        assert alike(image, other)
     assert emulated_cuda.waits == []
     assert emulated_cuda.races() == []
     assert emulated_cuda.replays > FRAMES
