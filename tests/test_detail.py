@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import FaceConfig
@@ -101,6 +102,22 @@ def test_a_shape_that_is_the_own_gives_the_frame_back(portrait: Portrait) -> Non
     off[int(low[1]) : int(high[1]), int(low[0]) : int(high[0])] = 0
     assert off.max() == 0
     assert levels_apart(portrait.warped(portrait.own()), portrait.rectangle).max() == 0
+
+
+@pytest.mark.parametrize("shift_px", [0.0, 0.2, 0.5, 0.7])
+def test_between_pixels_a_picture_is_as_sharp_as_on_them(
+    portrait: Portrait, shift_px: float
+) -> None:
+    picture = portrait.rectangle.permute(2, 0, 1)[None].float()
+    line = (torch.arange(SIDE) + 0.5 + shift_px) * (2 / SIDE) - 1
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy")).clamp(-1, 1)
+    detail = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+
+    def sharpness(image: Tensor) -> float:
+        return float(F.conv2d(image.mean(1, keepdim=True), detail[None, None]).var())
+
+    found = sharpness(portrait.detail.sharp(picture, places)) / sharpness(picture)
+    assert 0.65 < found < 1.15  # linear between pixels: 0.4 in the middle
 
 
 def test_nothing_changes_outside_the_soft_mask(portrait: Portrait) -> None:
