@@ -28,7 +28,7 @@ from dithead.train.evaluation.clips import (
 )
 from dithead.train.evaluation.looped import compare_precision, feedback
 from dithead.train.evaluation.plan import crossed_pairs, crossed_people, plan
-from dithead.train.evaluation.summary import mean_of
+from dithead.train.evaluation.summary import mean_of, sum_up, voice_lags
 from dithead.train.evaluation.table import as_text, tables
 from dithead.train.metrics import MOUTH_POINTS
 from dithead.train.picture import save_png
@@ -177,7 +177,7 @@ def test_each_person_gets_the_words_of_three_others() -> None:
         Person(name, [Path(f"{name}{i}") for i in range(1 + (name == "a"))]) for name in "abcde"
     ]
     pairs = [
-        (person.name, str(video), str(audio)) for person, video, audio in crossed_people(people)
+        (person.name, str(video), str(audio)) for person, video, _, audio in crossed_people(people)
     ]
     assert pairs[:3] == [("a", "a0", "b0"), ("a", "a1", "c0"), ("a", "a0", "d0")]
     assert pairs[-1] == ("e", "e0", "c0")
@@ -185,6 +185,30 @@ def test_each_person_gets_the_words_of_three_others() -> None:
     jobs = plan(people, ["own", "crossed"], pairs=45)
     assert len(jobs) == 6 + 15
     assert [job.video for job in jobs] == sorted(job.video for job in jobs)
+
+
+def test_a_voice_recorded_out_of_step_is_judged_in_step() -> None:
+    """Ann's recorded lips are two frames later than what her sound makes of others; one lag goes
+    for all who speak with her voice."""
+    noise = np.random.default_rng(1).standard_normal((3, 60))
+
+    def row(voice: str, lag: int, words: np.ndarray, seed: int) -> dict[str, Any]:
+        own = np.random.default_rng(seed).standard_normal(50)
+        made, other = words[5:55], words[5 - lag : 55 - lag]
+        series = {"made": made, "own": own, "other": other, "again": other}
+        return {"voice": voice, "series": series, "jitter": 1.0}
+
+    rows = {
+        "Bob": [row("Ann", 2, noise[0], 5), row("Cy", 0, noise[1], 6)],
+        "Cy": [row("Ann", 2, noise[2], 7)],
+    }
+    out = sum_up("crossed", rows)
+    assert out["fine_with_audio"] < 0.7
+    assert out["fine_in_step"] > 0.99
+    assert abs(out["fine_in_step_by_chance"]) < 0.7
+    assert out["people"]["Bob"]["voice_lag_ms"] is None  # nobody speaks with his voice
+    assert out["voice_lag_ms"] == out["people"]["Cy"]["voice_lag_ms"] == 0
+    assert voice_lags(rows["Bob"] + rows["Cy"]) == {"Ann": 2, "Cy": 0}
 
 
 def test_a_person_goes_by_the_folder_or_a_given_name(tmp_path: Path) -> None:

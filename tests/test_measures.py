@@ -18,6 +18,7 @@ from dithead.train.evaluation.reconstruction import lower_face, lower_face_psnr
 from dithead.train.evaluation.sound import loudness, silent_stretches, speech_frames
 from dithead.train.metrics import (
     PERCEPTUAL_MAX_PX,
+    best_lag,
     box_scores,
     fine_correlation,
     laplacian_variance,
@@ -50,6 +51,15 @@ def test_fine_correlation_ignores_the_trend() -> None:
     assert abs(fine_correlation([(slow + quick, slow + other)])) < 0.2
     assert np.corrcoef(slow + quick, slow + other)[0, 1] > 0.9
     assert fine_correlation([(quick, -quick[:150])]) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("lag", [-4, -1, 0, 3])
+def test_the_lag_of_a_recording_is_found(lag: int) -> None:
+    noise = np.random.default_rng(lag + 4).standard_normal(70)
+    lips, recorded = noise[10:60], noise[10 - lag : 60 - lag]
+    found, fine = best_lag([(lips, recorded), (lips, recorded + 1)])
+    assert (found, fine) == (lag, pytest.approx(1.0, abs=0.02))
+    assert lag == 0 or abs(fine_correlation([(lips, recorded)])) < 0.5
 
 
 def test_mouth_box_scales_with_the_frame() -> None:

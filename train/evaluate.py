@@ -53,7 +53,8 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
         if settings.report is not None:
             settings.report.mkdir(parents=True, exist_ok=True)
         with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-            usable = _usable(people, settings, arguments.seconds, pool)
+            how = arguments.seconds, arguments.sound_delay_ms
+            usable = _usable(people, settings, how, pool)
             jobs = []
             if usable:
                 jobs += plan(
@@ -117,11 +118,12 @@ def _wanted(asked: bool | None, load: Callable[[], object]) -> bool:
 
 
 def _usable(
-    people: Sequence[Person], settings: Settings, seconds: float, pool: Pool
+    people: Sequence[Person], settings: Settings, how: tuple[float, float], pool: Pool
 ) -> list[Person]:
-    """The people with those of their clips that could be read, which are in the store now."""
+    """The people with those of their clips that could be read, which are in the store now; ``how``
+    is what :class:`ClipStore` takes."""
     paths = [path for person in people for path in person.clips]
-    work = [(path, settings, seconds) for path in paths]
+    work = [(path, settings, how) for path in paths]
     read = dict(zip(paths, _each(pool, _store, work, "read"), strict=True))
     usable = [replace(person, clips=[p for p in person.clips if read[p]]) for person in people]
     usable = [person for person in usable if person.clips]
@@ -130,10 +132,10 @@ def _usable(
     return usable
 
 
-def _store(work: tuple[Path, Settings, float]) -> bool:
-    path, settings, seconds = work
+def _store(work: tuple[Path, Settings, tuple[float, float]]) -> bool:
+    path, settings, how = work
     try:
-        ClipStore(settings.store, seconds).add(path, load_models(settings.checkpoint))
+        ClipStore(settings.store, *how).add(path, load_models(settings.checkpoint))
     except MediaError as error:
         print(f"left out {path.name}: {error}", file=sys.stderr)
         return False
@@ -171,6 +173,7 @@ def _report(
             "generate_every": settings.options.generate_every,
             "detail": settings.options.detail,
             "seconds": arguments.seconds,
+            "sound_delay_ms": arguments.sound_delay_ms,
             "left_out": [*left_out, *failed],
         }
     }
@@ -231,6 +234,12 @@ def _parser() -> argparse.ArgumentParser:
     whom.add_argument("--clips", type=int, default=None, help="use only so many of a person's")
     whom.add_argument(
         "--seconds", type=float, default=10.0, help="of a clip, at most (default: %(default)s)"
+    )
+    whom.add_argument(
+        "--sound-delay-ms",
+        type=float,
+        default=0.0,
+        help="added to the sound's times, where all these clips' sound runs ahead of the picture",
     )
     whom.add_argument("--align", type=Path, help="folder of GRID alignments")
     what = parser.add_argument_group("what")

@@ -14,6 +14,8 @@ from dithead.train.perceptual import MIN_SIDE_PX
 
 MOUTH_POINTS = (78, 308, 0, 17)
 TREND_FRAMES = 11
+MOST_LAG = 4
+"""Sound and picture of a recording are out of step by up to so many frames at 25 a second."""
 PERCEPTUAL_MAX_PX = 160
 """A mouth box that is longer is shrunk before ST-LPIPS judges it: its cost grows with the area."""
 
@@ -41,6 +43,24 @@ def fine_correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     a = np.concatenate([without_trend(x[: min(len(x), len(y))]) for x, y in pairs])
     b = np.concatenate([without_trend(y[: min(len(x), len(y))]) for x, y in pairs])
     return float(np.corrcoef(a, b)[0, 1])
+
+
+def best_lag(pairs: list[tuple[np.ndarray, np.ndarray]], most: int = MOST_LAG) -> tuple[int, float]:
+    """By how many values, up to ``most`` either way, the second series of all pairs is later than
+    the first where they correlate best without their trends, and that correlation."""
+    scores = {
+        lag: fine_correlation([lagged(*pair, lag) for pair in pairs])
+        for lag in range(-most, most + 1)
+    }
+    lag = max(scores, key=lambda at: (np.nan_to_num(scores[at], nan=-1.0), -abs(at)))
+    return lag, scores[lag]
+
+
+def lagged(a: np.ndarray, b: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two series as they lie over each other when the second is later by so many values."""
+    length = min(len(a), len(b)) - abs(lag)
+    first, second = max(0, -lag), max(0, lag)
+    return a[first : first + length], b[second : second + length]
 
 
 def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:

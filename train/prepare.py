@@ -20,7 +20,7 @@ from dithead.face.detector import load_face_detector
 from dithead.face.locate import FaceLocator
 from dithead.face.mesh import load_face_mesh
 from dithead.face.tracker import FaceTracker
-from dithead.runtime.media import AudioSource, VideoSource
+from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.data import STORED_MARGIN, Clip, make_folders, read_index, save_clip, write_index
 from dithead.train.loop import single_thread
 
@@ -41,6 +41,9 @@ class Source:
     split: str
     still: bool = False
     """A picture, not a video."""
+    sound_delay_ms: float = 0.0
+    """What is to be added to the sound's times, where a recording's sound runs ahead of its
+    picture."""
 
 
 def list_folder(folder: Path, person: str, validation: int) -> list[Source]:
@@ -151,7 +154,7 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
             meshes.append(mesh[:, :2].numpy())
             times.append(float(frame.time_s))
     blocks = [] if source.still else list(AudioSource(source.path).blocks())
-    samples = np.concatenate([np.zeros(0, np.float32), *blocks])
+    samples = delayed(np.concatenate([np.zeros(0, np.float32), *blocks]), source.sound_delay_ms)
     name = source.path.stem
     track = {
         "transform": np.stack(transforms),
@@ -161,6 +164,15 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
     }
     save_clip(out, name, np.stack(crops), track)
     return Clip(name, source.person, source.split, len(times), source.still)
+
+
+def delayed(samples: np.ndarray, by_ms: float) -> np.ndarray:
+    """Sound (S,) at 16 kHz, later by so many milliseconds, or earlier; as long as before."""
+    shift = round(abs(by_ms) * SPEECH_RATE_HZ / 1000)
+    silence = np.zeros(min(shift, len(samples)), samples.dtype)
+    if by_ms < 0:
+        return np.concatenate([samples[shift:], silence])
+    return np.concatenate([silence, samples[: len(samples) - len(silence)]])
 
 
 def stored_crop(image: torch.Tensor, transform: torch.Tensor, config: FaceConfig) -> np.ndarray:

@@ -20,7 +20,7 @@ from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.evaluation.motion import RATE_HZ
 from dithead.train.evaluation.sound import silent_stretches
 from dithead.train.metrics import TREND_FRAMES
-from dithead.train.prepare import list_folder, list_manifest
+from dithead.train.prepare import delayed, list_folder, list_manifest
 
 MARGIN_S = 1.0
 
@@ -84,17 +84,20 @@ def people_in_manifest(manifest: Path, split: str) -> list[Person]:
     return [Person(name, sorted(clips[name])) for name in sorted(clips)]
 
 
-def load_clip(path: Path, models: Models, seconds: float | None = None) -> Clip:
+def load_clip(
+    path: Path, models: Models, seconds: float | None = None, sound_delay_ms: float = 0.0
+) -> Clip:
     """Decode a clip and fit the mesh to its true frames.
 
     Args:
         seconds: take no more than so many, from a second before the first sound, and no more than a
             second after the last: who is silent for long is easy to copy. None takes everything.
+        sound_delay_ms: is added to the sound's times.
 
     Raises:
         MediaError: it cannot be read, is too short, or a frame shows no face.
     """
-    samples = np.concatenate(list(AudioSource(path).blocks()))
+    samples = delayed(np.concatenate(list(AudioSource(path).blocks())), sound_delay_ms)
     start, end = (0.0, np.inf) if seconds is None else speaking_part(samples, seconds)
     frames, times = [], []
     with VideoSource(path) as video:
@@ -181,16 +184,19 @@ class ClipStore:
     """Clips decoded once in a run: kept in a folder, from which every process maps them.
 
     Args:
-        folder: empty at first. seconds: as for :func:`load_clip`.
+        folder: empty at first. seconds, sound_delay_ms: as for :func:`load_clip`.
     """
 
-    def __init__(self, folder: Path, seconds: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, seconds: float | None = None, sound_delay_ms: float = 0.0
+    ) -> None:
         self.folder = folder
         self.seconds = seconds
+        self.sound_delay_ms = sound_delay_ms
 
     def add(self, path: Path, models: Models) -> None:
         """Decode a clip, fit its meshes and write both. Raises MediaError as :func:`load_clip`."""
-        clip = load_clip(path, models, self.seconds)
+        clip = load_clip(path, models, self.seconds, self.sound_delay_ms)
         shape = (len(clip.frames), *clip.frames[0].shape)
         frames = np.lib.format.open_memmap(
             self._file(path, "npy"), mode="w+", dtype=np.uint8, shape=shape

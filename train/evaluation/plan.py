@@ -31,8 +31,9 @@ def crossed_pairs(clips: int, count: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def crossed_people(people: Sequence[Person]) -> list[tuple[Person, Path, Path]]:
-    """Each person with the words of the next three, counted round: person, their clip, the other's.
+def crossed_people(people: Sequence[Person]) -> list[tuple[Person, Path, Person, Path]]:
+    """Each person with the words of the next three, counted round: person, their clip, the other,
+    whose clip.
 
     The k-th of the three takes the k-th clip of both, counted round, too.
     """
@@ -41,7 +42,12 @@ def crossed_people(people: Sequence[Person]) -> list[tuple[Person, Path, Path]]:
         for k in range(min(CROSSED_PEOPLE, len(people) - 1)):
             other = people[(i + 1 + k) % len(people)]
             pairs.append(
-                (person, person.clips[k % len(person.clips)], other.clips[k % len(other.clips)])
+                (
+                    person,
+                    person.clips[k % len(person.clips)],
+                    other,
+                    other.clips[k % len(other.clips)],
+                )
             )
     return pairs
 
@@ -74,14 +80,17 @@ def plan(
                 known = people[0].clips
                 count = min(pairs, clips or pairs)
                 chosen = [
-                    (people[0], known[i], known[j]) for i, j in crossed_pairs(len(known), count)
+                    (people[0], known[i], people[0], known[j])
+                    for i, j in crossed_pairs(len(known), count)
                 ]
         else:
             limit = looped_clips if kind in LOOPED else clips
-            chosen = [(person, path, path) for person in people for path in person.clips[:limit]]
-        for person, video, audio in chosen:
+            chosen = [
+                (person, path, person, path) for person in people for path in person.clips[:limit]
+            ]
+        for person, video, voice, audio in chosen:
             words = align / f"{video.stem}.align" if align else None
             if words is not None and not words.is_file():
                 raise MediaError(f"{words} does not exist: give --align the alignments' folder")
-            jobs.append(Job(kind, person.name, video, audio, words))
+            jobs.append(Job(kind, person.name, video, audio, words, voice.name))
     return sorted(jobs, key=lambda job: str(job.video))

@@ -70,6 +70,8 @@ class Job:
     audio: Path
     """The same clip, but for ``crossed``."""
     align: Path | None = None
+    voice: str = ""
+    """Whose sound it is, for ``crossed``."""
 
     @property
     def name(self) -> str:
@@ -148,7 +150,7 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
     if job.kind == "own":
         return shown | _own(clip, made, meshes, models, settings.perceptual)
     if job.kind == "crossed":
-        return shown | _crossed(clip, other, made, meshes, models)
+        return shown | {"voice": job.voice} | _crossed(clip, other, made, meshes, models)
     return shown | _silent(clip, meshes, job.align)
 
 

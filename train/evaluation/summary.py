@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dithead.train.metrics import fine_correlation
+from dithead.train.evaluation.motion import RATE_HZ
+from dithead.train.metrics import best_lag, fine_correlation, lagged
 
 Row = dict[str, Any]
 
@@ -33,19 +34,42 @@ def sum_up(kind: str, rows: dict[str, list[Row]]) -> Row:
     Args:
         rows: what the jobs of a kind gave, by person.
     """
+    if kind == "crossed":
+        lags = voice_lags([row for given in rows.values() for row in given])
+        rows = {
+            person: [{**row, "lags": lags, "person": person} for row in given]
+            for person, given in rows.items()
+        }
     people = {person: _SUMMARIES[kind](given) for person, given in rows.items()}
     clips = {person: {"clips": len(given), **people[person]} for person, given in rows.items()}
     count = sum(len(given) for given in rows.values())
     return {"clips": count, **mean_of(list(people.values())), "people": clips}
 
 
+def voice_lags(rows: list[Row]) -> dict[str, int]:
+    """By how many frames at 25 a second everybody's recorded lips are later than those that their
+    sound generates, on whichever face: how far sound and picture of their recording are out of
+    step with what the model was trained on."""
+    voices: dict[str, list[Row]] = {}
+    for row in rows:
+        voices.setdefault(row["voice"], []).append(row)
+    return {
+        voice: best_lag([(row["series"]["made"], row["series"]["other"]) for row in given])[0]
+        for voice, given in voices.items()
+    }
+
+
 def _plain(rows: list[Row]) -> Row:
-    return mean_of([{key: row[key] for key in row if key != "series"} for row in rows])
+    aside = ("series", "voice", "lags", "person")
+    return mean_of([{key: row[key] for key in row if key not in aside} for row in rows])
 
 
 def _fine(rows: list[Row], a: str, b: str) -> float | None:
     """Fine correlation of two series over all rows together; None where one of them is at rest."""
-    pairs = [(row["series"][a], row["series"][b]) for row in rows]
+    return _fine_of([(row["series"][a], row["series"][b]) for row in rows])
+
+
+def _fine_of(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
     with np.errstate(invalid="ignore"):
         fine = fine_correlation(pairs)
     return fine if np.isfinite(fine) else None
@@ -55,12 +79,23 @@ def _own(rows: list[Row]) -> Row:
     out = _plain(rows)
     out["gain_db"] = out["generated"]["psnr_db"] - out["frozen"]["psnr_db"]
     out["fine"] = _fine(rows, "made", "own")
+    lag, fine = best_lag([(row["series"]["made"], row["series"]["own"]) for row in rows])
+    out |= {"fine_in_step": fine, "lag_ms": 1000 * lag / RATE_HZ}
     return out
 
 
 def _crossed(rows: list[Row]) -> Row:
+    lags = rows[0]["lags"]
+    in_step = [
+        lagged(row["series"]["made"], row["series"]["other"], lags[row["voice"]]) for row in rows
+    ]
+    chance = best_lag([(row["series"]["own"], row["series"]["other"]) for row in rows])
+    own_lag = lags.get(rows[0]["person"])
     return {
         "fine_with_audio": _fine(rows, "made", "other"),
+        "fine_in_step": _fine_of(in_step),
+        "fine_in_step_by_chance": chance[1],
+        "voice_lag_ms": None if own_lag is None else 1000 * own_lag / RATE_HZ,
         "fine_with_video": _fine(rows, "made", "own"),
         "fine_between_true": _fine(rows, "own", "other"),
         "fine_ceiling": _fine(rows, "again", "other"),
