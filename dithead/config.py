@@ -246,6 +246,9 @@ class DitHeadConfig:
     dit: DiTConfig = field(default_factory=DiTConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
+    shape_head: bool = False
+    """Whether a head reads the face's shape off its latent for the detail layer; without one the
+    mesh network reads it off the picture."""
 
     def __post_init__(self) -> None:
         _require(
@@ -322,6 +325,7 @@ PRESETS: dict[str, DitHeadConfig] = {
         audio=AudioConfig(
             layers=(3,), hop_ms=120, left_context_ms=960, right_context_ms=120, window_shift_ms=80
         ),
+        shape_head=True,
     ),
     "base": DitHeadConfig(
         preset="base",

@@ -14,6 +14,7 @@ from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion, InitialNoise
 from dithead.dit import DiT
 from dithead.errors import CheckpointError
+from dithead.shape import ShapeHead
 from dithead.vqgan import VQGAN
 
 
@@ -22,6 +23,11 @@ def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa
     frames, features = config.audio.window_shape
     channels, size = config.vqgan.latent_channels, config.latent_size
     return DiT(config.dit, channels, size, frames, features, attention_backend)
+
+
+def build_shape_head(config: DitHeadConfig) -> ShapeHead:
+    """The head of a configuration that has one, freshly initialised."""
+    return ShapeHead(config.vqgan.latent_channels, config.latent_size)
 
 
 class DitHead(nn.Module):
@@ -38,6 +44,7 @@ class DitHead(nn.Module):
         self.face_vqgan = VQGAN(config.vqgan)
         self.masked_vqgan = VQGAN(config.vqgan)
         self.dit = build_dit(config, attention_backend)
+        self.shape_head = build_shape_head(config) if config.shape_head else None
         self.diffusion = Diffusion(config.diffusion)
         self.noise = InitialNoise(config.vqgan.latent_channels, config.latent_size)
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from dithead.config import DiTConfig, DitHeadConfig, VQGANConfig, preset
+from dithead import checkpoint
+from dithead.config import DiTConfig, DitHeadConfig, View, VQGANConfig, preset
 from dithead.diffusion import Diffusion
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
-from dithead.model import DitHead, build_dit
+from dithead.model import DitHead, build_dit, build_shape_head
 from dithead.train import cli
 from dithead.train.appearance import (
     follow,
@@ -23,6 +24,7 @@ from dithead.train.appearance import (
     random_appearance,
     render,
     training_mask,
+    vary_pose,
 )
 from dithead.train.data import STORED_MARGIN, Footage
 from dithead.train.dit import (
@@ -36,8 +38,10 @@ from dithead.train.dit import (
 from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
 from dithead.train.picture import save_png
-from dithead.train.prepare import Source, list_folder, list_stills, prepare
+from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
+from dithead.train.shape import ShapeTraining, posed_meshes, shape_scores, train_shape
 from dithead.train.vqgan import PictureSampler, VQGANTraining, train_vqgan
+from dithead.vqgan import VQGAN
 
 CROP = 64
 
@@ -73,7 +77,7 @@ def footage(tmp_path: Path, astronaut: np.ndarray) -> Footage:
         np.save(root / "crops" / f"c{i}.npy", np.stack(crops))
         np.savez(
             root / "track" / f"c{i}.npz",
-            transform=np.zeros((frames, 2, 3), np.float32),
+            transform=np.tile(np.eye(2, 3, dtype=np.float32), (frames, 1, 1)),
             mesh=np.random.rand(frames, 468, 2).astype(np.float32),
             time_s=np.arange(frames) / 25,
             audio=(0.1 * np.random.randn(16000)).astype(np.float16),
@@ -157,18 +161,63 @@ def test_from_footage_to_a_checkpoint(
     assert latents.face.shape == latents.masked.shape == (8 * 20, 4, 16, 16)
     assert 0.5 < latents.face.float().std() < 2
 
+    shape = tmp_path / "shape" / "shape_head.safetensors"
+    command = ["shape", *common, f"--data={footage.roots[0]}", weights[0], "--batch=4"]
+    assert cli.main([*command, f"--out={shape.parent}", "--minutes=0.05"]) == 0
+    assert (
+        cli.main([*command, f"--out={tmp_path / 'shape2'}", f"--start={shape}", "--minutes=0.01"])
+        == 0
+    )
+
     training = DiTTraining(steps=120, batch=8, warmup_steps=10)
-    path = train_dit(latents, config, training, out)
+    path = train_dit(latents, config, training, out, shape=shape)
     rows = [json.loads(line) for line in (out / "dit.log").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.85  # that of an untrained denoiser is 1
+    assert rows[-1]["shape"] > 0
     packed = tmp_path / "packed.safetensors"
     command = ["pack", *common, *weights, f"--dit={path}", f"--out={packed}"]
-    assert cli.main(command) == 0
+    assert cli.main(command) == 1  # the preset has a shape head
+    assert cli.main([*command, f"--shape={shape}"]) == 0
     model = DitHead.load(packed)
     assert model.config == config
     further = train_dit(latents, config, DiTTraining(steps=1, batch=2), tmp_path / "more", packed)
     assert further.is_file()  # the next stage starts from the packed checkpoint
     assert model.dit.patch_out.weight.abs().max() > 0
+
+
+def test_shapes_are_learnt_from_pictures(
+    footage: Footage, config: DitHeadConfig, tmp_path: Path
+) -> None:
+    """Of pictures that differ the head tells which mesh belongs to which, also where a look has
+    moved them."""
+    vqgan = tmp_path / "vqgan.safetensors"
+    checkpoint.save(vqgan, VQGAN(config.vqgan).state_dict(), config.to_dict(), dtype=None)
+    training = ShapeTraining(steps=60, batch=8, latent_noise=0.05)
+    path = train_shape(footage, config, training, vqgan, tmp_path / "out")
+    model = build_shape_head(config)
+    checkpoint.load_into(model, load_part(path, "shape_head"), path)
+    scores = shape_scores(model.eval(), footage, config, vqgan)
+    assert scores.keys() == {"lips", "gap"} and np.isfinite(list(scores.values())).all()
+
+
+def test_meshes_follow_the_pose_of_a_look() -> None:
+    """A mark in a picture is found where its point is said to be."""
+    size, view = 160, View(0.84, 0.065)
+    stored = round(size * STORED_MARGIN)
+    place = torch.tensor([0.10, 0.12])  # in crop units
+    look = replace(
+        vary_pose(plain_appearance(1), torch.Generator().manual_seed(3)), turn=torch.zeros(1, 2)
+    )
+    in_stored = (place - torch.tensor([0.0, view.down])) / view.span / STORED_MARGIN
+    column, row = ((in_stored + 0.5) * stored).round().int().tolist()
+    crop = torch.zeros(1, stored, stored, 3, dtype=torch.uint8)
+    crop[0, row - 2 : row + 2, column - 2 : column + 2] = 255
+    picture = render(crop, look, size, view)[0, 0]
+    brightest = torch.nonzero(picture > 0).float().mean(0).flip(0) + 0.5
+    found = (brightest / size - 0.5) * view.span + torch.tensor([0.0, view.down])
+    said = posed_meshes(place.expand(1, 1, 2), look, view)[0, 0]
+    assert (said - place).norm() > 0.002
+    torch.testing.assert_close(found, said, atol=0.006, rtol=0)
 
 
 def test_half_a_cache_is_refused(footage: Footage, config: DitHeadConfig, tmp_path: Path) -> None:
@@ -188,6 +237,14 @@ def test_half_a_cache_is_refused(footage: Footage, config: DitHeadConfig, tmp_pa
     np.save(tmp_path / "masked.npy", face[:39])
     with pytest.raises(MediaError, match="not whole"):
         load_cache(tmp_path)
+
+
+def test_sound_that_runs_ahead_is_delayed() -> None:
+    sound = np.arange(1, 81, dtype=np.float32)
+    later, earlier = delayed(sound, 2.0), delayed(sound, -2.0)
+    np.testing.assert_array_equal(later, [0] * 32 + list(range(1, 49)))
+    np.testing.assert_array_equal(earlier, [*range(33, 81)] + [0] * 32)
+    assert len(delayed(sound, 60.0)) == 80 and not delayed(sound, 60.0).any()
 
 
 def test_clips_of_the_same_name_are_refused(tmp_path: Path, config: DitHeadConfig) -> None:

@@ -1,5 +1,5 @@
-"""``dithead-train``: prepare footage, make people of stills, train the two VQGANs, cache latents,
-train the denoiser, pack a checkpoint."""
+"""``dithead-train``: prepare footage, make people of stills, train the two VQGANs and the shape
+head, cache latents, train the denoiser, pack a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ import torch
 from dithead import checkpoint
 from dithead.config import preset
 from dithead.errors import ConfigError, DitheadError
-from dithead.model import DitHead
+from dithead.model import DitHead, build_shape_head
 from dithead.train.data import Footage
 from dithead.train.dit import DiTTraining, train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
+from dithead.train.shape import ShapeTraining, shape_scores, train_shape
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
 
@@ -40,6 +42,7 @@ def _prepare(args: argparse.Namespace) -> None:
         sources += list_stills(args.stills)
     if not sources:
         raise ConfigError("nothing to prepare: give --videos, --manifest or --stills")
+    sources = [replace(source, sound_delay_ms=args.sound_delay_ms) for source in sources]
     clips = prepare(sources, args.out, preset(args.preset), args.workers)
     print(json.dumps({"clips": len(clips), "frames": sum(c.frames for c in clips)}))
 
@@ -100,6 +103,22 @@ def _latents(args: argparse.Namespace) -> None:
     )
 
 
+def _shape(args: argparse.Namespace) -> None:
+    config = preset(args.preset)
+    training = ShapeTraining(
+        minutes=_minutes(args),
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
+    footage = Footage(*args.data)
+    path = train_shape(footage, config, training, args.face, args.out, args.start)
+    model = build_shape_head(config)
+    checkpoint.load_into(model, load_part(path, "shape_head"), path)
+    scores = shape_scores(model.eval(), footage, config, args.face)
+    print(json.dumps({"weights": str(path), **scores}))
+
+
 def _dit(args: argparse.Namespace) -> None:
     training = DiTTraining(
         minutes=_minutes(args),
@@ -108,6 +127,7 @@ def _dit(args: argparse.Namespace) -> None:
         seed=args.seed,
         made_share=args.made_share,
         main_share=args.main_share,
+        generated_share=args.generated_share,
     )
     path = train_dit(
         load_cache(args.latents),
@@ -117,6 +137,7 @@ def _dit(args: argparse.Namespace) -> None:
         args.start,
         args.device,
         args.compile,
+        args.shape,
     )
     print(json.dumps({"weights": str(path)}))
 
@@ -125,11 +146,15 @@ def _pack(args: argparse.Namespace) -> None:
     if not args.out.parent.is_dir():
         raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
     model = DitHead(preset(args.preset))
-    parts = (
+    parts = [
         ("face_vqgan", args.face),
         ("masked_vqgan", args.masked),
         ("dit", args.dit),
-    )
+    ]
+    if model.shape_head is not None:
+        if args.shape is None:
+            raise ConfigError(f"the preset {args.preset} has a shape head: give --shape")
+        parts.append(("shape_head", args.shape))
     for name, path in parts:
         checkpoint.load_into(getattr(model, name), load_part(path, name), path)
     provenance = {"origin": args.origin, "licence": args.licence}
@@ -174,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--validation", type=int, default=45, help="clips held out, first by name")
     prepare.add_argument("--manifest", type=Path, help="TSV with columns file, split, person")
     prepare.add_argument("--stills", type=Path, help="folder of pictures, each of another person")
+    prepare.add_argument(
+        "--sound-delay-ms",
+        type=float,
+        default=0.0,
+        help="of all these videos: added to the sound's times where it runs ahead of the picture",
+    )
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--workers", type=int, default=2)
 
@@ -216,16 +247,31 @@ def _parser() -> argparse.ArgumentParser:
     latents.add_argument("--made-looks", type=int, default=1, help="of people made from stills")
     latents.add_argument("--workers", type=int, default=2)
 
+    shape = command("shape", _shape, "the head that reads the face's shape off its latent")
+    shape.add_argument(
+        "--data", type=Path, nargs="+", required=True, help="folders written by prepare, identities"
+    )
+    shape.add_argument("--face", type=Path, required=True, help="face VQGAN")
+    stage(shape, 15, 32, 2e-3)
+
     dit = command("dit", _dit, "stage 2: the denoiser")
     dit.add_argument("--latents", type=Path, required=True, help="folder written by latents")
     dit.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
     dit.add_argument("--made-share", type=float, default=0.5, help="of people made from stills")
     dit.add_argument("--main-share", type=float, default=0.7, help="of the rest: the main person's")
+    dit.add_argument("--shape", type=Path, help="shape head, which then has a say in the loss")
+    dit.add_argument(
+        "--generated-share",
+        type=float,
+        default=0.25,
+        help="of each batch, for which outputs are generated, to be references of later samples",
+    )
     stage(dit, 60, 32, 6e-4)
 
     pack = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):
         pack.add_argument(f"--{part}", type=Path, required=True)
+    pack.add_argument("--shape", type=Path, help="for presets with a shape head")
     pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     pack.add_argument("--origin", default="trained with dithead-train")
     pack.add_argument("--licence", default="Apache-2.0")

@@ -15,9 +15,11 @@ from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
-from dithead.model import build_dit
+from dithead.model import build_dit, build_shape_head
+from dithead.shape import ShapeHead
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
+from dithead.train.shape import shape_loss
 
 MAX_LATENT_STD = 2.0
 """No face's latent spreads wider: the average over faces is 1."""
@@ -62,6 +64,9 @@ class DiTTraining:
     mouth_weight: float = 2.5
     """Extra weight of the mouth region; outside the mask the loss weighs ``outside_weight``."""
     outside_weight: float = 0.15
+    shape_weight: float = 0.1
+    """Weight of the face's shape, as the shape head reads it off the latent that the prediction
+    stands for; where there is one."""
     first_step_share: float = 0.3
     """Share of samples at the noisiest timestep, from which few-step sampling starts."""
 
@@ -233,9 +238,13 @@ def train_dit(
     start: Path | None = None,
     device: str = "cpu",
     compile_model: bool = False,
+    shape: Path | None = None,
 ) -> Path:
     """Train the denoiser for one stage and write its averaged weights, also every ten minutes on
     the way.
+
+    Args:
+        shape: weights of the shape head, which then has a say in the loss.
 
     Returns:
         Path of the weights.
@@ -246,6 +255,7 @@ def train_dit(
     if start is not None:
         checkpoint.load_into(model, load_part(start, "dit"), start)
     model.to(where)
+    reader = None if shape is None else _load_reader(shape, config).to(where)
     diffusion = Diffusion(config.diffusion).to(where)
     average = MovingAverage(model, training.average_decay)
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -263,7 +273,7 @@ def train_dit(
     stage = Stage(out / "dit.log", training.minutes, training.steps)
     path = out / "dit.safetensors"
     saved_s = 0.0
-    running = 0.0
+    running = shape_off = 0.0
     while stage.running:
         set_learning_rate(
             optimiser, stage.learning_rate(training.learning_rate, training.warmup_steps)
@@ -276,6 +286,14 @@ def train_dit(
             predicted = forward(noisy, batch.masked, reference, timestep, batch.window)
         error = (predicted.float() - diffusion.target(batch.clean, noise, timestep)).square()
         loss = (weights * error).mean()
+        running += loss.item()
+        if reader is not None:
+            clean, _ = diffusion.split(noisy, predicted, timestep)
+            with precision(where):
+                found, true = reader(clean), reader(batch.clean)
+            off = shape_loss(found.float(), true.float())
+            loss = loss + training.shape_weight * off
+            shape_off += off.item()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -284,15 +302,20 @@ def train_dit(
         own.generate(model, batch)
         stage.step += 1
         stage.samples += training.batch
-        running += loss.item()
         if stage.step % 100 == 0:
-            stage.log(loss=running / 100)
-            running = 0.0
+            stage.log(loss=running / 100, shape=shape_off / 100)
+            running = shape_off = 0.0
         if stage.elapsed_s - saved_s > 600:
             saved_s = stage.elapsed_s
             checkpoint.save(path, average.values, config.to_dict(), dtype=None)
     checkpoint.save(path, average.values, config.to_dict(), dtype=None)
     return path
+
+
+def _load_reader(path: Path, config: DitHeadConfig) -> ShapeHead:
+    model = build_shape_head(config)
+    checkpoint.load_into(model, load_part(path, "shape_head"), path)
+    return model.eval().requires_grad_(False)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

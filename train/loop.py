@@ -146,7 +146,7 @@ def load_part(path: Path, part: str) -> dict[str, Tensor]:
     """Weights to start a stage from: those of a stage before, or that part of a packed checkpoint.
 
     Args:
-        part: ``dit``, ``face_vqgan`` or ``masked_vqgan``.
+        part: ``dit``, ``face_vqgan``, ``masked_vqgan`` or ``shape_head``.
     """
     tensors, _ = checkpoint.load(path)
     inside = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}

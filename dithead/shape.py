@@ -1,0 +1,52 @@
+"""The shape of a generated face, read off its latent: what the detail layer warps the frame to.
+
+The mesh network would read it off the picture too, for much more time, and less surely: generated
+faces are soft. The head knows the latents and was trained on meshes of sharp pictures.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.face.mesh import POINTS
+
+DIRECTIONS = 96
+"""A mesh is a mean and a mixture of so many directions."""
+
+
+class ShapeHead(nn.Module):
+    """``shape_head``: the mesh of the face that a latent holds.
+
+    Args:
+        channels, size: of the latents; the size a multiple of 4.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(channels, 48, 3, padding=1),
+                nn.Conv2d(48, 64, 3, stride=2, padding=1),
+                nn.Conv2d(64, 64, 3, padding=1),
+                nn.Conv2d(64, 96, 3, stride=2, padding=1),
+            ]
+        )
+        self.hidden = nn.Linear(96 * (size // 4) ** 2, 256)
+        self.directions = nn.Linear(256, DIRECTIONS)
+        self.mesh = nn.Linear(DIRECTIONS, 2 * POINTS)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, s, s) -> mesh (B, 468, 2) in crop units."""
+        x = latent
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        x = self.directions(F.relu(self.hidden(x.flatten(1))))
+        return self.mesh(x).view(-1, POINTS, 2)
+
+
+def in_pixels(shape: Tensor, transform: Tensor) -> Tensor:
+    """A mesh (468, 2) in crop units, in the pixels that ``transform`` (2, 3) leads to, as the mesh
+    network gives it but without depth: (468, 3)."""
+    places = shape @ transform[:, :2].T + transform[:, 2]
+    return F.pad(places, (0, 1))
