@@ -32,7 +32,7 @@ from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.locate import FaceChoice, FaceLocator
-from dithead.face.mesh import FaceMesh, load_face_mesh
+from dithead.face.mesh import FaceLandmarks, FaceMesh, FaceRegion, load_face_mesh, samples_for
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import (
     DiTContext,
@@ -180,9 +180,11 @@ class Models:
         by_side = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
         if side.isdigit() and kind in by_side:
             return by_side[kind](config.face, int(side))
+        if side.isdigit() and kind == "face_region":
+            return FaceRegion(int(side))
         builders: dict[str, Callable[[], nn.Module]] = {
             "face_detector": lambda: self.detector,
-            "face_landmarks": lambda: self.mesh,
+            "face_landmarks": lambda: FaceLandmarks(self.mesh.net),
             "face_tracker": lambda: FaceTracker(config.face),
             "face_shape": FaceShape,
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
@@ -199,7 +201,7 @@ class Models:
         if name not in builders:
             raise ConfigError(
                 f"unknown graph {name!r}; choose one of {', '.join(builders)}, "
-                f"{', '.join(f'{kind}.SIDE' for kind in by_side)}"
+                f"face_region.SAMPLES, {', '.join(f'{kind}.SIDE' for kind in by_side)}"
             )
         return builders[name]()
 
@@ -236,6 +238,8 @@ class Face:
     """(468, 3) in frame pixels, not smoothed."""
     region: Tensor
     """(1, 5), the region of the frame that the mesh was fitted in."""
+    samples: int
+    """Of each pixel of it that the mesh network saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,9 +320,10 @@ class FrameGenerator:
         self.seed = torch.full((1,), options.seed, device=graphs.device)
         self.locator = FaceLocator(
             partial(graphs.run, "face_detector"),
-            partial(graphs.run, "face_landmarks"),
+            lambda frame, region: self.fit(frame, region, samples_for(self._read(region))),
             options.face,
         )
+        self._read: Read = Tensor.cpu
         self.reset()
 
     def reset(self) -> None:
@@ -330,6 +335,7 @@ class FrameGenerator:
 
     def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
         """Frame (H, W, 3) uint8 -> its face, or None where no face is found."""
+        self._read = read
         mesh = self.locator(frame, read)
         if mesh is None:
             return None
@@ -342,8 +348,17 @@ class FrameGenerator:
         transform, polygon, state.smoothing = self.graphs.run(
             "face_tracker", mesh, state.smoothing, elapsed
         )
-        assert self.locator.region is not None
-        return Face(transform, polygon, self.locator.changed, mesh, self.locator.region)
+        region = self.locator.region
+        assert region is not None
+        samples = samples_for(read(region))
+        return Face(transform, polygon, self.locator.changed, mesh, region, samples)
+
+    def fit(self, picture: Tensor, region: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Meshes (1, 468, 3) and scores (1,) of the face in a region (1, 5) of a picture (H, W, 3),
+        seen with so many samples along each side of a pixel."""
+        (cut,) = self.graphs.run(f"face_region.{samples}", picture, region)
+        mesh, score = self.graphs.run("face_landmarks", cut, region)
+        return mesh, score
 
     def cut(
         self, frame: Tensor, transform: Tensor, read: Read = Tensor.cpu
@@ -452,23 +467,26 @@ class FrameGenerator:
         region: Tensor,
         habit: Tensor,
         elapsed_s: Tensor,
+        *,
+        samples: int,
     ) -> tuple[Tensor, Tensor]:
         """Lay the frame's own pixels over the blended picture.
 
         Args:
             blended, mask: from :meth:`blend`. rectangle, transform, polygon: what it took.
             mesh, region: from :func:`in_rectangle`. habit, elapsed_s: from :meth:`begin_detail`.
+            samples: of the face, see :class:`Face`.
 
         Returns:
             The rectangle (S, S, 3) uint8; habit, for :meth:`keep_detail`.
         """
         name, run = f"face_detail.{rectangle.shape[0]}", self.graphs.run
-        wanted = run("face_landmarks", blended, region)[0][0]
+        wanted = self.fit(blended, region, samples)[0][0]
         target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)
         given = (rectangle, blended, mask, transform, polygon, mesh, wanted, target)
         image, moved = run(name, *given, mesh, torch.zeros_like(target))
         for _ in range(PASSES - 1):
-            seen = run("face_landmarks", image, region)[0][0]
+            seen = self.fit(image, region, samples)[0][0]
             image, moved = run(name, *given, seen, moved)
         return image, habit
 
@@ -526,6 +544,7 @@ class FrameGenerator:
             image, habit = self.detail(
                 *(image, mask, p.rectangle, p.transform, polygon, p.mesh, p.region),
                 *self.begin_detail(p.time_s, p.found.fresh),
+                samples=p.found.samples,
             )
             self.keep_detail(habit)
         return Patch(p.left, p.top, image, mask)
