@@ -331,6 +331,7 @@ class FrameGenerator:
         self.locator.reset()
         self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
         self._reference: Tensor | None = None  # latent (1, C, s, s)
+        self._noise: Tensor | None = None  # likewise
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
 
     def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
@@ -394,8 +395,9 @@ class FrameGenerator:
         """
         if fresh or self._reference is None:
             (self._reference,) = self.graphs.run("reference_encoder", crop)
-        (noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
-        return noise, self._reference
+        if self._noise is None or self.graphs.config.diffusion.noise == "frame":
+            (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
+        return self._noise, self._reference
 
     def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
         """All steps of DDIM: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
