@@ -574,8 +574,11 @@ class FrameGenerator:
 def cut_rectangle(frame: Tensor, left: int, top: int, side: int) -> Tensor:
     """Square (side, side, 3) of a frame (H, W, 3); beyond the frame its edge pixels are
     repeated."""
-    rows = torch.arange(top, top + side, device=frame.device).clamp(0, frame.shape[0] - 1)
-    columns = torch.arange(left, left + side, device=frame.device).clamp(0, frame.shape[1] - 1)
+    height, width = frame.shape[:2]
+    if 0 <= left <= width - side and 0 <= top <= height - side:
+        return frame[top : top + side, left : left + side].clone()
+    rows = torch.arange(top, top + side, device=frame.device).clamp(0, height - 1)
+    columns = torch.arange(left, left + side, device=frame.device).clamp(0, width - 1)
     return frame[rows][:, columns]
 
 
