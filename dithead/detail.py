@@ -453,6 +453,6 @@ def _outside(nodes: Tensor, polygon: Tensor) -> Tensor:
 def _line(along: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Height at each place ``along`` (N, N) of the line through points (P,), whose ``x`` grows;
     level beyond its ends."""
-    step = (x[1:] - x[:-1]).clamp(min=1e-3)  # (P - 1,)
-    part = ((along[:, :, None] - x[:-1]) / step).clamp(0.0, 1.0)  # (N, N, P - 1)
-    return y[0] + part @ (y[1:] - y[:-1])
+    step = (x[1:] - x[:-1]).clamp(min=1e-3)[:, None]  # (P - 1, 1)
+    part = ((along.flatten() - x[:-1, None]) / step).clamp(0.0, 1.0)  # (P - 1, N * N)
+    return y[0] + ((y[1:] - y[:-1]) @ part).view_as(along)

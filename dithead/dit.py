@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dithead.attention import AttentionBackend, attention
 from dithead.config import DiTConfig
+from dithead.linear import Linear
 
 
 def timestep_features(timestep: Tensor, width: int) -> Tensor:
@@ -64,14 +65,14 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
         self.norm2 = nn.LayerNorm(d, eps=1e-6)
         self.norm3 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
-        self.qkv = nn.Linear(d, 3 * d)
-        self.attention_out = nn.Linear(d, d)
-        self.cross_q = nn.Linear(d, d)
-        self.cross_kv = nn.Linear(d if adaptive else 2 * d, 2 * d)
-        self.cross_out = nn.Linear(d, d)
-        self.mlp_in = nn.Linear(d, hidden)
-        self.mlp_out = nn.Linear(hidden, d)
-        self.modulation = nn.Linear(d, 7 * d) if adaptive else None
+        self.qkv = Linear(d, 3 * d)
+        self.attention_out = Linear(d, d)
+        self.cross_q = Linear(d, d)
+        self.cross_kv = Linear(d if adaptive else 2 * d, 2 * d)
+        self.cross_out = Linear(d, d)
+        self.mlp_in = Linear(d, hidden, gelu="tanh")
+        self.mlp_out = Linear(hidden, d)
+        self.modulation = Linear(d, 7 * d) if adaptive else None
 
     def context(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Audio tokens (B, M, context width) -> keys and values, each (B, heads, M, D/heads)."""
@@ -103,7 +104,7 @@ class Block(nn.Module):
         return self.cross_out(_merge_heads(attention(q, keys, values, self.attention_backend)))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_out(F.gelu(self.mlp_in(x), approximate="tanh"))
+        return self.mlp_out(self.mlp_in(x))
 
 
 class DiT(nn.Module):
@@ -134,19 +135,19 @@ class DiT(nn.Module):
         d = config.width
         self.patch_in = nn.Conv2d(3 * latent_channels, d, config.patch, stride=config.patch)
         self.register_buffer("positions", position_table(self.grid, d), persistent=False)
-        self.timestep_in = nn.Linear(256, d)
-        self.timestep_out = nn.Linear(d, d)
+        self.timestep_in = Linear(256, d)
+        self.timestep_out = Linear(d, d)
         if config.conditioning == "tokens":
-            self.audio_in = nn.Linear(audio_dim, d)
+            self.audio_in = Linear(audio_dim, d)
             self.audio_norm = nn.LayerNorm(d, eps=1e-6)
             self.audio_positions = nn.Parameter(torch.zeros(window_frames, d))
         else:
-            self.audio_in = nn.Linear(window_frames * audio_dim, d)
+            self.audio_in = Linear(window_frames * audio_dim, d)
         self.blocks = nn.ModuleList(Block(config, attention_backend) for _ in range(config.depth))
         adaptive = config.conditioning == "tokens"
         self.final_norm = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
-        self.final_modulation = nn.Linear(d, 2 * d) if adaptive else None
-        self.patch_out = nn.Linear(d, config.patch**2 * latent_channels)
+        self.final_modulation = Linear(d, 2 * d) if adaptive else None
+        self.patch_out = Linear(d, config.patch**2 * latent_channels)
         self._initialise()
 
     def _initialise(self) -> None:

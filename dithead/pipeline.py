@@ -32,7 +32,7 @@ from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.locate import FaceChoice, FaceLocator
-from dithead.face.mesh import FaceMesh, load_face_mesh
+from dithead.face.mesh import FaceLandmarks, FaceMesh, FaceRegion, load_face_mesh, samples_for
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import (
     DiTContext,
@@ -180,9 +180,11 @@ class Models:
         by_side = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
         if side.isdigit() and kind in by_side:
             return by_side[kind](config.face, int(side))
+        if side.isdigit() and kind == "face_region":
+            return FaceRegion(int(side))
         builders: dict[str, Callable[[], nn.Module]] = {
             "face_detector": lambda: self.detector,
-            "face_landmarks": lambda: self.mesh,
+            "face_landmarks": lambda: FaceLandmarks(self.mesh.net),
             "face_tracker": lambda: FaceTracker(config.face),
             "face_shape": FaceShape,
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
@@ -199,7 +201,7 @@ class Models:
         if name not in builders:
             raise ConfigError(
                 f"unknown graph {name!r}; choose one of {', '.join(builders)}, "
-                f"{', '.join(f'{kind}.SIDE' for kind in by_side)}"
+                f"face_region.SAMPLES, {', '.join(f'{kind}.SIDE' for kind in by_side)}"
             )
         return builders[name]()
 
@@ -236,6 +238,8 @@ class Face:
     """(468, 3) in frame pixels, not smoothed."""
     region: Tensor
     """(1, 5), the region of the frame that the mesh was fitted in."""
+    samples: int
+    """Of each pixel of it that the mesh network saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,9 +320,10 @@ class FrameGenerator:
         self.seed = torch.full((1,), options.seed, device=graphs.device)
         self.locator = FaceLocator(
             partial(graphs.run, "face_detector"),
-            partial(graphs.run, "face_landmarks"),
+            lambda frame, region: self.fit(frame, region, samples_for(self._read(region))),
             options.face,
         )
+        self._read: Read = Tensor.cpu
         self.reset()
 
     def reset(self) -> None:
@@ -326,10 +331,12 @@ class FrameGenerator:
         self.locator.reset()
         self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
         self._reference: Tensor | None = None  # latent (1, C, s, s)
+        self._noise: Tensor | None = None  # likewise
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
 
     def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
         """Frame (H, W, 3) uint8 -> its face, or None where no face is found."""
+        self._read = read
         mesh = self.locator(frame, read)
         if mesh is None:
             return None
@@ -342,8 +349,17 @@ class FrameGenerator:
         transform, polygon, state.smoothing = self.graphs.run(
             "face_tracker", mesh, state.smoothing, elapsed
         )
-        assert self.locator.region is not None
-        return Face(transform, polygon, self.locator.changed, mesh, self.locator.region)
+        region = self.locator.region
+        assert region is not None
+        samples = samples_for(read(region))
+        return Face(transform, polygon, self.locator.changed, mesh, region, samples)
+
+    def fit(self, picture: Tensor, region: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Meshes (1, 468, 3) and scores (1,) of the face in a region (1, 5) of a picture (H, W, 3),
+        seen with so many samples along each side of a pixel."""
+        (cut,) = self.graphs.run(f"face_region.{samples}", picture, region)
+        mesh, score = self.graphs.run("face_landmarks", cut, region)
+        return mesh, score
 
     def cut(
         self, frame: Tensor, transform: Tensor, read: Read = Tensor.cpu
@@ -379,8 +395,9 @@ class FrameGenerator:
         """
         if fresh or self._reference is None:
             (self._reference,) = self.graphs.run("reference_encoder", crop)
-        (noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
-        return noise, self._reference
+        if self._noise is None or self.graphs.config.diffusion.noise == "frame":
+            (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
+        return self._noise, self._reference
 
     def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
         """All steps of DDIM: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
@@ -452,23 +469,26 @@ class FrameGenerator:
         region: Tensor,
         habit: Tensor,
         elapsed_s: Tensor,
+        *,
+        samples: int,
     ) -> tuple[Tensor, Tensor]:
         """Lay the frame's own pixels over the blended picture.
 
         Args:
             blended, mask: from :meth:`blend`. rectangle, transform, polygon: what it took.
             mesh, region: from :func:`in_rectangle`. habit, elapsed_s: from :meth:`begin_detail`.
+            samples: of the face, see :class:`Face`.
 
         Returns:
             The rectangle (S, S, 3) uint8; habit, for :meth:`keep_detail`.
         """
         name, run = f"face_detail.{rectangle.shape[0]}", self.graphs.run
-        wanted = run("face_landmarks", blended, region)[0][0]
+        wanted = self.fit(blended, region, samples)[0][0]
         target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)
         given = (rectangle, blended, mask, transform, polygon, mesh, wanted, target)
         image, moved = run(name, *given, mesh, torch.zeros_like(target))
         for _ in range(PASSES - 1):
-            seen = run("face_landmarks", image, region)[0][0]
+            seen = self.fit(image, region, samples)[0][0]
             image, moved = run(name, *given, seen, moved)
         return image, habit
 
@@ -526,6 +546,7 @@ class FrameGenerator:
             image, habit = self.detail(
                 *(image, mask, p.rectangle, p.transform, polygon, p.mesh, p.region),
                 *self.begin_detail(p.time_s, p.found.fresh),
+                samples=p.found.samples,
             )
             self.keep_detail(habit)
         return Patch(p.left, p.top, image, mask)
@@ -553,8 +574,11 @@ class FrameGenerator:
 def cut_rectangle(frame: Tensor, left: int, top: int, side: int) -> Tensor:
     """Square (side, side, 3) of a frame (H, W, 3); beyond the frame its edge pixels are
     repeated."""
-    rows = torch.arange(top, top + side, device=frame.device).clamp(0, frame.shape[0] - 1)
-    columns = torch.arange(left, left + side, device=frame.device).clamp(0, frame.shape[1] - 1)
+    height, width = frame.shape[:2]
+    if 0 <= left <= width - side and 0 <= top <= height - side:
+        return frame[top : top + side, left : left + side].clone()
+    rows = torch.arange(top, top + side, device=frame.device).clamp(0, height - 1)
+    columns = torch.arange(left, left + side, device=frame.device).clamp(0, width - 1)
     return frame[rows][:, columns]
 
 

@@ -17,7 +17,7 @@ from dithead.config import DitHeadConfig
 from dithead.detail import CONTROLS, HABIT_SIZE, FaceShape
 from dithead.errors import ConfigError
 from dithead.face.crop import BLEND_ANCHORS, blend_polygon
-from dithead.face.mesh import INNER_LOWER, INNER_UPPER
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE, MOST_SAMPLES
 from dithead.face.tracker import STATE_SIZE
 from dithead.graphs import RECTANGLE_SIZES
 
@@ -92,12 +92,16 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
             ("boxes", "scores", "keypoints"),
             dynamic={"frame": frame},
         ),
-        GraphSpec(
-            "face_landmarks",
-            ("frame", "region"),
-            ("mesh", "score"),
-            dynamic={"frame": frame},
+        *(
+            GraphSpec(
+                f"face_region.{samples}",
+                ("frame", "region"),
+                ("picture",),
+                dynamic={"frame": frame},
+            )
+            for samples in (1, MOST_SAMPLES)
         ),
+        GraphSpec("face_landmarks", ("picture", "region"), ("mesh", "score")),
         GraphSpec(
             "face_tracker",
             ("mesh", "state", "elapsed_s"),
@@ -168,8 +172,8 @@ def with_batch(spec: GraphSpec, config: DitHeadConfig, most: int) -> GraphSpec:
 
 
 def select(specs: Iterable[GraphSpec], names: Iterable[str]) -> list[GraphSpec]:
-    """The specs that go by names; ``face_crop``, ``face_blend`` and
-    ``face_detail`` stand for all sizes.
+    """The specs that go by names; ``face_region``, ``face_crop``,
+    ``face_blend`` and ``face_detail`` stand for all sizes.
 
     Raises:
         ConfigError: a name that none goes by.
@@ -245,13 +249,13 @@ def example_inputs(
     if kind == "face_tracker":
         state = torch.zeros(STATE_SIZE)
         return {"mesh": mesh(), "state": state, "elapsed_s": torch.tensor(0.04)}
-    if kind == "face_landmarks":
+    if kind in ("face_region", "face_landmarks"):
         middle = torch.tensor([[breadth / 2, height / 2]])
         region = torch.cat([middle, uniform(1, 1, low=60, high=200).expand(1, 2)], 1)
-        return {
-            "frame": picture(height, breadth),
-            "region": torch.cat([region, uniform(1, 1, low=-0.5, high=0.5)], 1),
-        }
+        region = torch.cat([region, uniform(1, 1, low=-0.5, high=0.5)], 1)
+        if kind == "face_region":
+            return {"frame": picture(height, breadth), "region": region}
+        return {"picture": smooth(INPUT_SIZE, INPUT_SIZE), "region": region}
     if kind == "audio_window":
         time_us = int(integer(0, 10_000_000))
         return {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dithead.errors import BackendUnavailable, ExportError
 from dithead.export.graphs import GraphSpec
-from dithead.export.norm import with_rowwise_norms
+from dithead.export.spelt import spelt_out
 
 if TYPE_CHECKING:
     import onnx
@@ -112,7 +112,7 @@ def export_onnx(
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
-                _Positional(with_rowwise_norms(module)).eval(),
+                _Positional(spelt_out(module)).eval(),
                 examples,
                 dynamo=True,
                 opset_version=opset,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -337,10 +338,11 @@ class Detail(FaceStage):
     def work(self, item: Item, lane: Lane) -> None:
         names = ("blended", "soft mask", "rectangle", "transform", "polygon", "mesh", "region")
         inputs = [lane.get(item.slot[name]) for name in names]
-        time_s, fresh = float(item.frame.time_s), item.note.face.fresh
-        state = self.generator.begin_detail(time_s, fresh)
-        key = inputs[2].shape
-        image, habit = lane.replay(key, self.generator.detail, *inputs, *state)
+        time_s, face = float(item.frame.time_s), item.note.face
+        state = self.generator.begin_detail(time_s, face.fresh)
+        key = inputs[2].shape, face.samples
+        work = partial(self.generator.detail, samples=face.samples)
+        image, habit = lane.replay(key, work, *inputs, *state)
         self.generator.keep_detail(habit)
         lane.put(item.slot["image"], image)
         lane.put(item.slot["mask"], inputs[1])

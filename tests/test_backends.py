@@ -165,7 +165,7 @@ def test_no_arithmetic_on_shapes_is_left_to_run(
     between = torch.zeros(1, 3, 64, 96)
     for name, inputs in (
         ("face_detector", (frame,)),
-        ("face_landmarks", (frame, region)),
+        ("face_region.1", (frame, region)),
         ("interpolator", (between, between, torch.tensor(0.5))),
     ):
         graphs.run(name, *inputs)

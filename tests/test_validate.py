@@ -14,9 +14,9 @@ from bundles import cases, spec_of
 from dithead.bench import footage
 from dithead.errors import ConfigError, ExportError
 from dithead.export.graphs import GraphSpec, graph_specs
-from dithead.export.norm import with_rowwise_norms
 from dithead.export.onnx import check_names, export_onnx
 from dithead.export.precision import ReducedGraphs, reduce_precision
+from dithead.export.spelt import spelt_out
 from dithead.export.validate import (
     TOLERANCES,
     Recorder,
@@ -108,9 +108,9 @@ def test_group_norms_keep_their_digits_in_onnxruntime(tmp_path: Path) -> None:
     spec = GraphSpec("norm", ("x",), ("y",))
     # Far from zero, and large: what sums in float32 lose digits on.
     inputs = {"x": 3.0 + torch.rand(1, 8, 256, 256)}
-    spelt_out = with_rowwise_norms(torch.nn.Sequential(norm))
+    spelt = spelt_out(torch.nn.Sequential(norm))
     for x in (inputs["x"], inputs["x"][..., 0]):
-        torch.testing.assert_close(spelt_out(x), norm(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(spelt(x), norm(x), atol=1e-5, rtol=1e-5)
     path = tmp_path / "norm.onnx"
     export_onnx(torch.nn.Sequential(norm), spec, inputs, path)
     assert validate(path, norm, spec, [inputs], 3e-6) > 0
@@ -124,12 +124,20 @@ def test_float32_is_the_module_itself(random_models: Models) -> None:
 
 
 def test_open_dimensions_take_other_sizes(random_models: Models, tmp_path: Path) -> None:
-    spec = spec_of("face_landmarks")
-    path = tmp_path / "face_landmarks.onnx"
-    first, second, third = cases("face_landmarks", random_models, 3)
-    export_onnx(random_models.module("face_landmarks"), spec, first, path)
+    spec = spec_of("face_region.2")
+    path = tmp_path / "face_region.onnx"
+    first, second, third = cases("face_region.2", random_models, 3)
+    export_onnx(random_models.module("face_region.2"), spec, first, path)
     assert len({tuple(c["frame"].shape) for c in (first, second, third)}) > 1
-    validate(path, random_models.module("face_landmarks"), spec, [second, third], 1e-4)
+    validate(path, random_models.module("face_region.2"), spec, [second, third], 1e-4)
+
+
+def test_an_activation_is_spelt_out_exactly() -> None:
+    activation = torch.nn.PReLU(3)
+    with torch.no_grad():
+        activation.weight.copy_(torch.tensor([-1.5, 0.25, 1.25]))
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(spelt_out(torch.nn.Sequential(activation))(x), activation(x))
 
 
 def test_layers_are_named_as_in_pytorch(random_models: Models, tmp_path: Path) -> None:

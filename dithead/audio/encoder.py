@@ -151,13 +151,13 @@ class AudioEncoder(nn.Module):
         return super().train(False)
 
     def encode(self, samples: Tensor) -> Tensor:
-        """Features of a whole chunk.
+        """Features of a chunk's hop.
 
         Args:
             samples: (B, chunk_samples) float32, clean and of normalised loudness.
 
         Returns:
-            (B, chunk_features, feature_dim) float32.
+            (B, hop_features, feature_dim) float32.
         """
         raise NotImplementedError
 
@@ -170,9 +170,13 @@ class AudioEncoder(nn.Module):
         Returns:
             (B, hop_features, feature_dim) float32.
         """
-        features = self.encode(normalise_loudness(chunk))  # (B, chunk_features, F)
+        return self.encode(normalise_loudness(chunk))
+
+    @property
+    def hop(self) -> slice:
+        """Which of a chunk's features are its hop's."""
         first = self.config.left_context_features
-        return features[:, first : first + self.config.hop_features]
+        return slice(first, first + self.config.hop_features)
 
 
 class WhisperEncoder(AudioEncoder):
@@ -209,8 +213,8 @@ class WhisperEncoder(AudioEncoder):
         self.eval()
 
     def encode(self, samples: Tensor) -> Tensor:
-        states = self.body(self.log_mel(samples))  # (B, chunk_features, 384) each
-        return torch.cat([states[i].float() for i in self.config.layers], dim=-1)
+        states = self.body(self.log_mel(samples), self.config.layers, self.hop)
+        return torch.cat([state.float() for state in states], dim=-1)
 
 
 class Wav2Vec2Encoder(AudioEncoder):
@@ -243,7 +247,7 @@ class Wav2Vec2Encoder(AudioEncoder):
         samples = F.pad(samples, (40, 40))  # (B, chunk_samples + 80)
         dtype = self.body.lm_head.weight.dtype
         logits: Tensor = self.body(samples.to(dtype)).logits  # (B, chunk_features, 33)
-        return logits.float()
+        return logits[:, self.hop].float()
 
 
 def random_wav2vec2() -> Wav2Vec2ForCTC:

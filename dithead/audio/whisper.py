@@ -4,12 +4,14 @@ transformers. Importing transformers' own takes longer than PyTorch, and 150 MB.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead.attention import attention
+from dithead.linear import Linear
 
 
 class WhisperBody(nn.Module):
@@ -36,22 +38,28 @@ class WhisperBody(nn.Module):
         self.positions: Tensor
         self.register_buffer("positions", sinusoids(length, width), persistent=False)
 
-    def forward(self, mel: Tensor) -> list[Tensor]:
-        """Hidden states of a spectrogram.
+    def forward(self, mel: Tensor, layers: Sequence[int], rows: slice) -> list[Tensor]:
+        """Some of a spectrogram's hidden states; what they do not depend on is not computed.
 
         Args:
             mel: (B, mels, 2 * length).
+            layers: i for what goes into block i, the depth (or -1) for what comes out of the last
+                one, normed.
+            rows: which features.
 
         Returns:
-            One (B, length, width) before each block and one, normed, after the last.
+            (B, rows, width) of each layer.
         """
         x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # (B, width, 2 * length)
         x = F.gelu(self.conv2(x)).transpose(1, 2) + self.positions  # (B, length, width)
-        states = [x]
-        for block in self.layers:
-            states.append(block(states[-1]))
-        states[-1] = self.layer_norm(states[-1])
-        return states
+        depth = len(self.layers)
+        wanted = [layer % (depth + 1) for layer in layers]
+        last, states = max(wanted), [x]
+        for number, block in enumerate(self.layers[:last], 1):
+            # Of the last block, only these rows are asked for; the others are keys and values.
+            states.append(block(states[-1], rows if number == last else slice(None)))
+        found = [states[i] if 0 < i == last else states[i][:, rows] for i in wanted]
+        return [self.layer_norm(x) if i == depth else x for i, x in zip(wanted, found, strict=True)]
 
 
 class WhisperBlock(nn.Module):
@@ -61,14 +69,14 @@ class WhisperBlock(nn.Module):
         super().__init__()
         self.self_attn = WhisperAttention(width, heads)
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden, gelu="none")
+        self.fc2 = Linear(hidden, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width)."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x))
-        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+    def forward(self, x: Tensor, rows: slice) -> Tensor:
+        """(B, N, width) -> those rows of the result (B, M, width)."""
+        x = x[:, rows] + self.self_attn(self.self_attn_layer_norm(x), rows)
+        out: Tensor = x + self.fc2(self.fc1(self.final_layer_norm(x)))
         return out
 
 
@@ -78,16 +86,16 @@ class WhisperAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width, bias=False)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width)."""
+    def forward(self, x: Tensor, rows: slice) -> Tensor:
+        """(B, N, width) -> those rows of the result (B, M, width)."""
         q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, M or N, D)
+            for part in (self.q_proj(x[:, rows]), self.k_proj(x), self.v_proj(x))
         )
         out: Tensor = self.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
         return out

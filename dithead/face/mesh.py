@@ -19,6 +19,11 @@ from dithead.face.detector import BlazeBlock, crop_rotated, pad_for_stride
 
 INPUT_SIZE = 192  # pixels, the side of the square crop the network sees
 POINTS = 468
+MOST_SAMPLES = 2
+"""Samples along each side of a pixel of the network's picture."""
+SHRUNK_LITTLE = 1.5
+"""Up to this shrinkage one sample does: it moves a mesh by less than 0.01 pixels of the picture on
+average, half a pixel of the region by 0.13."""
 _TRUNK_CHANNELS = (16, 16, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128)
 _HALVING_BLOCKS = (2, 5, 8, 11)
 _ROI_SCALE = 1.5  # side of the crop relative to the face
@@ -87,13 +92,55 @@ class FaceMeshNet(nn.Module):
             Landmarks (B, 468, 3): x and y in crop pixels 0..192, and z in the same scale, smaller
             is nearer; scores (B,) in [0, 1].
         """
+        # The order in which a CPU reads one pixel's channels: depthwise convolutions are faster so.
+        crop = crop.contiguous(memory_format=torch.channels_last)
         x = self.stem_activation(self.stem(pad_for_stride(crop, 3, 2)))  # (B, 16, 96, 96)
         x = self.trunk(x)  # (B, 128, 6, 6)
         return self.point_head(x).reshape(-1, POINTS, 3), self.score_head(x).reshape(-1).sigmoid()
 
 
+class FaceRegion(nn.Module):
+    """``face_region.SAMPLES``: cuts regions of a frame out for the mesh network. No weights.
+
+    Args:
+        samples: along each side of a pixel, see :func:`~dithead.face.detector.crop_rotated`.
+    """
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def forward(self, frame: Tensor, roi: Tensor) -> Tensor:
+        """Cut out of one frame.
+
+        Args:
+            frame: (H, W, 3) RGB in 0..255, uint8 or float.
+            roi: (B, 5) regions, see the top of this file.
+
+        Returns:
+            (B, 3, 192, 192) RGB in [0, 1].
+        """
+        frames = frame.to(roi.dtype).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        return crop_rotated(frames, roi[None], INPUT_SIZE, self.samples) / 255
+
+
+class FaceLandmarks(nn.Module):
+    """``face_landmarks``: fits meshes to the pictures that :class:`FaceRegion` cuts out."""
+
+    def __init__(self, net: FaceMeshNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, picture: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, 192, 192) of regions (B, 5) -> meshes (B, 468, 3) in frame pixels, z in
+        the same scale; scores (B,) in [0, 1]."""
+        landmarks, score = self.net(picture)
+        return to_frame(landmarks, roi), score
+
+
 class FaceMesh(nn.Module):
-    """Meshes of the faces in given regions of a frame, in frame pixels, in one traceable call."""
+    """Meshes of the faces in given regions of a frame, in frame pixels: region and landmarks in one
+    call, with samples enough for any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,9 +166,15 @@ class FaceMesh(nn.Module):
 
     def _fit(self, frames: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
         frames = frames.permute(0, 3, 1, 2)  # (B, 3, H, W), with roi (B, R, 5)
-        crop = crop_rotated(frames, roi, INPUT_SIZE, samples=2)  # (B * R, 3, 192, 192)
+        crop = crop_rotated(frames, roi, INPUT_SIZE, MOST_SAMPLES)  # (B * R, 3, 192, 192)
         landmarks, score = self.net(crop / 255)
         return to_frame(landmarks, roi.flatten(0, 1)), score
+
+
+def samples_for(roi: Tensor) -> int:
+    """How many samples along each side of a pixel a region (1, 5) on the host takes: one where the
+    picture is shrunk little or not at all."""
+    return 1 if float(roi[0, 2:4].amax()) <= SHRUNK_LITTLE * INPUT_SIZE else MOST_SAMPLES
 
 
 def to_frame(landmarks: Tensor, roi: Tensor) -> Tensor:
@@ -170,4 +223,5 @@ def load_face_mesh(path: str | Path | None = None) -> FaceMesh:
     path = checkpoint.asset_path("face_mesh") if path is None else path
     mesh = FaceMesh()
     checkpoint.load_into(mesh.net, checkpoint.load(path)[0], path)
+    mesh.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return mesh.eval().requires_grad_(False)
