@@ -48,9 +48,11 @@ SHARPENINGS = 4
 """How often the mixture is corrected by what it is still off by at the controls themselves."""
 RIM = 0.010
 """How far the blended picture reaches out over the lips."""
-CLOSING_RIM = 0.012
+CLOSING_RIM = 0.016
 """And so much further where a mouth closes that the source has open: the mesh is not exact, and a
 line of the source's teeth would be left along the lips."""
+CLOSING_CORNER = 0.04
+"""So much further past the corners, too, as what is dark there lies beyond the mesh's."""
 CLOSING = 0.03
 """Lips that come together by so much are closed in this sense."""
 SOFT = 0.008
@@ -300,7 +302,8 @@ class FaceDetail(nn.Module):
         corner = transform[:, 2] / unit
         points, outline = (value @ turned.T + corner for value in (target, polygon))
         warp = self.warp(nodes, points, moved @ turned.T, outline)  # (4, N, N)
-        mouth = self.mouth(nodes, points)  # (2, N, N)
+        closing = self.closing(source, target)
+        mouth = self.mouth(nodes, points, CLOSING_CORNER * closing)  # (2, N, N)
         inside = self.generated(nodes, wanted @ turned.T + corner, points, turned)  # (2, N, N)
         shifts = torch.cat([warp, inside]).view(3, 2, NODES, NODES) * unit
         fine = self.upsampled(torch.cat([self.places(shifts).flatten(0, 1), mouth]))  # (8, S, S)
@@ -308,7 +311,7 @@ class FaceDetail(nn.Module):
 
         warped = _read(picture, place)
         made = _read(made, fine[4:6])
-        rim = RIM + CLOSING_RIM * self.closing(source, target)
+        rim = RIM + CLOSING_RIM * closing
         share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask * bare  # (S, S)
         result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
         result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
@@ -383,9 +386,10 @@ class FaceDetail(nn.Module):
         """Weight of each control at a distance from it along one axis: (..., K)."""
         return torch.exp(distance.square() * (-0.5 / self.reach.square()))
 
-    def mouth(self, nodes: Tensor, points: Tensor) -> Tensor:
-        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips,
-        negative outside; how far below the line between the lips, for a sigmoid. (2, N, N)."""
+    def mouth(self, nodes: Tensor, points: Tensor, longer: Tensor) -> Tensor:
+        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips, which
+        go on so much longer than the corners, negative outside; how far below the line between the
+        lips, for a sigmoid. (2, N, N)."""
         upper, lower = (
             torch.index_select(points, 0, edge) for edge in (self.upper_inner, self.lower_inner)
         )  # (11, 2)
@@ -402,7 +406,7 @@ class FaceDetail(nn.Module):
         beyond = torch.maximum(-along, along - width).clamp(min=0)  # past a corner
         between = torch.minimum(depth - top, bottom - depth)
         below = (depth - (top + bottom) / 2) / (SPLIT + 0.5 * beyond)
-        return torch.stack([between - beyond, below.clamp(-20, 20)])
+        return torch.stack([between - (beyond - longer).clamp(min=0), below.clamp(-20, 20)])
 
     def places(self, shifts: Tensor) -> Tensor:
         """Where nodes read a picture, as ``grid_sample`` counts it and at least half a pixel within

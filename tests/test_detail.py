@@ -170,6 +170,21 @@ def test_a_mouth_that_closes_hides_what_was_between_the_lips(portrait: Portrait)
     assert greenness(made) - before < 0.03 * (greenness(green) - before)
 
 
+def test_a_mouth_that_closes_hides_what_was_beyond_its_corners(portrait: Portrait) -> None:
+    """The mesh's corners lie within the source's: what is dark there, here green, goes on."""
+    closed = portrait.mesh
+    portrait.mesh = portrait.opened(0.10)
+    green = portrait.rectangle.clone()
+    for corner, side in ((78, -1), (308, 1)):
+        x, y = (int(value) for value in closed[corner, :2])
+        beyond = slice(x - 4, x + 1) if side < 0 else slice(x, x + 5)  # 0.03 crop units
+        green[y - 1 : y + 2, beyond] = torch.tensor([0, 255, 0], dtype=torch.uint8)
+    target = closed[portrait.detail.controls, :2].clone()
+    made = portrait.warped(target, wanted=closed, blended=portrait.rectangle, rectangle=green)
+    before = greenness(portrait.rectangle)
+    assert greenness(made) - before < 0.15 * (greenness(green) - before)
+
+
 @pytest.mark.parametrize("colour", [(20, 20, 20), (200, 40, 60), (60, 110, 200)])
 @pytest.mark.parametrize("sides", ["both", "left", "right"])
 def test_what_covers_the_mouth_is_left_as_it_is(
