@@ -48,9 +48,11 @@ SHARPENINGS = 4
 """How often the mixture is corrected by what it is still off by at the controls themselves."""
 RIM = 0.010
 """How far the blended picture reaches out over the lips."""
-CLOSING_RIM = 0.012
+CLOSING_RIM = 0.016
 """And so much further where a mouth closes that the source has open: the mesh is not exact, and a
 line of the source's teeth would be left along the lips."""
+CLOSING_CORNER = 0.04
+"""So much further past the corners, too, as what is dark there lies beyond the mesh's."""
 CLOSING = 0.03
 """Lips that come together by so much are closed in this sense."""
 SOFT = 0.008
@@ -65,11 +67,17 @@ SHARPNESS = 0.9
 half; with 0.9 what has been shifted by any part of a pixel is as sharp as what has not."""
 STRETCH_LIMIT = 1.4
 """And its mouth is made wider or narrower by at most this."""
+COVERED = (0.28, 0.42)
+"""Where the frame's colours round the mouth differ from the generated ones by more, as logarithms,
+something may be in front of it: from the first on the frame is left more and more as it is."""
+SPOT = 0.012
+"""They are read in squares of half this side round the points of the lips and the skin."""
 
 _UPPER_OUTER = (185, 40, 39, 37, 0, 267, 269, 270, 409)
 _LOWER_OUTER = (146, 91, 181, 84, 17, 314, 405, 321, 375)
 _UPPER_SKIN = (186, 92, 165, 167, 164, 393, 391, 322, 410)
 _LOWER_SKIN = (43, 106, 182, 83, 18, 313, 406, 335, 273)
+_MOUTH_ROWS = (_UPPER_OUTER, _LOWER_OUTER, _UPPER_SKIN, _LOWER_SKIN)
 _CORNERS = (78, 308, 61, 291, 62, 292, 76, 306)
 _CHEEKS = (57, 287, 216, 436, 207, 427, 187, 411, 206, 426, 205, 425, 212, 432, 214, 434, 192, 416)
 _JAW = (
@@ -218,6 +226,9 @@ class FaceDetail(nn.Module):
     slow: Tensor
     parts: Tensor
     nodes: Tensor
+    mouth_points: Tensor
+    around: Tensor
+    halves: Tensor
 
     def __init__(self, config: FaceConfig, side: int) -> None:
         super().__init__()
@@ -225,6 +236,8 @@ class FaceDetail(nn.Module):
         self.edge = 2.5 * config.mask_softness  # the soft mask ends so far outside the polygon
         each = [group for group in _GROUPS for _ in group.points]
         inner = (*INNER_UPPER, *INNER_LOWER)
+        spot = torch.tensor([-SPOT, 0.0, SPOT])
+        left = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]) / 4.5 / len(_MOUTH_ROWS)
         buffers = {
             "controls": torch.tensor(_POINTS),
             "stable": torch.tensor(STABLE_POINTS),
@@ -237,6 +250,9 @@ class FaceDetail(nn.Module):
             "slow": torch.tensor([[float(group.slow)] for group in each]),
             "parts": torch.tensor([[float(group.upper), float(group.lower)] for group in each]),
             "nodes": torch.linspace(0.5, side - 0.5, NODES),
+            "mouth_points": torch.tensor([point for row in _MOUTH_ROWS for point in row]),
+            "around": torch.cartesian_prod(spot, spot),
+            "halves": torch.stack([left, left.flip(0)], dim=1).repeat(len(_MOUTH_ROWS), 1),
         }
         for name, values in buffers.items():
             self.register_buffer(name, values, persistent=False)
@@ -278,27 +294,48 @@ class FaceDetail(nn.Module):
         corrected = moved + OVERDRIVE * missing
         moved = limited(corrected + self.slow * (whole - corrected), self.limits)  # (K, 2)
 
+        picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
+        made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
+        bare = 1.0 - self.covered(picture, made, source, wanted, transform)
+        moved = moved * bare
+
         unit = transform[:, 0].square().sum().sqrt()  # the crop's side in pixels
         turned = transform[:, :2] / unit
         nodes = self.nodes / unit  # from here on in crop sides, along the rectangle's axes
         corner = transform[:, 2] / unit
         points, outline = (value @ turned.T + corner for value in (target, polygon))
         warp = self.warp(nodes, points, moved @ turned.T, outline)  # (4, N, N)
-        mouth = self.mouth(nodes, points)  # (2, N, N)
+        closing = self.closing(source, target)
+        mouth = self.mouth(nodes, points, CLOSING_CORNER * closing)  # (2, N, N)
         inside = self.generated(nodes, wanted @ turned.T + corner, points, turned)  # (2, N, N)
         shifts = torch.cat([warp, inside]).view(3, 2, NODES, NODES) * unit
         fine = self.upsampled(torch.cat([self.places(shifts).flatten(0, 1), mouth]))  # (8, S, S)
         place = torch.lerp(fine[:2], fine[2:4], torch.sigmoid(fine[7]))  # (2, S, S)
 
-        picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
-        made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
         warped = self.sharp(picture, place)
         made = _read(made, fine[4:6])
-        rim = RIM + CLOSING_RIM * self.closing(source, target)
-        share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask  # (S, S)
+        rim = RIM + CLOSING_RIM * closing
+        share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask * bare  # (S, S)
         result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
         result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
         return result.permute(1, 2, 0).to(torch.uint8), moved
+
+    def covered(
+        self, picture: Tensor, made: Tensor, source: Tensor, wanted: Tensor, transform: Tensor
+    ) -> Tensor:
+        """Whether something is in front of the mouth, in [0, 1]: by what the colours of lips and
+        skin on either side of it differ from the generated ones. Pictures (1, 3, S, S) and their
+        meshes (468, 2) in crop units."""
+        spots = torch.index_select(torch.stack([source, wanted]), 1, self.mouth_points)  # (2, M, 2)
+        places = (spots[:, :, None] + self.around) @ transform[:, :2].T + transform[:, 2]
+        places = places * (2.0 / self.side) - 1.0  # (2, M, 9, 2)
+        own, other = (
+            F.grid_sample(image, grid[None], padding_mode="border", align_corners=False).mean(3)
+            for image, grid in zip((picture, made), places, strict=True)
+        )  # (1, 3, M)
+        apart = torch.log((own @ self.halves + 4.0) / (other @ self.halves + 4.0))  # (1, 3, 2)
+        apart = apart.abs().flatten().amax(0)
+        return _smooth_step((apart - COVERED[0]) / (COVERED[1] - COVERED[0]))
 
     def generated(self, nodes: Tensor, mesh: Tensor, points: Tensor, turned: Tensor) -> Tensor:
         """How far from each node the blended picture is read, so that its mouth comes to lie
@@ -352,9 +389,10 @@ class FaceDetail(nn.Module):
         """Weight of each control at a distance from it along one axis: (..., K)."""
         return torch.exp(distance.square() * (-0.5 / self.reach.square()))
 
-    def mouth(self, nodes: Tensor, points: Tensor) -> Tensor:
-        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips,
-        negative outside; how far below the line between the lips, for a sigmoid. (2, N, N)."""
+    def mouth(self, nodes: Tensor, points: Tensor, longer: Tensor) -> Tensor:
+        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips, which
+        go on so much longer than the corners, negative outside; how far below the line between the
+        lips, for a sigmoid. (2, N, N)."""
         upper, lower = (
             torch.index_select(points, 0, edge) for edge in (self.upper_inner, self.lower_inner)
         )  # (11, 2)
@@ -371,7 +409,7 @@ class FaceDetail(nn.Module):
         beyond = torch.maximum(-along, along - width).clamp(min=0)  # past a corner
         between = torch.minimum(depth - top, bottom - depth)
         below = (depth - (top + bottom) / 2) / (SPLIT + 0.5 * beyond)
-        return torch.stack([between - beyond, below.clamp(-20, 20)])
+        return torch.stack([between - (beyond - longer).clamp(min=0), below.clamp(-20, 20)])
 
     def places(self, shifts: Tensor) -> Tensor:
         """Where nodes read a picture, as ``grid_sample`` counts it and at least half a pixel within

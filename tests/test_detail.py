@@ -76,11 +76,22 @@ class Portrait:
         blended: Tensor | None = None,
         rectangle: Tensor | None = None,
     ) -> Tensor:
+        return self.once(target, wanted, blended, rectangle)[0]
+
+    def once(
+        self,
+        target: Tensor,
+        wanted: Tensor | None = None,
+        blended: Tensor | None = None,
+        rectangle: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The first pass: result, how far the controls were moved."""
         rectangle = self.rectangle if rectangle is None else rectangle
         blended = rectangle if blended is None else blended
         wanted = self.mesh if wanted is None else wanted
         frame = (self.mask, self.transform, self.polygon, self.mesh, wanted, target, self.mesh)
-        return self.detail(rectangle, blended, *frame, torch.zeros(CONTROLS, 2))[0]
+        image, moved = self.detail(rectangle, blended, *frame, torch.zeros(CONTROLS, 2))
+        return image, moved
 
 
 @pytest.fixture
@@ -91,6 +102,10 @@ def portrait(astronaut: np.ndarray, random_models: Models) -> Portrait:
 def levels_apart(a: Tensor, b: Tensor) -> Tensor:
     """(H, W), the largest difference of the three colours."""
     return (a.int() - b.int()).abs().amax(-1)
+
+
+def greenness(image: Tensor) -> float:
+    return float((image[..., 1].float() - image[..., 0].float()).clamp(min=0).sum())
 
 
 def test_a_shape_that_is_the_own_gives_the_frame_back(portrait: Portrait) -> None:
@@ -121,7 +136,8 @@ def test_between_pixels_a_picture_is_as_sharp_as_on_them(
 
 
 def test_nothing_changes_outside_the_soft_mask(portrait: Portrait) -> None:
-    noise = torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8)
+    noise = torch.randint(-20, 21, (SIDE, SIDE, 3)) + portrait.rectangle.int()
+    noise = noise.clamp(0, 255).byte()
     target = portrait.own() + 6 * torch.randn(CONTROLS, 2)
     made = portrait.warped(target, blended=noise)
     outside = portrait.mask == 0
@@ -165,13 +181,55 @@ def test_a_mouth_that_closes_hides_what_was_between_the_lips(portrait: Portrait)
     closed, portrait.mesh = portrait.mesh, opened
     target = closed[portrait.detail.controls, :2].clone()
 
-    def greenness(image: Tensor) -> float:
-        return float((image[..., 1].float() - image[..., 0].float()).clamp(min=0).sum())
-
     made = portrait.warped(target, wanted=closed, blended=portrait.rectangle, rectangle=green)
     before = greenness(portrait.rectangle)
     assert greenness(green) > 2 * before
     assert greenness(made) - before < 0.03 * (greenness(green) - before)
+
+
+def test_a_mouth_that_closes_hides_what_was_beyond_its_corners(portrait: Portrait) -> None:
+    """The mesh's corners lie within the source's: what is dark there, here green, goes on."""
+    closed = portrait.mesh
+    portrait.mesh = portrait.opened(0.10)
+    green = portrait.rectangle.clone()
+    for corner, side in ((78, -1), (308, 1)):
+        x, y = (int(value) for value in closed[corner, :2])
+        beyond = slice(x - 4, x + 1) if side < 0 else slice(x, x + 5)  # 0.03 crop units
+        green[y - 1 : y + 2, beyond] = torch.tensor([0, 255, 0], dtype=torch.uint8)
+    target = closed[portrait.detail.controls, :2].clone()
+    made = portrait.warped(target, wanted=closed, blended=portrait.rectangle, rectangle=green)
+    before = greenness(portrait.rectangle)
+    assert greenness(made) - before < 0.15 * (greenness(green) - before)
+
+
+@pytest.mark.parametrize("colour", [(20, 20, 20), (200, 40, 60), (60, 110, 200)])
+@pytest.mark.parametrize("sides", ["both", "left", "right"])
+def test_what_covers_the_mouth_is_left_as_it_is(
+    portrait: Portrait, colour: tuple[int, int, int], sides: str
+) -> None:
+    lips = portrait.mesh[[*INNER_UPPER, *INNER_LOWER], :2]
+    (left, top), (right, bottom) = ((lips.amin(0) - 20).int(), (lips.amax(0) + 20).int())
+    middle = (left + right) // 2
+    columns = {"both": (left, right), "left": (left, middle), "right": (middle, right)}[sides]
+    covered = portrait.rectangle.clone()
+    covered[top:bottom, slice(*columns)] = torch.tensor(colour, dtype=torch.uint8)
+    wanted = portrait.opened(0.06)
+    target = wanted[portrait.detail.controls, :2].clone()
+    made = portrait.warped(target, wanted, blended=portrait.rectangle, rectangle=covered)
+    assert torch.equal(made, covered)
+
+
+@pytest.mark.parametrize("gain", [0.85, 1.15])
+def test_a_face_that_is_generated_a_little_lighter_or_darker_is_not_taken_for_covered(
+    portrait: Portrait, gain: float
+) -> None:
+    wanted = portrait.opened(0.06)
+    target = wanted[portrait.detail.controls, :2].clone()
+    blended = (portrait.rectangle.float() * gain).clamp(0, 255).byte()
+    _, expected = portrait.once(target, wanted)
+    _, moved = portrait.once(target, wanted, blended)
+    assert expected.abs().max() > 0.03
+    torch.testing.assert_close(moved, expected)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e6, 0.0])

@@ -1,0 +1,140 @@
+"""Following one face from frame to frame, and telling when it is another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dithead.face.locate import FaceLocator
+from dithead.pipeline import FrameGenerator, Models, Options, Patch
+from dithead.runtime.media import VideoSource
+
+PLACE = (128.0, 110.0)  # of the middle of every face here
+WIDTH = 110.0
+
+
+def placed(picture: Tensor, models: Models) -> Tensor:
+    """A picture (H, W, 3), so scaled and moved that its face is in the place: (256, 256, 3)."""
+    mesh = FaceLocator(models.detector, models.mesh)(picture)
+    assert mesh is not None
+    low, high = mesh[:, :2].amin(0), mesh[:, :2].amax(0)
+    scale = WIDTH / float(high[0] - low[0])
+    height, width = picture.shape[:2]
+    corner = (low + high) / 2 - torch.tensor(PLACE) / scale
+    x, y = (
+        (2 * (start + torch.arange(256) / scale) / size - 1)
+        for start, size in zip(corner, (width, height), strict=True)
+    )
+    grid = torch.stack([x.expand(256, -1), y[:, None].expand(-1, 256)], dim=-1)[None]
+    planes = picture.permute(2, 0, 1)[None].float()
+    found = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)[0]
+    return found.permute(1, 2, 0).round().byte()
+
+
+@pytest.fixture(scope="module")
+def drive(carphone_clip: Path) -> list[Tensor]:
+    """A man who talks and moves, 120 frames of 30 a second."""
+    with VideoSource(carphone_clip) as video:
+        return [torch.from_numpy(frame.rgb()) for frame in video]
+
+
+@pytest.fixture
+def woman(astronaut: np.ndarray, random_models: Models) -> Tensor:
+    return placed(torch.from_numpy(astronaut[:300, 80:380].copy()), random_models)
+
+
+@pytest.fixture
+def man(drive: list[Tensor], random_models: Models) -> Tensor:
+    return placed(drive[10], random_models)
+
+
+def locator(models: Models) -> FaceLocator:
+    return FaceLocator(models.detector, models.mesh)
+
+
+def patches(generate: FrameGenerator, frames: list[Tensor], first: int) -> list[Patch]:
+    window = torch.zeros(11, 768)
+    made = [generate(f, 0.04 * i, i, lambda _: window) for i, f in enumerate(frames, first)]
+    assert None not in made
+    return [patch for patch in made if patch is not None]
+
+
+@pytest.mark.parametrize("reference", ["previous", "fixed"])
+def test_after_a_cut_to_somebody_else_in_the_same_place_all_is_as_at_the_start(
+    reference: Literal["previous", "fixed"], woman: Tensor, man: Tensor, random_models: Models
+) -> None:
+    options = Options(steps=1, reference=reference)
+    before, after = [woman] * 3, [man, man.roll(1, 1), man]
+    cut = patches(FrameGenerator(random_models, options), before + after, 0)[3:]
+    alone = patches(FrameGenerator(random_models, options), after, 3)
+    for found, expected in zip(cut, alone, strict=True):
+        assert (found.left, found.top) == (expected.left, expected.top)
+        assert torch.equal(found.image, expected.image)
+
+
+def test_only_the_frame_of_the_cut_is_fresh(
+    woman: Tensor, man: Tensor, random_models: Models
+) -> None:
+    locate, changed = locator(random_models), []
+    for frame in [woman, woman, man, man, woman, woman]:
+        assert locate(frame) is not None
+        changed.append(locate.changed)
+    assert changed == [True, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("shift", [40, -40])
+def test_a_head_that_leaps_is_looked_at_anew(
+    shift: int, woman: Tensor, random_models: Models
+) -> None:
+    locate, afresh = locator(random_models), locator(random_models)
+    assert locate(woman) is not None
+    leapt = woman.roll(shift, 1)
+    found, expected = locate(leapt), afresh(leapt)
+    assert locate.changed
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+
+def test_a_cut_that_only_the_mesh_network_sees_loses_no_frame(
+    woman: Tensor, man: Tensor, random_models: Models
+) -> None:
+    blind = False
+
+    def detect(frame: Tensor) -> tuple[Tensor, ...]:
+        boxes, scores, points = random_models.detector(frame)
+        return boxes, scores * (not blind), points
+
+    locate = FaceLocator(detect, random_models.mesh)
+    assert locate(woman) is not None
+    blind = True
+    assert locate(man) is not None
+    assert locate.changed
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_ordinary_motion_is_no_cut(every: int, drive: list[Tensor], random_models: Models) -> None:
+    locate, changed = locator(random_models), []
+    for frame in drive[::every]:
+        assert locate(frame) is not None
+        changed.append(locate.changed)
+    assert not any(changed[1:])
+
+
+@pytest.mark.parametrize(("gain", "more"), [(1.5, 30.0), (0.3, 0.0), (0.6, 80.0)])
+def test_a_change_of_light_is_no_cut(
+    gain: float, more: float, drive: list[Tensor], woman: Tensor, random_models: Models
+) -> None:
+    for lit in (drive[40], woman):
+        other = (lit.float() * gain + more).clamp(0, 255).byte()
+        locate, changed = locator(random_models), []
+        for frame in (lit, other, lit):
+            assert locate(frame) is not None
+            changed.append(locate.changed)
+        assert changed == [True, False, False]
