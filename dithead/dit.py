@@ -157,8 +157,8 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_in.weight.flatten(1))
         nn.init.zeros_(self.patch_in.bias)  # type: ignore[arg-type]
-        for layer in (self.timestep_in, self.timestep_out):
-            nn.init.normal_(layer.weight, std=0.02)
+        for timestep in (self.timestep_in, self.timestep_out):
+            nn.init.normal_(timestep.weight, std=0.02)
         if self.config.conditioning == "tokens":
             nn.init.normal_(self.audio_positions, std=0.02)
         zero: list[nn.Linear] = [self.patch_out]

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+_ONEDNN = (
+    torch.backends.mkl.is_available()
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
 """Whether PyTorch by itself takes MKL's products, which on some processors do half of what is
 possible, and oneDNN is there beside it."""
 
@@ -36,9 +40,10 @@ class Linear(nn.Linear):
         """(..., inputs) -> (..., outputs)."""
         learnt = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if _ONEDNN and _plain(x) and _plain(self.weight) and not learnt:
-            then = ("none", [], "") if self.gelu is None else ("gelu", [], self.gelu)
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *then)
-            return out
+            then = ("none", "") if self.gelu is None else ("gelu", self.gelu)
+            product = torch.ops.mkldnn._linear_pointwise
+            made: Tensor = product(x, self.weight, self.bias, then[0], [], then[1])
+            return made
         out = super().forward(x)
         return out if self.gelu is None else F.gelu(out, approximate=self.gelu)
 

@@ -49,6 +49,7 @@ from dithead.graphs import (
 )
 from dithead.interpolation import load_interpolator
 from dithead.model import DitHead
+from dithead.shape import in_pixels
 from dithead.transfer import to_device
 
 ReferenceMode = Literal["previous", "fixed"]
@@ -198,6 +199,9 @@ class Models:
             "face_decoder": lambda: FaceDecoder(model.face_vqgan),
             "interpolator": load_interpolator,
         }
+        if model.shape_head is not None:
+            head = model.shape_head
+            builders["shape_head"] = lambda: head
         if name not in builders:
             raise ConfigError(
                 f"unknown graph {name!r}; choose one of {', '.join(builders)}, "
@@ -428,15 +432,22 @@ class FrameGenerator:
         self.keep(latent)
         return latent
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latent (1, C, s, s) -> face crop (1, 3, S, S) in [-1, 1]."""
-        return self.graphs.run("face_decoder", latent)[0]
+    def decode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent (1, C, s, s) -> face crop (1, 3, S, S) in [-1, 1]; its mesh (468, 2) in crop
+        units, or (0, 2) where no head reads it or no detail layer asks for it."""
+        (face,) = self.graphs.run("face_decoder", latent)
+        if not (self.options.detail and self.graphs.config.shape_head):
+            return face, latent.new_zeros(0, 2)
+        return face, self.graphs.run("shape_head", latent)[0][0]
 
-    def fill(self, before: Tensor, after: Tensor, part: float) -> Tensor:
-        """The face crop at a time between two generated ones, ``part`` of the way."""
-        t = torch.full((), part, device=before.device)
-        (middle,) = self.graphs.run("interpolator", (before + 1) / 2, (after + 1) / 2, t)
-        return middle * 2 - 1
+    def fill(
+        self, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], part: float
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`decode` would give at a time between two generated faces, ``part`` of the
+        way."""
+        t = torch.full((), part, device=before[0].device)
+        (middle,) = self.graphs.run("interpolator", (before[0] + 1) / 2, (after[0] + 1) / 2, t)
+        return middle * 2 - 1, torch.lerp(before[1], after[1], part)
 
     def blend(
         self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
@@ -467,6 +478,7 @@ class FrameGenerator:
         polygon: Tensor,
         mesh: Tensor,
         region: Tensor,
+        shape: Tensor,
         habit: Tensor,
         elapsed_s: Tensor,
         *,
@@ -476,14 +488,18 @@ class FrameGenerator:
 
         Args:
             blended, mask: from :meth:`blend`. rectangle, transform, polygon: what it took.
-            mesh, region: from :func:`in_rectangle`. habit, elapsed_s: from :meth:`begin_detail`.
+            mesh, region: from :func:`in_rectangle`. shape: from :meth:`decode`. habit, elapsed_s:
+                from :meth:`begin_detail`.
             samples: of the face, see :class:`Face`.
 
         Returns:
             The rectangle (S, S, 3) uint8; habit, for :meth:`keep_detail`.
         """
         name, run = f"face_detail.{rectangle.shape[0]}", self.graphs.run
-        wanted = self.fit(blended, region, samples)[0][0]
+        if len(shape) > 0:
+            wanted = in_pixels(shape, transform)
+        else:
+            wanted = self.fit(blended, region, samples)[0][0]
         target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)
         given = (rectangle, blended, mask, transform, polygon, mesh, wanted, target)
         image, moved = run(name, *given, mesh, torch.zeros_like(target))
@@ -532,19 +548,20 @@ class FrameGenerator:
         )
 
     @torch.inference_mode()
-    def generate(self, prepared: Prepared) -> Tensor:
-        """The denoiser and the decoder: face crop (1, 3, S, S) in [-1, 1]."""
+    def generate(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """The denoiser and the decoder; see :meth:`decode`."""
         p = prepared
         return self.decode(self.denoise(p.crop, p.masked, p.window, p.index, p.found.fresh))
 
     @torch.inference_mode()
-    def finish(self, prepared: Prepared, face: Tensor) -> Patch:
-        """Lay a face crop into its rectangle."""
+    def finish(self, prepared: Prepared, made: tuple[Tensor, Tensor]) -> Patch:
+        """Lay what :meth:`decode` gave into its rectangle."""
         p, polygon = prepared, prepared.found.polygon
+        face, shape = made
         image, mask = self.blend(face, p.rectangle, p.crop, p.transform, polygon)
         if self.options.detail:
             image, habit = self.detail(
-                *(image, mask, p.rectangle, p.transform, polygon, p.mesh, p.region),
+                *(image, mask, p.rectangle, p.transform, polygon, p.mesh, p.region, shape),
                 *self.begin_detail(p.time_s, p.found.fresh),
                 samples=p.found.samples,
             )
@@ -626,7 +643,7 @@ def revoice(
         features = encode_audio(SpeechGraph(graphs), samples)
     generator = FrameGenerator(graphs, options)
     held: tuple[Tensor, Prepared] | None = None  # a frame whose face may be filled in
-    last: tuple[float, Tensor] | None = None  # time and face generated last
+    last: tuple[float, tuple[Tensor, Tensor]] | None = None  # time and face generated last
     for index, (frame, time_s) in enumerate(frames):
         prepared = generator.prepare(frame, time_s, index, features.window)
         if held is not None and (prepared is None or prepared.found.fresh):
@@ -652,5 +669,7 @@ def revoice(
         yield _lay(generator, *held, generator.generate(held[1]))
 
 
-def _lay(generator: FrameGenerator, frame: Tensor, prepared: Prepared, face: Tensor) -> Tensor:
-    return put_patch(frame, generator.finish(prepared, face))
+def _lay(
+    generator: FrameGenerator, frame: Tensor, prepared: Prepared, made: tuple[Tensor, Tensor]
+) -> Tensor:
+    return put_patch(frame, generator.finish(prepared, made))

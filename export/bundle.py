@@ -166,7 +166,7 @@ class _Exporter:
     def bundle(self, source: str | None) -> mf.Manifest:
         """Everything that is asked for, and the manifest put in place."""
         options, config = self.options, self.models.config
-        specs = graph_specs(options.largest_rectangle)
+        specs = graph_specs(options.largest_rectangle, config.shape_head)
         specs = select(specs, options.graphs) if options.graphs else specs
         if (most := max(options.batches)) > 1:
             specs = [with_batch(spec, config, most) for spec in specs]

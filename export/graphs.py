@@ -68,12 +68,13 @@ class GraphSpec:
         return any(axis.name == "B" for axes in self.dynamic.values() for axis in axes.values())
 
 
-def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
+def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[GraphSpec]:
     """Every graph of a bundle.
 
     Args:
         largest_rectangle: side in pixels of the largest rectangle round a face that is provided
             for; one of ``RECTANGLE_SIZES``.
+        shape_head: whether the model has one.
 
     Raises:
         ConfigError: no such size.
@@ -130,6 +131,7 @@ def graph_specs(largest_rectangle: int = 1024) -> list[GraphSpec]:
             reduced=True,
         ),
         GraphSpec("face_decoder", ("latent",), ("face",), reduced=True),
+        *([GraphSpec("shape_head", ("latent",), ("shape",))] if shape_head else []),
         GraphSpec(
             "interpolator",
             ("first", "second", "t"),
@@ -324,4 +326,5 @@ def example_inputs(
         "dit_timestep": lambda: {"timestep": integer(0, config.diffusion.timesteps, batch)},
         "dit_context": lambda: {"window": normal(batch, *audio.window_shape)},
         "face_decoder": lambda: {"latent": normal(*a_latent)},
+        "shape_head": lambda: {"latent": normal(*a_latent)},
     }[kind]()

@@ -31,7 +31,7 @@ def record_real_inputs(
     Raises:
         MediaError: the clip cannot be read or shows no face.
     """
-    recorder = Recorder(models, graph_specs(largest_rectangle))
+    recorder = Recorder(models, graph_specs(largest_rectangle, models.config.shape_head))
     with VideoSource(clip) as video:
         frames = [
             (torch.from_numpy(frame.rgb()), float(frame.time_s)) for frame in islice(video, FRAMES)

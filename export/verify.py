@@ -43,7 +43,8 @@ def _verify(folder: Path, device: str) -> dict[str, float]:
         raise ExportError(f"{folder} holds no engines: export with --engines tensorrt-rtx")
     graphs = EngineGraphs(folder, device, flavours.pop())  # type: ignore[arg-type]
     config = manifest.model_config()
-    specs = {spec.name: spec for spec in graph_specs(manifest.largest_rectangle)}
+    known = graph_specs(manifest.largest_rectangle, config.shape_head)
+    specs = {spec.name: spec for spec in known}
     generator = torch.Generator().manual_seed(SEED)
     errors: dict[str, float] = {}
     entries = []

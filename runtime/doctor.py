@@ -207,10 +207,10 @@ def look_at_bundle(folder: Path) -> list[Finding]:
             f"{manifest.largest_rectangle} {_engine_options(manifest)}"
             f"-o {shlex.quote(str(folder))}"
         )
-        manifest.model_config()
+        config = manifest.model_config()
         for file in manifest.files():
             mf.check_file(folder, file)
-        wanted = graph_specs(manifest.largest_rectangle)
+        wanted = graph_specs(manifest.largest_rectangle, config.shape_head)
     except DitheadError as error:
         return [Finding(group, str(folder), "unusable", str(error), remedy)]
     have = {entry.name for entry in manifest.graphs}

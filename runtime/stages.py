@@ -37,6 +37,7 @@ BUFFERS: Mapping[str, bool] = {
     "window": False,  # (window_frames, features)
     "latent": False,  # (1, C, l, l)
     "face": False,  # (1, 3, s, s), generated
+    "shape": False,  # (468, 2), its mesh in crop units, or (0, 2)
     "blended": False,  # (S, S, 3) uint8, before the detail layer
     "soft mask": False,  # (S, S)
     "image": True,  # (S, S, 3) uint8, composited
@@ -290,7 +291,7 @@ class DecodeFace(FaceStage):
         super().__init__(generator)
         self.holds = int(generator.options.generate_every == 2)
         self._held: Item | None = None
-        self._last: tuple[float, Tensor] | None = None  # time and face
+        self._last: tuple[float, tuple[Tensor, Tensor]] | None = None  # time and face
 
     def run(self, item: Item, lane: Lane) -> Iterable[Item]:
         if item.note.filled:
@@ -298,18 +299,22 @@ class DecodeFace(FaceStage):
             return []
         if item.note.face is None:
             return [item]
-        face = lane.replay("decode", self.generator.decode, lane.get(item.slot["latent"]))
-        lane.put(item.slot["face"], face)
+        made = lane.replay("decode", self.generator.decode, lane.get(item.slot["latent"]))
+        self._put(item, made, lane)
         if not self.holds:
             return [item]
         passed, time_s = [item], float(item.frame.time_s)
         if self._held is not None and self._last is not None:
             held, (before_s, before) = self._held, self._last
             part = (float(held.frame.time_s) - before_s) / (time_s - before_s)
-            lane.put(held.slot["face"], self.generator.fill(before, face, part))
+            self._put(held, self.generator.fill(before, made, part), lane)
             passed, self._held = [held, item], None
-        self._last = time_s, face.clone()
+        self._last = time_s, (made[0].clone(), made[1].clone())
         return passed
+
+    def _put(self, item: Item, made: tuple[Tensor, Tensor], lane: Lane) -> None:
+        for name, value in zip(("face", "shape"), made, strict=True):
+            lane.put(item.slot[name], value)
 
 
 class Blend(FaceStage):
@@ -336,8 +341,8 @@ class Detail(FaceStage):
     name = "detail"
 
     def work(self, item: Item, lane: Lane) -> None:
-        names = ("blended", "soft mask", "rectangle", "transform", "polygon", "mesh", "region")
-        inputs = [lane.get(item.slot[name]) for name in names]
+        names = ("blended", "soft mask", "rectangle", "transform", "polygon")
+        inputs = [lane.get(item.slot[name]) for name in (*names, "mesh", "region", "shape")]
         time_s, face = float(item.frame.time_s), item.note.face
         state = self.generator.begin_detail(time_s, face.fresh)
         key = inputs[2].shape, face.samples

@@ -35,7 +35,7 @@ pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
 
 def test_shipped_bundle_is_whole(shipped_bundle: Path) -> None:
     manifest = mf.read_manifest(shipped_bundle)
-    specs = graph_specs(manifest.largest_rectangle)
+    specs = graph_specs(manifest.largest_rectangle, manifest.model_config().shape_head)
     assert [entry.name for entry in manifest.graphs] == [spec.name for spec in specs]
     for file in manifest.files():
         mf.check_file(shipped_bundle, file)
@@ -56,7 +56,7 @@ def test_every_shipped_file_runs_and_equals_pytorch(shipped_bundle: Path) -> Non
     models = Models.load("tiny")
     generator = torch.Generator().manual_seed(77)  # not the inputs it was validated on
     worst: dict[str, float] = {}
-    for spec in graph_specs(manifest.largest_rectangle):
+    for spec in graph_specs(manifest.largest_rectangle, manifest.model_config().shape_head):
         entry = manifest.graph(spec.name)
         inputs = example_inputs(spec, models.config, generator)
         expected = run_torch(models.module(spec.name), spec, inputs)
@@ -92,7 +92,10 @@ def test_every_shipped_engine_has_the_signature_of_its_graph(shipped_bundle: Pat
             assert engine.file.bytes > 10_000
             assert mf.hash_file(shipped_bundle / engine.file.path) == engine.file.sha256
             assert engine.executed is torch.cuda.is_available() or not engine.executed
-    assert engines == sum(spec.engine for spec in graph_specs(manifest.largest_rectangle))
+    assert engines == sum(
+        spec.engine
+        for spec in graph_specs(manifest.largest_rectangle, manifest.model_config().shape_head)
+    )
 
 
 def test_streaming_from_the_shipped_bundle_equals_pytorch(

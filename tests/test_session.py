@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,8 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import BLANK, FPS, TIMES, collect, feed, same, threads_of_streams, true_within
 
+from dithead.detail import in_crop
 from dithead.errors import ConfigError, StreamError
-from dithead.pipeline import FrameGenerator, Options
+from dithead.face.mesh import INNER_LOWER
+from dithead.model import DitHead
+from dithead.pipeline import FrameGenerator, Models, Options, revoice
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import Session, Stream
 
@@ -72,6 +76,52 @@ def test_generating_every_second_face_changes_those_between(
     equal = [np.array_equal(a, b) for a, b in zip(whole, half, strict=True)]
     # 0, 2, 4 are generated, 1 and 3 filled in, 5 has no face, 6 and 8 are generated, 7 filled in.
     assert equal == [True, False, True, False, True, True, True, False, True]
+
+
+@pytest.fixture
+def models_with_a_head(random_models: Models, pictures: list[np.ndarray]) -> Models:
+    """The small random model, and a head that sees an open mouth in every latent."""
+    config = replace(random_models.config, shape_head=True)
+    model = DitHead(config)
+    model.load_state_dict(random_models.dithead.state_dict(), strict=False)
+    face = FrameGenerator(random_models, Options()).track(torch.from_numpy(pictures[0]), 0.0)
+    assert face is not None and model.shape_head is not None
+    mesh = in_crop(face.mesh, face.transform)
+    mesh[list(INNER_LOWER), 1] += 0.05
+    with torch.no_grad():
+        model.shape_head.mesh.weight.mul_(0.01)
+        model.shape_head.mesh.bias.copy_(mesh.flatten())
+    model.eval().requires_grad_(False)
+    return Models(model, random_models.audio, random_models.detector, random_models.mesh)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_shapes_come_from_a_head_where_there_is_one(
+    models_with_a_head: Models,
+    specification: Callable[[Options], list[np.ndarray]],
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+    every: int,
+) -> None:
+    options = Options(steps=2, seed=3, generate_every=every)
+    asked: list[str] = []
+    run = models_with_a_head.run
+
+    def counted(name: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        asked.append(name)
+        return run(name, *inputs)
+
+    models_with_a_head.run = counted  # type: ignore[method-assign]
+    frames = zip(map(torch.from_numpy, pictures), map(float, TIMES), strict=True)
+    wanted = list(revoice(frames, torch.from_numpy(sound), models_with_a_head, options))
+    faces = len(TIMES) - 1
+    generated = faces if every == 1 else 5
+    assert asked.count("shape_head") == asked.count("face_decoder") == generated
+    assert asked.count("face_landmarks") < asked.count("face_detector") + 3 * faces
+    with Session(models_with_a_head).open_stream(options, in_flight=4) as stream:
+        made = collect(stream, pictures, [sound])
+    assert same(made, [image.numpy() for image in wanted])
+    assert not same(made, specification(options))
 
 
 def test_all_at_once_then_pulled(

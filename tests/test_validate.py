@@ -178,7 +178,7 @@ def test_relative_error_sees_what_matters() -> None:
 
 def test_recorder_keeps_what_graphs_meet(random_models: Models, astronaut: np.ndarray) -> None:
     picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
-    recorder = Recorder(random_models, graph_specs(512), keep=2)
+    recorder = Recorder(random_models, graph_specs(512, random_models.config.shape_head), keep=2)
     frames = [(picture, i / 25) for i in range(9)]
     plain = list(revoice(iter(frames), torch.zeros(8000), random_models, Options()))
     recorded = list(revoice(iter(frames), torch.zeros(8000), recorder, Options()))
