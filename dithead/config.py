@@ -180,6 +180,9 @@ class DiTConfig:
     conditioning: Conditioning = "paper"
     """``paper``: audio and timestep joined in one cross-attention token. ``tokens``: one token for
     each window frame, the timestep through adaLN-zero."""
+    skip: bool = False
+    """Whether a linear map of its own at every position leads from the inputs round the blocks to
+    the output: what can be copied need not be learnt. Needs ``tokens``."""
 
     def __post_init__(self) -> None:
         _require(
@@ -187,6 +190,9 @@ class DiTConfig:
             f"heads ({self.heads}) must divide width ({self.width}), a multiple of 4",
         )
         _require(self.depth >= 1 and self.patch >= 1, "depth and patch must be at least 1")
+        _require(
+            not self.skip or self.conditioning == "tokens", "skip needs the conditioning 'tokens'"
+        )
         _require(
             self.conditioning in get_args(Conditioning),
             f"conditioning must be one of {get_args(Conditioning)}, not {self.conditioning!r}",
@@ -320,7 +326,7 @@ PRESETS: dict[str, DitHeadConfig] = {
             codebook_groups=4,
             softness=None,
         ),
-        dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens"),
+        dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens", skip=True),
         diffusion=dataclasses.replace(_FEW_STEPS, steps=2),
         audio=AudioConfig(
             layers=(3,), hop_ms=120, left_context_ms=960, right_context_ms=120, window_shift_ms=80

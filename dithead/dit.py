@@ -147,7 +147,13 @@ class DiT(nn.Module):
         adaptive = config.conditioning == "tokens"
         self.final_norm = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
         self.final_modulation = Linear(d, 2 * d) if adaptive else None
-        self.patch_out = Linear(d, config.patch**2 * latent_channels)
+        patch = config.patch**2 * latent_channels
+        self.patch_out = Linear(d, patch)
+        self.skip = self.skip_modulation = None
+        if config.skip:
+            self.skip = nn.Parameter(torch.zeros(self.grid**2, 3 * patch, patch))
+            self.skip_rows = math.ceil(3 * patch / d)
+            self.skip_modulation = Linear(d, self.skip_rows * d)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -163,8 +169,9 @@ class DiT(nn.Module):
             nn.init.normal_(self.audio_positions, std=0.02)
         zero: list[nn.Linear] = [self.patch_out]
         zero += [block.modulation for block in self.blocks if block.modulation is not None]  # type: ignore[misc]
-        if self.final_modulation is not None:
-            zero.append(self.final_modulation)
+        zero += [
+            layer for layer in (self.final_modulation, self.skip_modulation) if layer is not None
+        ]
         for layer in zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -177,15 +184,17 @@ class DiT(nn.Module):
 
         Returns:
             (B, R, D). ``tokens``: shifts, scales and gates of adaLN-zero, 7 rows for each block,
-            then 2 for the last norm. ``paper``: the embedding in one row.
+            then 2 for the last norm; scales of what skips the blocks. ``paper``: the embedding in
+            one row.
         """
         features = timestep_features(timestep, 256).to(self.timestep_in.weight.dtype)
         embedding = self.timestep_out(F.silu(self.timestep_in(features)))  # (B, D)
         if self.final_modulation is None:
             return embedding[:, None, :]
         layers = [*(block.modulation for block in self.blocks), self.final_modulation]
+        layers += [] if self.skip_modulation is None else [self.skip_modulation]
         rows = torch.cat([layer(F.silu(embedding)) for layer in layers], dim=1)  # type: ignore[operator]
-        return rows.reshape(timestep.shape[0], -1, self.config.width)  # (B, 7 depth + 2, D)
+        return rows.reshape(timestep.shape[0], -1, self.config.width)  # (B, R, D)
 
     def audio_tokens(self, window: Tensor) -> Tensor:
         """Audio window (B, window_frames, audio_dim) -> tokens (B, M, D); M is 1 with ``paper``,
@@ -240,16 +249,29 @@ class DiT(nn.Module):
         context: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
         """As :meth:`forward`, from what :meth:`modulation` and :meth:`context` gave."""
-        x = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
-        x = self.patch_in(x).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
+        inputs = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
+        x = self.patch_in(inputs).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
         adaptive = self.final_modulation is not None
         for i, (block, (keys, values)) in enumerate(zip(self.blocks, context, strict=True)):
             x = block(x, keys, values, modulation[:, 7 * i : 7 * i + 7] if adaptive else None)
         x = self.final_norm(x)
         if adaptive:
-            shift, scale = modulation[:, -2:].chunk(2, dim=1)  # (B, 1, D)
+            last = 7 * len(self.blocks)
+            shift, scale = modulation[:, last : last + 2].chunk(2, dim=1)  # (B, 1, D)
             x = x * (1 + scale) + shift
-        return self._unpatch(self.patch_out(x))
+        x = self.patch_out(x)
+        if self.skip is not None:
+            scale = modulation[:, -self.skip_rows :].flatten(1)[:, None, : self.skip.shape[1]]
+            tokens = (self.patches(inputs) * (1 + scale))[:, :, None]  # (B, N, 1, 3 P)
+            x = x + torch.matmul(tokens, self.skip)[:, :, 0]
+        return self._unpatch(x)
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """Latents (B, K, S, S) -> the numbers of each patch (B, N, K * patch^2)."""
+        p, side = self.config.patch, self.grid
+        x = latents.reshape(latents.shape[0], latents.shape[1], side, p, side, p)
+        x = x.permute(0, 2, 4, 3, 5, 1)  # (B, grid, grid, p, p, K), as _unpatch has it
+        return x.reshape(latents.shape[0], side * side, -1)
 
     def _unpatch(self, x: Tensor) -> Tensor:
         p, c = self.config.patch, self.latent_channels

@@ -268,6 +268,8 @@ def example_inputs(
     if kind == "dit_step":
         following = integer(-1, config.diffusion.timesteps // 2, batch)
         rows = 1 if config.dit.conditioning == "paper" else 7 * depth + 2
+        if config.dit.skip:
+            rows += math.ceil(3 * config.dit.patch**2 * channels / width)
         return {
             "noisy": normal(*a_latent),
             "masked": normal(*a_latent),

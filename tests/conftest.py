@@ -105,6 +105,10 @@ def random_models() -> Models:
     with torch.no_grad():
         for parameter in model.dit.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        # Of about the colour of skin: anything else the detail layer takes for something in front.
+        last = model.face_vqgan.decoder.layers[-1]
+        last.weight.mul_(0.1)
+        last.bias.copy_(torch.tensor([0.5, 0.2, 0.05]))
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
     return Models(model, audio, load_face_detector(), load_face_mesh())

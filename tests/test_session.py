@@ -74,6 +74,9 @@ def test_generating_every_second_face_changes_those_between(
     whole = specification(Options(steps=2, seed=3, detail=False))
     half = specification(Options(steps=2, seed=3, generate_every=2, detail=False))
     equal = [np.array_equal(a, b) for a, b in zip(whole, half, strict=True)]
+    detailed = specification(Options(steps=2, seed=3))
+    for i, (image, source) in enumerate(zip(detailed, pictures, strict=True)):
+        assert np.array_equal(image, source) == (i == BLANK)  # nothing is taken for in front of it
     # 0, 2, 4 are generated, 1 and 3 filled in, 5 has no face, 6 and 8 are generated, 7 filled in.
     assert equal == [True, False, True, False, True, True, True, False, True]
 

@@ -23,6 +23,8 @@ from dithead.train.shape import shape_loss
 
 MAX_LATENT_STD = 2.0
 """No face's latent spreads wider: the average over faces is 1."""
+SOLVED_AT_ONCE = 256
+RIDGE = 0.002
 FORGET_SHARE = 0.05
 """A chain of own outputs is 20 rounds deep on average."""
 
@@ -252,8 +254,11 @@ def train_dit(
     torch.manual_seed(training.seed)
     where = torch.device(device)
     model = build_dit(config, "math" if where.type == "cpu" else "sdpa")
+    sampler = LatentSampler(cache, training)
     if start is not None:
         checkpoint.load_into(model, load_part(start, "dit"), start)
+    elif model.skip is not None:
+        solve_skip(model, Diffusion(config.diffusion), sampler)
     model.to(where)
     reader = None if shape is None else _load_reader(shape, config).to(where)
     diffusion = Diffusion(config.diffusion).to(where)
@@ -266,7 +271,6 @@ def train_dit(
         betas=(0.9, 0.98),
         fused=True,
     )
-    sampler = LatentSampler(cache, training)
     own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]))
     weights = latent_weights(config, training).to(where)
     forward = torch.compile(model, dynamic=False) if compile_model else model
@@ -310,6 +314,26 @@ def train_dit(
             checkpoint.save(path, average.values, config.to_dict(), dtype=None)
     checkpoint.save(path, average.values, config.to_dict(), dtype=None)
     return path
+
+
+@torch.no_grad()
+def solve_skip(
+    model: DiT, diffusion: Diffusion, sampler: LatentSampler, samples: int = 8192
+) -> None:
+    """Begin with what skips the blocks as the best linear guess from pure noise, position by
+    position (ridge regression); the blocks then learn what it cannot know."""
+    assert model.skip is not None
+    inputs, targets = [], []
+    timestep = torch.full((SOLVED_AT_ONCE,), diffusion.config.timesteps - 1)
+    for _ in range(samples // SOLVED_AT_ONCE):
+        batch = sampler.sample(SOLVED_AT_ONCE)
+        noise = torch.randn_like(batch.clean)
+        noisy = diffusion.add_noise(batch.clean, noise, timestep)
+        inputs.append(model.patches(torch.cat([noisy, batch.masked, batch.reference], dim=1)))
+        targets.append(model.patches(diffusion.target(batch.clean, noise, timestep)))
+    x, y = torch.cat(inputs).transpose(0, 1), torch.cat(targets).transpose(0, 1)  # (N, samples, .)
+    ridge = RIDGE * samples * torch.eye(x.shape[2])
+    model.skip.copy_(torch.linalg.solve(x.mT @ x + ridge, x.mT @ y))
 
 
 def _load_reader(path: Path, config: DitHeadConfig) -> ShapeHead:
