@@ -26,10 +26,7 @@ from dithead.config import FaceConfig
 from dithead.face.crop import STABLE_POINTS
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
-PASSES = 2
-"""How often the frame is warped: after each time but the last the result's mesh is read, and what
-it is still off by is added. So each takes the mesh network once."""
-OVERDRIVE = 1.5
+OVERDRIVE = 1.25
 """A warp is so much larger than what the meshes ask for: soft as it is, it falls short."""
 MEMORY_S = 4.0
 """A generated face is not quite the person's: over so many seconds it is averaged by how much its
@@ -104,8 +101,8 @@ class _Group:
     opens: float = 0.0
     """Share of a change of the gap between the lips that they take, downwards."""
     slow: bool = False
-    """Whether they are smoothed over time, and left as they are by passes after the first: what
-    speech moves slowly should not tremble with the mesh."""
+    """Whether they are smoothed over time, and not overdriven: what speech moves slowly should not
+    tremble with the mesh."""
 
 
 _GROUPS = (
@@ -223,7 +220,7 @@ class FaceDetail(nn.Module):
     inner_controls: Tensor
     limits: Tensor
     reach: Tensor
-    slow: Tensor
+    drive: Tensor
     parts: Tensor
     nodes: Tensor
     mouth_points: Tensor
@@ -247,7 +244,7 @@ class FaceDetail(nn.Module):
             "inner_controls": torch.tensor([_POINTS.index(point) for point in inner]),
             "limits": torch.tensor([[1.2 * group.limit] for group in each]),
             "reach": torch.tensor([group.reach for group in each]),
-            "slow": torch.tensor([[float(group.slow)] for group in each]),
+            "drive": torch.tensor([[1.0 if group.slow else OVERDRIVE] for group in each]),
             "parts": torch.tensor([[float(group.upper), float(group.lower)] for group in each]),
             "nodes": torch.linspace(0.5, side - 0.5, NODES),
             "mouth_points": torch.tensor([point for row in _MOUTH_ROWS for point in row]),
@@ -267,32 +264,25 @@ class FaceDetail(nn.Module):
         source: Tensor,
         wanted: Tensor,
         target: Tensor,
-        seen: Tensor,
-        moved: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Warp once.
+    ) -> Tensor:
+        """Warp a frame.
 
         Args:
             rectangle: (S, S, 3) uint8, the frame's. blended, soft_mask: what
                 :class:`dithead.graphs.FaceBlend` made of it. transform: (2, 3), crop units to its
                 pixels. polygon: (P, 2) in crop units, the blend's outline.
             source, wanted: meshes (468, 3) of the rectangle and of the blended picture, in the
-                rectangle's pixels. target: (CONTROLS, 2), from :class:`FaceShape`. seen: mesh of
-                the last result; ``source`` at first. moved: (CONTROLS, 2), from the last time;
-                zeros at first.
+                rectangle's pixels. target: (CONTROLS, 2), from :class:`FaceShape`.
 
         Returns:
-            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0; how far the
-            controls were moved, (CONTROLS, 2) in crop units.
+            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0.
         """
         inverse = transform[:, :2].T / transform[:, 0].square().sum()  # (2, 2)
         target = (target - transform[:, 2]) @ inverse.T  # (K, 2), now all in crop units
-        source, wanted, seen = (in_crop(mesh, transform) for mesh in (source, wanted, seen))
-        wanted, seen = (aligned(mesh, source, self.stable) for mesh in (wanted, seen))
-        missing = target - torch.index_select(seen, 0, self.controls)
-        whole = target - torch.index_select(source, 0, self.controls)
-        corrected = moved + OVERDRIVE * missing
-        moved = limited(corrected + self.slow * (whole - corrected), self.limits)  # (K, 2)
+        source, wanted = (in_crop(mesh, transform) for mesh in (source, wanted))
+        wanted = aligned(wanted, source, self.stable)
+        moved = self.drive * (target - torch.index_select(source, 0, self.controls))
+        moved = limited(moved, self.limits)  # (K, 2)
 
         picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
         made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
@@ -318,7 +308,7 @@ class FaceDetail(nn.Module):
         share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask * bare  # (S, S)
         result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
         result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
-        return result.permute(1, 2, 0).to(torch.uint8), moved
+        return result.permute(1, 2, 0).to(torch.uint8)
 
     def covered(
         self, picture: Tensor, made: Tensor, source: Tensor, wanted: Tensor, transform: Tensor

@@ -27,7 +27,7 @@ from dithead.audio import (
 )
 from dithead.audio.config import WAV2VEC2
 from dithead.config import DitHeadConfig
-from dithead.detail import PASSES, FaceDetail, FaceShape
+from dithead.detail import FaceDetail, FaceShape
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
 from dithead.face.detector import FaceDetector, load_face_detector
@@ -501,11 +501,7 @@ class FrameGenerator:
         else:
             wanted = self.fit(blended, region, samples)[0][0]
         target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)
-        given = (rectangle, blended, mask, transform, polygon, mesh, wanted, target)
-        image, moved = run(name, *given, mesh, torch.zeros_like(target))
-        for _ in range(PASSES - 1):
-            seen = self.fit(image, region, samples)[0][0]
-            image, moved = run(name, *given, seen, moved)
+        (image,) = run(name, rectangle, blended, mask, transform, polygon, mesh, wanted, target)
         return image, habit
 
     def keep_detail(self, habit: Tensor) -> None:

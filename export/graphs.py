@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.detail import CONTROLS, HABIT_SIZE, FaceShape
+from dithead.detail import HABIT_SIZE, FaceShape
 from dithead.errors import ConfigError
 from dithead.face.crop import BLEND_ANCHORS, blend_polygon
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE, MOST_SAMPLES
@@ -154,9 +154,9 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
                 f"face_detail.{side}",
                 (
                     *("rectangle", "blended", "soft_mask", "transform", "polygon"),
-                    *("source", "wanted", "target", "seen", "moved"),
+                    *("source", "wanted", "target"),
                 ),
-                ("detailed", "moved_now"),
+                ("detailed",),
             )
         )
     return specs
@@ -311,8 +311,6 @@ def example_inputs(
             "soft_mask": (2 * smooth(side, side)[0, 0] - 0.5).clamp(0, 1),
             "polygon": outline(),
             "target": FaceShape()(**shape)[0],
-            "seen": source.clone(),
-            "moved": 0.01 * normal(CONTROLS, 2),
             **{name: shape[name] for name in ("source", "wanted", "transform")},
         }
     if kind == "interpolator":  # a smooth picture that moves: flow in noise is arbitrary

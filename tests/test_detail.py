@@ -76,22 +76,18 @@ class Portrait:
         blended: Tensor | None = None,
         rectangle: Tensor | None = None,
     ) -> Tensor:
-        return self.once(target, wanted, blended, rectangle)[0]
-
-    def once(
-        self,
-        target: Tensor,
-        wanted: Tensor | None = None,
-        blended: Tensor | None = None,
-        rectangle: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The first pass: result, how far the controls were moved."""
         rectangle = self.rectangle if rectangle is None else rectangle
         blended = rectangle if blended is None else blended
         wanted = self.mesh if wanted is None else wanted
-        frame = (self.mask, self.transform, self.polygon, self.mesh, wanted, target, self.mesh)
-        image, moved = self.detail(rectangle, blended, *frame, torch.zeros(CONTROLS, 2))
-        return image, moved
+        frame = (self.mask, self.transform, self.polygon, self.mesh, wanted, target)
+        return self.detail(rectangle, blended, *frame)
+
+    def away_from_the_lips(self, image: Tensor) -> Tensor:
+        """A picture (H, W, ...) with zeros on the lips and round them."""
+        image, lips = image.clone(), self.mesh[[*INNER_UPPER, *INNER_LOWER], :2]
+        low, high = lips.amin(0) - 4, lips.amax(0) + 4
+        image[int(low[1]) : int(high[1]), int(low[0]) : int(high[0])] = 0
+        return image
 
 
 @pytest.fixture
@@ -112,10 +108,7 @@ def test_a_shape_that_is_the_own_gives_the_frame_back(portrait: Portrait) -> Non
     strange = 255 - portrait.rectangle
     made = portrait.warped(portrait.own(), blended=strange)
     off = levels_apart(made, portrait.rectangle)
-    lips = portrait.mesh[[*INNER_UPPER, *INNER_LOWER], :2]
-    low, high = lips.amin(0) - 4, lips.amax(0) + 4
-    off[int(low[1]) : int(high[1]), int(low[0]) : int(high[0])] = 0
-    assert off.max() == 0
+    assert portrait.away_from_the_lips(off).max() == 0
     assert levels_apart(portrait.warped(portrait.own()), portrait.rectangle).max() == 0
 
 
@@ -161,7 +154,7 @@ def test_a_spot_on_the_chin_moves_with_the_chin(portrait: Portrait) -> None:
 
     moved = middle(made) - middle(spotted)
     assert abs(float(moved[0])) < 0.7
-    assert 5.0 < float(moved[1]) < 9.0  # overdriven, for the pass that corrects it
+    assert 4.5 < float(moved[1]) < 7.5
 
 
 def test_a_mouth_that_closes_hides_what_was_between_the_lips(portrait: Portrait) -> None:
@@ -226,10 +219,12 @@ def test_a_face_that_is_generated_a_little_lighter_or_darker_is_not_taken_for_co
     wanted = portrait.opened(0.06)
     target = wanted[portrait.detail.controls, :2].clone()
     blended = (portrait.rectangle.float() * gain).clamp(0, 255).byte()
-    _, expected = portrait.once(target, wanted)
-    _, moved = portrait.once(target, wanted, blended)
-    assert expected.abs().max() > 0.03
-    torch.testing.assert_close(moved, expected)
+    expected, made = portrait.warped(target, wanted), portrait.warped(target, wanted, blended)
+    moved = portrait.away_from_the_lips(levels_apart(expected, portrait.rectangle))
+    assert (moved > 20).sum() > 50
+    below = portrait.away_from_the_lips(levels_apart(made, expected))
+    below[: int(portrait.mesh[17, 1]) + 12] = 0  # the opened mouth reaches so far down
+    assert below.max() == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e6, 0.0])
@@ -242,11 +237,7 @@ def test_an_absurd_mesh_does_not_tear_the_picture(portrait: Portrait, value: flo
     assert habit.isfinite().all()
     assert (target - portrait.own()).norm(dim=1).max() < 0.15 * portrait.unit
     frame = (portrait.mask, portrait.transform, portrait.polygon, portrait.mesh, wanted)
-    zeros = torch.zeros(CONTROLS, 2)
-    image, moved = portrait.detail(
-        portrait.rectangle, portrait.rectangle, *frame, target, wanted, zeros
-    )
-    assert moved.isfinite().all()
+    image = portrait.detail(portrait.rectangle, portrait.rectangle, *frame, target)
     outside = portrait.mask == 0
     assert torch.equal(image[outside], portrait.rectangle[outside])
 
@@ -331,7 +322,7 @@ def test_without_the_detail_layer_the_generated_face_is_shown(
         for detail in (True, False)
     )
     changed = (off.int() - frame.int()).abs().amax(-1) > 24
-    assert changed.float().mean() > 0.05  # what random weights make
+    assert changed.float().mean() > 0.03  # what random weights make
     assert (on.int() - frame.int()).abs()[changed].float().mean() < 0.6 * (
         (off.int() - frame.int()).abs()[changed].float().mean()
     )
