@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pace",
         action="store_true",
         help="push frames and sound at the clip's rate, as a call would: a frame is late from "
-        "when it is due, and waits for sound up to 0.74 s after it",
+        "when it is due, and waits for sound up to 0.38 s after it",
     )
     stream.add_argument(
         "--paper-frames",

@@ -107,8 +107,8 @@ class Session:
             in_flight: frames that may be on their way at a time; fewer cost throughput, more cost
                 latency.
             waiting: pushed frames that may wait before those. Live, sound for a frame comes up to
-                0.74 s after it, so that many frames must find room; where all sound is there, 1 is
-                enough.
+                0.38 s after it with ``tiny`` (``audio.longest_wait_ms`` of the configuration), so
+                that many frames must find room; where all sound is there, 1 is enough.
             batch: frames of this stream that are denoised at a time, with a fixed reference; each
                 waits for the last of them.
             portrait: a still picture (H, W, 3) uint8 RGB in the place of pushed frames, held at
@@ -221,7 +221,7 @@ class Stream:
 
     def finish_audio(self) -> None:
         """Declare the sound ended: what follows is silent. Until then, a frame waits for sound
-        up to 0.74 s after it. A second call does nothing."""
+        after it, up to 0.38 s with ``tiny``. A second call does nothing."""
         self._run.finish_audio()
 
     def finish(self) -> None:

@@ -18,7 +18,7 @@ def test_everything_is_found_and_every_lack_has_a_remedy() -> None:
     by_name = {finding.name: finding for finding in findings}
     assert by_name["torch"].state == "ok"
     assert by_name["libx264"].state == "ok"
-    assert by_name["tiny"].detail.startswith("preset tiny, 16.3 M")
+    assert by_name["tiny"].detail.startswith("preset tiny, 18.3 M")
     assert "rife" not in by_name, "the interpolator is no checkpoint of the model"
     for finding in findings:
         assert (finding.state == "ok") == (finding.remedy == ""), finding
@@ -56,7 +56,7 @@ def test_the_remedy_makes_the_same_bundle_again(
     assert "a part of a bundle" in found.detail
     assert "--engines tensorrt-rtx --batch 1 -o " in found.remedy
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr("dithead.export.graphs.graph_specs", lambda _: [])
+    monkeypatch.setattr("dithead.export.graphs.graph_specs", lambda *_: [])
     found = doctor.look_at_bundle(bundle_copy)[-1]
     assert found.state == "unusable"
     assert found.remedy == "pip install 'dithead[tensorrt-rtx]'"

@@ -192,7 +192,7 @@ def test_shapes_are_learnt_from_pictures(
     moved them."""
     vqgan = tmp_path / "vqgan.safetensors"
     checkpoint.save(vqgan, VQGAN(config.vqgan).state_dict(), config.to_dict(), dtype=None)
-    training = ShapeTraining(steps=60, batch=8, latent_noise=0.05)
+    training = ShapeTraining(steps=8, batch=4, latent_noise=0.05, kept=100)
     path = train_shape(footage, config, training, vqgan, tmp_path / "out")
     model = build_shape_head(config)
     checkpoint.load_into(model, load_part(path, "shape_head"), path)

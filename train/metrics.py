@@ -48,6 +48,7 @@ def fine_correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
 def best_lag(pairs: list[tuple[np.ndarray, np.ndarray]], most: int = MOST_LAG) -> tuple[int, float]:
     """By how many values, up to ``most`` either way, the second series of all pairs is later than
     the first where they correlate best without their trends, and that correlation."""
+    most = max(0, min([most, *(min(len(a), len(b)) - TREND_FRAMES for a, b in pairs)]))
     scores = {
         lag: fine_correlation([lagged(*pair, lag) for pair in pairs])
         for lag in range(-most, most + 1)

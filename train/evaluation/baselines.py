@@ -40,4 +40,5 @@ def _replaced(
             yield frame
             continue
         first = prepared.crop if first is None else first
-        yield put_patch(frame, generator.finish(prepared, face_from(prepared.crop, first)))
+        face = face_from(prepared.crop, first)
+        yield put_patch(frame, generator.finish(prepared, (face, face.new_zeros(0, 2))))
