@@ -162,6 +162,8 @@ def specification(
 def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
     """A CUDA device in the process, for this thread and those of streams."""
     torch.set_num_threads(1)
+    # A GPU knows no oneDNN: what it is compared with, bit for bit, should take none either.
+    monkeypatch.setattr("dithead.linear._ONEDNN", False)
     device = EmulatedCuda()
     with device.replacing_cuda(monkeypatch), torch.inference_mode():
         yield device
