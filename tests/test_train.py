@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
 from dithead.train.picture import save_png
 from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
-from dithead.train.shape import ShapeTraining, posed_meshes, shape_scores, train_shape
+from dithead.train.shape import ShapeSampler, ShapeTraining, posed_meshes, shape_scores, train_shape
 from dithead.train.vqgan import PictureSampler, VQGANTraining, train_vqgan
 from dithead.vqgan import VQGAN
 
@@ -198,6 +199,19 @@ def test_shapes_are_learnt_from_pictures(
     checkpoint.load_into(model, load_part(path, "shape_head"), path)
     scores = shape_scores(model.eval(), footage, config, vqgan)
     assert scores.keys() == {"lips", "gap"} and np.isfinite(list(scores.values())).all()
+
+
+def test_shapes_are_learnt_from_stills_made_and_real_people_alike(
+    footage: Footage, config: DitHeadConfig, tmp_path: Path
+) -> None:
+    vqgan = tmp_path / "vqgan.safetensors"
+    checkpoint.save(vqgan, VQGAN(config.vqgan).state_dict(), config.to_dict(), dtype=None)
+    kinds: tuple[dict[str, Any], ...] = ({"still": True, "frames": 1}, {"driver": "c0"}, {})
+    clips = footage.split("train")
+    footage.clips = [replace(clip, **kind) for clip, kind in zip(clips, kinds, strict=False)]
+    sampler = ShapeSampler(footage, config, ShapeTraining(), vqgan)
+    assert [pool for _, pool in sampler.pools] == [[clip] for clip in footage.clips]
+    assert [share for share, _ in sampler.pools] == pytest.approx([0.4, 0.4, 0.2])
 
 
 def test_meshes_follow_the_pose_of_a_look() -> None:

@@ -74,14 +74,13 @@ class ShapeSampler:
         self.random = np.random.default_rng(training.seed)
         self.generator = torch.Generator().manual_seed(training.seed)
         clips = footage.split("train")
-        shares = {
-            training.still_share: footage.stills("train"),
-            training.made_share: [clip for clip in clips if clip.made],
-        }
-        self.pools = [(share, pool) for share, pool in shares.items() if pool]
-        rest = 1.0 - sum(share for share, _ in self.pools)
-        self.pools.append((rest, [clip for clip in clips if not clip.made]))
-        self.pools = [(share, pool) for share, pool in self.pools if pool]
+        pools = [
+            (training.still_share, footage.stills("train")),
+            (training.made_share, [clip for clip in clips if clip.made]),
+        ]
+        rest = 1.0 - sum(share for share, pool in pools if pool)
+        pools.append((rest, [clip for clip in clips if not clip.made]))
+        self.pools = [(share, pool) for share, pool in pools if pool]
         if not self.pools:
             raise MediaError("the footage holds nothing to train on")
         self._meshes: dict[str, Tensor] = {}
