@@ -17,7 +17,7 @@ from dithead.config import DiTConfig, DitHeadConfig, View, VQGANConfig, preset
 from dithead.diffusion import Diffusion
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
-from dithead.model import DitHead, build_dit, build_shape_head
+from dithead.model import DitHead, build_dit
 from dithead.train import cli
 from dithead.train.appearance import (
     follow,
@@ -40,7 +40,14 @@ from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
 from dithead.train.picture import save_png
 from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
-from dithead.train.shape import ShapeSampler, ShapeTraining, posed_meshes, shape_scores, train_shape
+from dithead.train.shape import (
+    ShapeSampler,
+    ShapeTraining,
+    load_shape_head,
+    posed_meshes,
+    shape_scores,
+    train_shape,
+)
 from dithead.train.vqgan import PictureSampler, VQGANTraining, train_vqgan
 from dithead.vqgan import VQGAN
 
@@ -195,9 +202,7 @@ def test_shapes_are_learnt_from_pictures(
     checkpoint.save(vqgan, VQGAN(config.vqgan).state_dict(), config.to_dict(), dtype=None)
     training = ShapeTraining(steps=8, batch=4, latent_noise=0.05, kept=100)
     path = train_shape(footage, config, training, vqgan, tmp_path / "out")
-    model = build_shape_head(config)
-    checkpoint.load_into(model, load_part(path, "shape_head"), path)
-    scores = shape_scores(model.eval(), footage, config, vqgan)
+    scores = shape_scores(load_shape_head(path, config), footage, config, vqgan)
     assert scores.keys() == {"lips", "gap"} and np.isfinite(list(scores.values())).all()
 
 

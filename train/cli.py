@@ -15,12 +15,12 @@ import torch
 from dithead import checkpoint
 from dithead.config import preset
 from dithead.errors import ConfigError, DitheadError
-from dithead.model import DitHead, build_shape_head
+from dithead.model import DitHead
 from dithead.train.data import Footage
 from dithead.train.dit import DiTTraining, train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
-from dithead.train.shape import ShapeTraining, shape_scores, train_shape
+from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
 
@@ -113,9 +113,7 @@ def _shape(args: argparse.Namespace) -> None:
     )
     footage = Footage(*args.data)
     path = train_shape(footage, config, training, args.face, args.out, args.start)
-    model = build_shape_head(config)
-    checkpoint.load_into(model, load_part(path, "shape_head"), path)
-    scores = shape_scores(model.eval(), footage, config, args.face)
+    scores = shape_scores(load_shape_head(path, config), footage, config, args.face)
     print(json.dumps({"weights": str(path), **scores}))
 
 

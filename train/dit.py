@@ -15,11 +15,10 @@ from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
-from dithead.model import build_dit, build_shape_head
-from dithead.shape import ShapeHead
+from dithead.model import build_dit
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
-from dithead.train.shape import shape_loss
+from dithead.train.shape import load_shape_head, shape_loss
 
 MAX_LATENT_STD = 2.0
 """No face's latent spreads wider: the average over faces is 1."""
@@ -260,7 +259,7 @@ def train_dit(
     elif model.skip is not None:
         solve_skip(model, Diffusion(config.diffusion), sampler)
     model.to(where)
-    reader = None if shape is None else _load_reader(shape, config).to(where)
+    reader = None if shape is None else load_shape_head(shape, config).to(where)
     diffusion = Diffusion(config.diffusion).to(where)
     average = MovingAverage(model, training.average_decay)
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -334,12 +333,6 @@ def solve_skip(
     x, y = torch.cat(inputs).transpose(0, 1), torch.cat(targets).transpose(0, 1)  # (N, samples, .)
     ridge = RIDGE * samples * torch.eye(x.shape[2])
     model.skip.copy_(torch.linalg.solve(x.mT @ x + ridge, x.mT @ y))
-
-
-def _load_reader(path: Path, config: DitHeadConfig) -> ShapeHead:
-    model = build_shape_head(config)
-    checkpoint.load_into(model, load_part(path, "shape_head"), path)
-    return model.eval().requires_grad_(False)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -136,7 +136,8 @@ def _footage(roots: tuple[Path, ...]) -> Footage:
 
 
 @cache
-def _vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
+def load_vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
+    """One of the two frozen VQGANs, once a process."""
     model = VQGAN(config.vqgan)
     checkpoint.load_into(model, load_part(path, part), path)
     return model.eval().requires_grad_(False)
@@ -144,8 +145,8 @@ def _vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
 
 @torch.inference_mode()
 def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
-    face = _vqgan(job.face, "face_vqgan", job.config)
-    masked = _vqgan(job.masked, "masked_vqgan", job.config)
+    face = load_vqgan(job.face, "face_vqgan", job.config)
+    masked = load_vqgan(job.masked, "masked_vqgan", job.config)
     config = job.config.face
     crops = torch.from_numpy(np.array(_footage(job.roots).crops(job.clip)))
     generator = torch.Generator().manual_seed(job.seed)
@@ -157,12 +158,15 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     image = render(crops, look, config.crop_px, config.view)
     mask = training_mask(look, config.crop_px, config.mask_softness, generator, view=config.view)
     hidden = mask_out(image, mask)
-    latents: tuple[list[Tensor], list[Tensor]] = ([], [])
+    return encode_pictures(face, image).numpy(), encode_pictures(masked, hidden).numpy()
+
+
+@torch.inference_mode()
+def encode_pictures(vqgan: VQGAN, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, S, S) in [-1, 1] -> latents (B, C, s, s) float16."""
     with precision(torch.device("cpu")):
-        for rows in torch.arange(len(image)).split(ENCODED_AT_ONCE):
-            latents[0].append(face.encode(image[rows]).half())
-            latents[1].append(masked.encode(hidden[rows]).half())
-    return torch.cat(latents[0]).numpy(), torch.cat(latents[1]).numpy()
+        latents = [vqgan.encode(part).half() for part in pictures.split(ENCODED_AT_ONCE)]
+    return torch.cat(latents)
 
 
 def cache_latents(

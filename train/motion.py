@@ -79,13 +79,23 @@ def to_stored(mesh: Tensor, transform: Tensor, size: int, config: FaceConfig) ->
     return _apply(compose(pixels, invert_similarity(transform)), mesh)
 
 
+def to_crop(mesh: Tensor, transform: Tensor) -> Tensor:
+    """Meshes (T, 468, 2) in frame pixels -> in crop units, by a track's transform (T, 2, 3)."""
+    return _apply(invert_similarity(transform), mesh)
+
+
 def _apply(matrix: Tensor, points: Tensor) -> Tensor:
     return points @ matrix[:, :, :2].transpose(1, 2) + matrix[:, None, :, 2]
 
 
 def lip_gap(mesh: Tensor) -> Tensor:
     """Distance (T, 11) of the inner edges of meshes (T, 468, 2), which stand upright."""
-    return (mesh[:, INNER_LOWER, 1] - mesh[:, INNER_UPPER, 1]).clamp(min=0.0)
+    return lips_apart(mesh).clamp(min=0.0)
+
+
+def lips_apart(mesh: Tensor) -> Tensor:
+    """As :func:`lip_gap`; negative where a mesh has the edges crossed."""
+    return mesh[:, INNER_LOWER, 1] - mesh[:, INNER_UPPER, 1]
 
 
 def mouth_width(mesh: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ from dithead.train.appearance import (
     vary_pose,
 )
 from dithead.train.data import STORED_MARGIN, Clip, Footage
+from dithead.train.latents import encode_pictures, load_vqgan
 from dithead.train.loop import Stage, ahead, load_part, precision, set_learning_rate
-from dithead.vqgan import VQGAN
+from dithead.train.motion import lips_apart, to_crop
 
-ENCODED_AT_ONCE = 8
 UNIT = 100.0
 """Lengths in the loss are in hundredths of the crop."""
 LIPS_WEIGHT, GAP_WEIGHT = 3.0, 2.0
@@ -68,9 +68,7 @@ class ShapeSampler:
         self, footage: Footage, config: DitHeadConfig, training: ShapeTraining, face: Path
     ) -> None:
         self.footage, self.config, self.training = footage, config, training
-        self.vqgan = VQGAN(config.vqgan)
-        checkpoint.load_into(self.vqgan, load_part(face, "face_vqgan"), face)
-        self.vqgan.eval().requires_grad_(False)
+        self.vqgan = load_vqgan(face, "face_vqgan", config)
         self.random = np.random.default_rng(training.seed)
         self.generator = torch.Generator().manual_seed(training.seed)
         clips = footage.split("train")
@@ -88,7 +86,9 @@ class ShapeSampler:
     def mesh(self, clip: Clip) -> Tensor:
         """A clip's meshes in crop units: (T, 468, 2)."""
         if clip.name not in self._meshes:
-            self._meshes[clip.name] = crop_meshes(self.footage.track(clip))
+            track = self.footage.track(clip)
+            mesh, transform = (torch.from_numpy(track[n]).float() for n in ("mesh", "transform"))
+            self._meshes[clip.name] = to_crop(mesh, transform)
         return self._meshes[clip.name]
 
     def sample(self) -> tuple[Tensor, Tensor]:
@@ -106,16 +106,13 @@ class ShapeSampler:
         look = random_appearance(training.batch, self.generator, training.strength)
         still = torch.zeros_like(look.turn)
         look = replace(look, affine=posed.affine, warp=torch.zeros_like(look.warp), turn=still)
-        latents = encode(self.vqgan, torch.from_numpy(np.stack(crops)), look, self.config)
+        latents = self.encode(torch.from_numpy(np.stack(crops)), look)
         return latents, posed_meshes(torch.stack(meshes), look, self.config.face.view)
 
-
-def crop_meshes(track: dict[str, np.ndarray]) -> Tensor:
-    """A clip's meshes (T, 468, 2) float32 in crop units."""
-    mesh, transform = track["mesh"][:, :, :2], track["transform"]
-    inverse = np.linalg.inv(transform[:, :, :2])
-    places = np.einsum("tpj,tij->tpi", mesh - transform[:, None, :, 2], inverse)
-    return torch.from_numpy(places.astype(np.float32))
+    def encode(self, crops: Tensor, look: Appearance) -> Tensor:
+        """Stored crops (B, S, S, 3) uint8 -> latents (B, C, s, s) float16."""
+        face = self.config.face
+        return encode_pictures(self.vqgan, render(crops, look, face.crop_px, face.view))
 
 
 def posed_meshes(meshes: Tensor, look: Appearance, view: View) -> Tensor:
@@ -127,18 +124,11 @@ def posed_meshes(meshes: Tensor, look: Appearance, view: View) -> Tensor:
     return torch.einsum("bpj,bij->bpi", moved, inverse) * view.span + middle
 
 
-@torch.inference_mode()
-def encode(vqgan: VQGAN, crops: Tensor, look: Appearance, config: DitHeadConfig) -> Tensor:
-    """Stored crops (B, S, S, 3) uint8 -> latents (B, C, s, s) float16."""
-    pictures = render(crops, look, config.face.crop_px, config.face.view)
-    with precision(torch.device("cpu")):
-        latents = [vqgan.encode(part).half() for part in pictures.split(ENCODED_AT_ONCE)]
-    return torch.cat(latents)
-
-
-def gaps(meshes: Tensor) -> Tensor:
-    """How far apart the lips' inner edges are: (B, 468, 2) -> (B, 11)."""
-    return meshes[:, list(INNER_LOWER), 1] - meshes[:, list(INNER_UPPER), 1]
+def load_shape_head(path: Path, config: DitHeadConfig) -> ShapeHead:
+    """The trained head, frozen: from the stage's weights or a packed checkpoint."""
+    model = build_shape_head(config)
+    checkpoint.load_into(model, load_part(path, "shape_head"), path)
+    return model.eval().requires_grad_(False)
 
 
 def shape_loss(found: Tensor, true: Tensor) -> Tensor:
@@ -146,7 +136,7 @@ def shape_loss(found: Tensor, true: Tensor) -> Tensor:
     weights = torch.ones(found.shape[1], 1)
     weights[[*INNER_UPPER, *INNER_LOWER]] = LIPS_WEIGHT
     off = F.smooth_l1_loss(UNIT * found, UNIT * true, beta=0.5, reduction="none")
-    apart = F.smooth_l1_loss(UNIT * gaps(found), UNIT * gaps(true), beta=0.5)
+    apart = F.smooth_l1_loss(UNIT * lips_apart(found), UNIT * lips_apart(true), beta=0.5)
     return (weights * off).mean() + GAP_WEIGHT * apart
 
 
@@ -240,7 +230,7 @@ def shape_scores(
     found, true = [], []
     for clip, rows in _held_out(footage):
         crops = torch.from_numpy(np.array(footage.crops(clip)[rows]))
-        latents = encode(sampler.vqgan, crops, plain_appearance(len(crops)), config)
+        latents = sampler.encode(crops, plain_appearance(len(crops)))
         found.append(model(latents.float()))
         true.append(sampler.mesh(clip)[rows])
     if not found:
@@ -248,7 +238,7 @@ def shape_scores(
     lips = [*INNER_UPPER, *INNER_LOWER]
     off = torch.cat(found)[:, lips] - torch.cat(true)[:, lips]
     off = (off - off.mean(1, keepdim=True)).norm(dim=2)
-    apart = torch.stack([gaps(torch.cat(meshes)).mean(1) for meshes in (found, true)])
+    apart = torch.stack([lips_apart(torch.cat(meshes)).mean(1) for meshes in (found, true)])
     return {
         "lips": round(float(off.mean()), 5),
         "gap": round(float(torch.corrcoef(apart)[0, 1]), 4),
