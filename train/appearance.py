@@ -256,6 +256,14 @@ def _coarsen(image: Tensor, kept: Tensor) -> Tensor:
     return out
 
 
+def in_picture(places: Tensor, look: Appearance) -> Tensor:
+    """Places (B, N, 2) in an unaugmented crop -> in the picture that a look's affine map makes of
+    it."""
+    matrix = look.affine * STORED_MARGIN  # places in the picture -> in the unaugmented crop
+    inverse = torch.linalg.inv(matrix[:, :, :2])
+    return (places - matrix[:, None, :, 2]) @ inverse.transpose(1, 2)
+
+
 def training_mask(
     look: Appearance,
     size: int,
@@ -276,9 +284,7 @@ def training_mask(
     polygon = (mask_polygon(batch) - torch.tensor([0.0, view.down])) / view.span
     shift = 0.015 * jitter * torch.randn(batch, 1, 2, generator=generator)
     bend = 0.006 * jitter * torch.randn(polygon.shape, generator=generator)
-    matrix = look.affine * STORED_MARGIN  # places in the model's crop -> in the unaugmented one
-    inverse = torch.linalg.inv(matrix[:, :, :2])
-    points = (polygon + shift + bend - matrix[:, None, :, 2]) @ inverse.transpose(1, 2)
-    mirrored = torch.linalg.det(matrix[:, :, :2]) < 0
+    points = in_picture(polygon + shift + bend, look)
+    mirrored = torch.linalg.det(look.affine[:, :, :2]) < 0
     points = torch.where(mirrored[:, None, None], points.flip(1), points)  # keep it clockwise
     return crop_mask(size, softness / view.span, points)

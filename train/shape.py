@@ -20,12 +20,13 @@ from dithead.model import build_shape_head
 from dithead.shape import ShapeHead
 from dithead.train.appearance import (
     Appearance,
+    in_picture,
     plain_appearance,
     random_appearance,
     render,
     vary_pose,
 )
-from dithead.train.data import STORED_MARGIN, Clip, Footage
+from dithead.train.data import Clip, Footage
 from dithead.train.latents import encode_pictures, load_vqgan
 from dithead.train.loop import Stage, ahead, load_part, precision, set_learning_rate
 from dithead.train.motion import lips_apart, to_crop
@@ -118,10 +119,7 @@ class ShapeSampler:
 def posed_meshes(meshes: Tensor, look: Appearance, view: View) -> Tensor:
     """Where meshes (B, 468, 2) in crop units lie in pictures of looks that only move them."""
     middle = torch.tensor([0.0, view.down])
-    matrix = look.affine * STORED_MARGIN  # places in the model's crop -> in the unaugmented one
-    moved = (meshes - middle) / view.span - matrix[:, None, :, 2]
-    inverse = torch.linalg.inv(matrix[:, :, :2])
-    return torch.einsum("bpj,bij->bpi", moved, inverse) * view.span + middle
+    return in_picture((meshes - middle) / view.span, look) * view.span + middle
 
 
 def load_shape_head(path: Path, config: DitHeadConfig) -> ShapeHead:
