@@ -41,6 +41,8 @@ class _Fit:
     """(468, 3) in frame pixels."""
     region: Tensor
     """(1, 5), where it was fitted."""
+    around: Tensor
+    """(1, 5), where to look for it next."""
     seen: Tensor
     """From :func:`glimpse`."""
     moved: float
@@ -112,7 +114,7 @@ class FaceLocator:
         if followed is None or followed.another:
             fit = self._find(frame, followed or self._last)
         if fit is None and followed is not None:  # only the detector does not know it
-            fit = self._fit(frame, roi_from_mesh(followed.mesh[None])) or followed
+            fit = self._fit(frame, followed.around) or followed
         self._last = fit
         if fit is None:
             return None
@@ -123,7 +125,7 @@ class FaceLocator:
     def _follow(self, frame: Tensor) -> _Fit | None:
         if self._last is None:
             return None
-        fit = self._fit(frame, roi_from_mesh(self._last.mesh[None]))
+        fit = self._fit(frame, self._last.around)
         if fit is None or fit.moved > MAX_JUMP:
             return None
         self._since_detection += 1
@@ -150,7 +152,7 @@ class FaceLocator:
         if fit is None:
             return None
         # A second look, framed by the first.
-        return self._fit(frame, roi_from_mesh(fit.mesh[None]))
+        return self._fit(frame, fit.around)
 
     def _face_where_it_was(self, faces: list[_Face], place: _Fit | None) -> _Face | None:
         if place is None or not faces:
@@ -168,7 +170,8 @@ class FaceLocator:
     def _fit(self, frame: Tensor, region: Tensor) -> _Fit | None:
         """The mesh in a region, or None where there is no face."""
         meshes, score = self._mesh(frame, region)
-        mesh, seen = meshes[0], glimpse(frame, roi_from_mesh(meshes))
+        mesh, around = meshes[0], roi_from_mesh(meshes)
+        seen = glimpse(frame, around)
         last = self._last
         if last is None:
             beside = torch.zeros_like(score).expand(2)
@@ -177,7 +180,7 @@ class FaceLocator:
         certainty, moved, unlikeness = self._read(torch.cat([score, beside])).tolist()
         if certainty < MIN_MESH_SCORE:
             return None
-        return _Fit(mesh, region, seen, moved, unlikeness)
+        return _Fit(mesh, region, around, seen, moved, unlikeness)
 
     def _detect(self, frame: Tensor) -> list[_Face]:
         """The detector's faces, on the host."""
