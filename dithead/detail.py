@@ -26,13 +26,29 @@ from dithead.config import FaceConfig
 from dithead.face.crop import STABLE_POINTS
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
-OVERDRIVE = 1.25
-"""A warp is so much larger than what the meshes ask for: soft as it is, it falls short."""
+OVERDRIVE = 0.12
+"""Where a mouth closes, the warp is so much larger than what the meshes ask for: soft as it is, it
+falls short there, and the lips would not meet."""
 MEMORY_S = 4.0
 """A generated face is not quite the person's: over so many seconds it is averaged by how much its
 points lie elsewhere. What is then left is speech."""
 SLOW_S = 0.06
 """Time constant of the smoothing of jaw and cheeks."""
+CLOSES_S, OPENS_S = 0.1, 20.0
+"""How soon a mouth that is further closed than before is taken for its rest, and how slowly one
+that no longer closes as far."""
+WIDER, NARROWER = 0.006, 0.03
+"""A person's lips may rest so much further apart, and closer, than the generated ones. Beyond that
+it is taken for a smile, or a vowel."""
+LIVELINESS = 0.75
+"""How much of what a person's mouth opens further than the generated one's is made up for: an
+exponent of the ratio of their spreads."""
+USUAL_SPREAD = 0.0055
+"""Spread of a mouth's opening that both are taken to have beside what has been seen of them."""
+LIVELIEST = 2.0
+"""A generated mouth's openings are made larger by at most this."""
+AT_REST = 0.004
+"""What a mouth opens by less is not made larger."""
 
 NODES = 64
 """The warp is worked out at so many nodes along each side of the rectangle, and is linear between
@@ -101,8 +117,8 @@ class _Group:
     opens: float = 0.0
     """Share of a change of the gap between the lips that they take, downwards."""
     slow: bool = False
-    """Whether they are smoothed over time, and not overdriven: what speech moves slowly should not
-    tremble with the mesh."""
+    """Whether they are smoothed over time: what speech moves slowly should not tremble with the
+    mesh."""
 
 
 _GROUPS = (
@@ -120,17 +136,23 @@ _GROUPS = (
 _POINTS = tuple(point for group in _GROUPS for point in group.points)
 CONTROLS = len(_POINTS)
 _UPPER_ROW, _LOWER_ROW = _POINTS.index(INNER_UPPER[1]), _POINTS.index(INNER_LOWER[1])
-HABIT_SIZE = 4 * CONTROLS + 1
-"""Length of the state of :class:`FaceShape`: mean moves, the last moves, and over how many seconds
-the mean is."""
+_PAIRS = len(INNER_UPPER) - 2
+_MIDDLE = slice(2, 7)
+"""The pairs in the middle of the mouth, by which it is judged how far open it is."""
+HABIT_SIZE = 4 * CONTROLS + 2 * _PAIRS + 4 + 1
+"""Length of the state of :class:`FaceShape`: mean moves; the last moves; gaps at rest, of source
+and generated face; mean and variance of how far open either is; over how many seconds the means
+are."""
 
 
 class FaceShape(nn.Module):
     """``face_shape``: where the controls of a frame are to be, from its mesh and that of the
     generated face. No weights.
 
-    The gap between the lips is the generated one. Everything else moves with the generated face,
-    but keeps its own place on average.
+    The gap between the lips is the generated one, but begins where the person's own lips meet, and
+    grows as far as theirs do: a generated face closes and opens its mouth a little like the people
+    it was trained on. Everything else moves with the generated face, but keeps its own place on
+    average.
     """
 
     controls: Tensor
@@ -143,12 +165,11 @@ class FaceShape(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        pairs = len(INNER_UPPER) - 2
-        opening = torch.zeros(CONTROLS, pairs)
+        opening = torch.zeros(CONTROLS, _PAIRS)
         starts = accumulate((len(group.points) for group in _GROUPS), initial=0)
         for group, start in zip(_GROUPS, starts, strict=False):
             if group.opens:
-                opening[start : start + pairs] = group.opens * torch.eye(pairs)
+                opening[start : start + _PAIRS] = group.opens * torch.eye(_PAIRS)
         limits = [[group.limit] for group in _GROUPS for _ in group.points]
         buffers = {
             "controls": torch.tensor(_POINTS),
@@ -188,12 +209,14 @@ class FaceShape(nn.Module):
         move = limited(move, torch.full_like(self.limits, 0.2))
         step = elapsed_s.clamp(0.001, 0.2)
         seconds = (habit[-1] + step).clamp(max=MEMORY_S)
-        mean, last = habit[:-1].view(2, -1, 2)
+        mean, last = habit[: 4 * CONTROLS].view(2, -1, 2)
         mean = mean + (move - mean) * (step / seconds)
         move = move - mean
         move = move + self.slow * (last - move) * (SLOW_S / (SLOW_S + step))
-        state = torch.cat([mean.flatten(), move.flatten(), seconds[None]])
-        gap = self.gap(wanted).clamp(min=0.0) - self.gap(source)  # (pairs,)
+        own, opened = self.gap(source), self.gap(wanted)
+        apart, manner = self.manner(torch.stack([own, opened]), habit, step, seconds)
+        state = torch.cat([mean.flatten(), move.flatten(), manner, seconds[None]])
+        gap = apart - own  # (pairs,)
         below, above = _LOWER_ROW, _UPPER_ROW
         got = move[below : below + len(gap), 1] - move[above : above + len(gap), 1]
         opened = self.opening @ (gap - got)  # (K,)
@@ -201,6 +224,32 @@ class FaceShape(nn.Module):
         target = start + limited(move, self.limits)
         target = target @ transform[:, :2].T + transform[:, 2]
         return target, state
+
+    def manner(
+        self, gaps: Tensor, habit: Tensor, step: Tensor, seconds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How far open the person would have the mouth, and what is known of that.
+
+        Args:
+            gaps: (2, pairs), of the source and of the generated face.
+
+        Returns:
+            (pairs,); its part of the state.
+        """
+        rest, spread = habit[4 * CONTROLS : -1].split([2 * _PAIRS, 4])
+        rest, (mean, variance) = rest.view(2, -1), spread.view(2, 2)
+        rest = torch.where(habit[-1] > 0, rest, gaps)
+        constant = torch.where(gaps < rest, CLOSES_S, OPENS_S)
+        rest = rest + (gaps - rest) * (step / constant).clamp(max=1.0)
+        share = step / seconds
+        off = gaps[:, _MIDDLE].mean(1) - mean  # (2,)
+        mean = mean + share * off
+        variance = variance + share * (off * off * (1.0 - share) - variance)
+        own, other = (variance + USUAL_SPREAD**2).log()
+        larger = (0.5 * LIVELINESS * (own - other)).exp().clamp(1.0, LIVELIEST) - 1.0
+        apart = gaps[1] + (rest[0] - rest[1]).clamp(-NARROWER, WIDER)
+        apart = apart + larger * (gaps[1] - rest[1] - AT_REST).clamp(min=0.0)
+        return apart.clamp(min=0.0), torch.cat([rest.flatten(), mean, variance])
 
     def gap(self, mesh: Tensor) -> Tensor:
         """How far apart the inner edges of the lips are, between their corners: (pairs,)."""
@@ -220,7 +269,6 @@ class FaceDetail(nn.Module):
     inner_controls: Tensor
     limits: Tensor
     reach: Tensor
-    drive: Tensor
     parts: Tensor
     nodes: Tensor
     mouth_points: Tensor
@@ -242,9 +290,7 @@ class FaceDetail(nn.Module):
             "lower_inner": torch.tensor([_POINTS.index(point) for point in INNER_LOWER]),
             "inner": torch.tensor(inner),
             "inner_controls": torch.tensor([_POINTS.index(point) for point in inner]),
-            "limits": torch.tensor([[1.2 * group.limit] for group in each]),
             "reach": torch.tensor([group.reach for group in each]),
-            "drive": torch.tensor([[1.0 if group.slow else OVERDRIVE] for group in each]),
             "parts": torch.tensor([[float(group.upper), float(group.lower)] for group in each]),
             "nodes": torch.linspace(0.5, side - 0.5, NODES),
             "mouth_points": torch.tensor([point for row in _MOUTH_ROWS for point in row]),
@@ -281,8 +327,9 @@ class FaceDetail(nn.Module):
         target = (target - transform[:, 2]) @ inverse.T  # (K, 2), now all in crop units
         source, wanted = (in_crop(mesh, transform) for mesh in (source, wanted))
         wanted = aligned(wanted, source, self.stable)
-        moved = self.drive * (target - torch.index_select(source, 0, self.controls))
-        moved = limited(moved, self.limits)  # (K, 2)
+        closing = self.closing(source, target)
+        moved = target - torch.index_select(source, 0, self.controls)  # (K, 2)
+        moved = (1.0 + OVERDRIVE * closing) * moved
 
         picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
         made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
@@ -295,7 +342,6 @@ class FaceDetail(nn.Module):
         corner = transform[:, 2] / unit
         points, outline = (value @ turned.T + corner for value in (target, polygon))
         warp = self.warp(nodes, points, moved @ turned.T, outline)  # (4, N, N)
-        closing = self.closing(source, target)
         mouth = self.mouth(nodes, points, CLOSING_CORNER * closing)  # (2, N, N)
         inside = self.generated(nodes, wanted @ turned.T + corner, points, turned)  # (2, N, N)
         shifts = torch.cat([warp, inside]).view(3, 2, NODES, NODES) * unit
