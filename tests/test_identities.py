@@ -155,6 +155,26 @@ def test_an_opened_mouth_is_dark_or_the_speakers(closed: Still, motion: Motion) 
     assert y.max() < lips[:, 1].max() + 1
 
 
+def test_a_livelier_mouth_opens_further_and_is_dark_between_its_teeth(
+    closed: Still, motion: Motion
+) -> None:
+    white = replace(motion, crops=torch.ones_like(motion.crops))
+    as_driven, usual = retarget(closed, white)
+    lively, wide = retarget(closed, white, vigour=2.0)
+    ratio = np.ptp(opening(wide)) / np.ptp(opening(usual))
+    assert 1.8 < ratio < 2.2
+    frame = int(opening(wide).argmax())
+
+    def column(picture: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+        """The mouth's middle, from lip to lip."""
+        (x, top), (_, bottom) = mesh[frame, 13], mesh[frame, 14]
+        return picture[frame, int(top) + 2 : int(bottom) - 1, round(float(x))].mean(1)
+
+    inside = column(lively, wide)
+    assert inside[len(inside) // 2] < 0.6 * max(inside[0], inside[-1])
+    assert column(as_driven, usual).min() > 0.8 * column(as_driven, usual).max()
+
+
 def test_from_stills_to_footage_and_on_after_an_interruption(
     footage: Footage, config: DitHeadConfig, tmp_path: Path
 ) -> None:

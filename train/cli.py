@@ -56,6 +56,7 @@ def _identities(args: argparse.Namespace) -> None:
         preset(args.preset),
         args.stills,
         args.clips_per_still,
+        tuple(args.vigour),
         seed=args.seed,
         workers=args.workers,
     )
@@ -211,6 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     identities.add_argument("--out", type=Path, required=True, help="folder to write")
     identities.add_argument("--stills", type=int, help="at most so many training stills")
     identities.add_argument("--clips-per-still", type=int, default=2)
+    identities.add_argument(
+        "--vigour",
+        type=float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("LEAST", "MOST"),
+        help="how much further than the drivers' their mouths move, drawn for each",
+    )
     identities.add_argument("--seed", type=int, default=0)
     identities.add_argument("--workers", type=int, default=2)
 

@@ -82,6 +82,7 @@ class _Job:
     face: FaceConfig
     still: Clip
     drivers: tuple[Clip, ...]
+    vigour: float
 
 
 def make_identities(
@@ -90,6 +91,7 @@ def make_identities(
     config: DitHeadConfig,
     stills: int | None = None,
     clips_per_still: int = 2,
+    vigour: tuple[float, float] = (1.0, 1.0),
     rule: StillRule | None = None,
     seed: int = 0,
     workers: int = 2,
@@ -102,6 +104,8 @@ def make_identities(
         stills: at most so many of the training stills, chosen at random; all by default. Stills
             held out are taken too, in the same share, and their clips stay held out. The drivers
             are always of the training split.
+        vigour: each person moves the mouth further than the drivers by a factor of their own, drawn
+            between these two.
 
     Returns:
         All clips, and how many stills were left out for which reason.
@@ -117,7 +121,8 @@ def make_identities(
     for still in chosen:
         own = _cast(still, drivers, clips_per_still, seed)
         if not all(_name(still, driver) in done for driver in own):
-            jobs.append(_Job(footage.roots, out, config.face, still, own))
+            vigorous = _vigour(still, vigour, seed)
+            jobs.append(_Job(footage.roots, out, config.face, still, own, vigorous))
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for i, (clips, reason) in enumerate(pool.imap_unordered(_make, jobs)):
             done.update((clip.name, clip) for clip in clips)
@@ -169,7 +174,7 @@ def _choose(
 def _cast(still: Clip, drivers: dict[str, list[Clip]], count: int, seed: int) -> tuple[Clip, ...]:
     """Who drives a still: clips of one speaker while he has enough, so that the teeth stay the same
     ones; speakers are drawn by the square root of their number of clips."""
-    random = np.random.default_rng([seed, zlib.crc32(still.name.encode())])
+    random = _random(still, seed)
     people = sorted(drivers)
     weights = np.sqrt([len(drivers[person]) for person in people])
     order = random.choice(len(people), len(people), replace=False, p=weights / weights.sum())
@@ -178,6 +183,14 @@ def _cast(still: Clip, drivers: dict[str, list[Clip]], count: int, seed: int) ->
         clips = drivers[people[index]]
         cast += [clips[i] for i in random.permutation(len(clips))[: count - len(cast)]]
     return tuple(cast[:count])
+
+
+def _vigour(still: Clip, limits: tuple[float, float], seed: int) -> float:
+    return float(np.exp(_random(still, seed + 1).uniform(*np.log(limits))))
+
+
+def _random(still: Clip, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(still.name.encode())])
 
 
 def _name(still: Clip, driver: Clip) -> str:
@@ -198,7 +211,7 @@ def _make(job: _Job) -> tuple[list[Clip], str | None]:
     for driver in job.drivers:
         track = footage.track(driver)
         motion = read_motion(footage.crops(driver), track, job.face)
-        crops, mesh = retarget(still, motion)
+        crops, mesh = retarget(still, motion, job.vigour)
         if agreement(crops, mesh, motion) < MIN_AGREEMENT:
             return [], "lips do not follow"
         made.append((driver, track, crops, mesh))

@@ -18,6 +18,11 @@ TEETH_TINT, TEETH_LIGHT = 0.5, 0.6
 """How far teeth take the tint and (as an exponent) the brightness of a face's light."""
 FLESH_TINT = (1.08, 0.96, 0.98)
 """Tongue and gums beside the mean of cheek and lip."""
+MOST_STRETCH = 1.25
+"""The inside is made taller than wider by at most this."""
+CAVITY, CAVITY_PX = 0.75, 2.5
+"""How much darker it is where there is nothing to take from the speaker, and over how many stored
+pixels."""
 _RIM_PX = 1.3
 """Width of the soft edge of the inside of the mouth."""
 _LUMA = (0.299, 0.587, 0.114)
@@ -80,13 +85,22 @@ def inner_mouth(
     own_columns = own_left + across.clamp(0, 1) * (own_right - own_left)
     own_above, own_below = (heights(line, own_columns) for line in (own_upper, own_lower))
     y = torch.arange(size)[:, None] + 0.5
-    down = (y - above[:, None]) / (below - above).clamp(min=1e-3)[:, None]  # (T, size, size)
-    own_y = own_above[:, None] + down.clamp(0, 1) * (own_below - own_above)[:, None]
+    # What opens further than the speaker's keeps his teeth as they are, and is dark between them.
+    height, own_height = (below - above).clamp(min=1e-3), (own_below - own_above).clamp(min=1e-3)
+    natural = MOST_STRETCH * (right - left) / (own_right - own_left).clamp(min=1e-3)
+    stretch = torch.minimum(natural, height / own_height)[:, None]  # (T, 1, size)
+    half = height[:, None] / 2
+    down = (y - above[:, None]).clamp(min=0).minimum(2 * half)  # (T, size, size)
+    near = torch.minimum(down, 2 * half - down)  # from the nearer edge
+    reach = torch.minimum(near / stretch, own_height[:, None] / 2)
+    own_y = torch.where(down < half, own_above[:, None] + reach, own_below[:, None] - reach)
+    depth = near - stretch * own_height[:, None] / 2
+    dark = 1 - CAVITY * (depth / CAVITY_PX).clamp(0, 1)
     places = torch.stack([own_columns[:, None].expand(-1, size, -1), own_y], dim=-1)
     picture = F.grid_sample(
         motion.crops, places * (2.0 / motion.crops.shape[-1]) - 1, align_corners=False
     )
-    picture = _relight(picture, motion.colour, colour)
+    picture = _relight(picture, motion.colour, colour) * dark[:, None]
     rim = ((y - above[:, None]) / _RIM_PX).clamp(0, 1)
     rim = rim * ((below[:, None] - y) / _RIM_PX).clamp(0, 1)
     ends = torch.minimum(columns - left, right - columns)[:, None]

@@ -160,8 +160,13 @@ def _closing(mesh: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def retarget(still: Still, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
+def retarget(
+    still: Still, motion: Motion, vigour: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """The still says what the speaker says.
+
+    Args:
+        vigour: how much further than the speaker's its mouth moves.
 
     Returns:
         crops (T, S, S, 3) uint8, and meshes (T, 468, 2) float32 in their pixels.
@@ -169,7 +174,7 @@ def retarget(still: Still, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
     size = still.crop.shape[-1]
     frames = len(motion.moved)
     ratio = float(mouth_width(still.mesh)) / still.unit_px / float(mouth_width(motion.rest))
-    amplitude = min(max(ratio, AMPLITUDE[0]), AMPLITUDE[1])
+    amplitude = vigour * min(max(ratio, AMPLITUDE[0]), AMPLITUDE[1])
     moved = motion.moved * (amplitude * still.unit_px) * still.share[:, None] + still.closing
     mesh = still.mesh + moved
     # Where the lips part in the still; each takes its edge along.
