@@ -15,41 +15,18 @@ Lengths are in sides of the crop (see :mod:`dithead.face.crop`), along the recta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead.config import FaceConfig
+from dithead.controls import CONTROL_POINTS, GROUPS, MOUTH_ROWS, aligned, in_crop
 from dithead.face.crop import STABLE_POINTS
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
 OVERDRIVE = 0.12
 """Where a mouth closes, the warp is so much larger than what the meshes ask for: soft as it is, it
 falls short there, and the lips would not meet."""
-MEMORY_S = 4.0
-"""A generated face is not quite the person's: over so many seconds it is averaged by how much its
-points lie elsewhere. What is then left is speech."""
-SLOW_S = 0.06
-"""Time constant of the smoothing of jaw and cheeks."""
-CLOSES_S, OPENS_S = 0.1, 20.0
-"""How soon a mouth that is further closed than before is taken for its rest, and how slowly one
-that no longer closes as far."""
-WIDER, NARROWER = 0.006, 0.03
-"""A person's lips may rest so much further apart, and closer, than the generated ones. Beyond that
-it is taken for a smile, or a vowel."""
-LIVELINESS = 0.75
-"""How much of what a person's mouth opens further than the generated one's is made up for: an
-exponent of the ratio of their spreads."""
-USUAL_SPREAD = 0.0055
-"""Spread of a mouth's opening that both are taken to have beside what has been seen of them."""
-LIVELIEST = 2.0
-"""A generated mouth's openings are made larger by at most this."""
-AT_REST = 0.004
-"""What a mouth opens by less is not made larger."""
-
 NODES = 64
 """The warp is worked out at so many nodes along each side of the rectangle, and is linear between
 them."""
@@ -86,177 +63,6 @@ something may be in front of it: from the first on the frame is left more and mo
 SPOT = 0.012
 """They are read in squares of half this side round the points of the lips and the skin."""
 
-_UPPER_OUTER = (185, 40, 39, 37, 0, 267, 269, 270, 409)
-_LOWER_OUTER = (146, 91, 181, 84, 17, 314, 405, 321, 375)
-_UPPER_SKIN = (186, 92, 165, 167, 164, 393, 391, 322, 410)
-_LOWER_SKIN = (43, 106, 182, 83, 18, 313, 406, 335, 273)
-_MOUTH_ROWS = (_UPPER_OUTER, _LOWER_OUTER, _UPPER_SKIN, _LOWER_SKIN)
-_CORNERS = (78, 308, 61, 291, 62, 292, 76, 306)
-_CHEEKS = (57, 287, 216, 436, 207, 427, 187, 411, 206, 426, 205, 425, 212, 432, 214, 434, 192, 416)
-_JAW = (
-    *(200, 199, 175, 201, 421, 208, 428, 202, 422, 204, 424, 210, 430, 211, 431, 194, 418),
-    *(152, 148, 377, 176, 400, 149, 378, 150, 379, 136, 365, 172, 397, 135, 364, 138, 367),
-)
-_STILL = (2, 97, 326, 98, 327, 129, 358, 4, 94, 141, 370, 203, 423, 36, 266, 50, 280, 123, 352)
-"""Points at and above the base of the nose, which hold the warp there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Controls that are alike. Rows of lips have one for each pair of points that face each other,
-    from left to right."""
-
-    points: tuple[int, ...]
-    reach: float
-    """Sigma of the bell that weighs a control in the mixture."""
-    limit: float
-    """None moves by more; 0 for those that hold the warp."""
-    upper: bool
-    """Whether they belong to the upper part."""
-    lower: bool
-    opens: float = 0.0
-    """Share of a change of the gap between the lips that they take, downwards."""
-    slow: bool = False
-    """Whether they are smoothed over time: what speech moves slowly should not tremble with the
-    mesh."""
-
-
-_GROUPS = (
-    _Group(_CORNERS, 0.035, 0.09, True, True),
-    _Group(INNER_UPPER[1:-1], 0.030, 0.05, True, False, -0.3),
-    _Group(_UPPER_OUTER, 0.030, 0.05, True, False, -0.3),
-    _Group(_UPPER_SKIN, 0.030, 0.04, True, False, -0.15),
-    _Group(INNER_LOWER[1:-1], 0.030, 0.14, False, True, 0.7),
-    _Group(_LOWER_OUTER, 0.030, 0.14, False, True, 0.7),
-    _Group(_LOWER_SKIN, 0.030, 0.14, False, True, 0.6),
-    _Group(_CHEEKS, 0.055, 0.07, True, True, slow=True),
-    _Group(_JAW, 0.055, 0.12, False, True, slow=True),
-    _Group(_STILL, 0.045, 0.0, True, True),
-)
-_POINTS = tuple(point for group in _GROUPS for point in group.points)
-CONTROLS = len(_POINTS)
-_UPPER_ROW, _LOWER_ROW = _POINTS.index(INNER_UPPER[1]), _POINTS.index(INNER_LOWER[1])
-_PAIRS = len(INNER_UPPER) - 2
-_MIDDLE = slice(2, 7)
-"""The pairs in the middle of the mouth, by which it is judged how far open it is."""
-HABIT_SIZE = 4 * CONTROLS + 2 * _PAIRS + 4 + 1
-"""Length of the state of :class:`FaceShape`: mean moves; the last moves; gaps at rest, of source
-and generated face; mean and variance of how far open either is; over how many seconds the means
-are."""
-
-
-class FaceShape(nn.Module):
-    """``face_shape``: where the controls of a frame are to be, from its mesh and that of the
-    generated face. No weights.
-
-    The gap between the lips is the generated one, but begins where the person's own lips meet, and
-    grows as far as theirs do: a generated face closes and opens its mouth a little like the people
-    it was trained on. Everything else moves with the generated face, but keeps its own place on
-    average.
-    """
-
-    controls: Tensor
-    stable: Tensor
-    limits: Tensor
-    upper: Tensor
-    lower: Tensor
-    opening: Tensor
-    slow: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        opening = torch.zeros(CONTROLS, _PAIRS)
-        starts = accumulate((len(group.points) for group in _GROUPS), initial=0)
-        for group, start in zip(_GROUPS, starts, strict=False):
-            if group.opens:
-                opening[start : start + _PAIRS] = group.opens * torch.eye(_PAIRS)
-        limits = [[group.limit] for group in _GROUPS for _ in group.points]
-        buffers = {
-            "controls": torch.tensor(_POINTS),
-            "stable": torch.tensor(STABLE_POINTS),
-            "limits": torch.tensor(limits),
-            "upper": torch.tensor(INNER_UPPER[1:-1]),
-            "lower": torch.tensor(INNER_LOWER[1:-1]),
-            "opening": opening,
-            "slow": torch.tensor([[float(group.slow)] for group in _GROUPS for _ in group.points]),
-        }
-        for name, values in buffers.items():
-            self.register_buffer(name, values, persistent=False)
-
-    @staticmethod
-    def initial_habit(device: torch.device | None = None) -> Tensor:
-        """State before the first frame: (HABIT_SIZE,). Nothing is known: what the two faces differ
-        by in the first frame is all taken for their difference, and only the gap counts."""
-        return torch.zeros(HABIT_SIZE, device=device)
-
-    def forward(
-        self, source: Tensor, wanted: Tensor, transform: Tensor, habit: Tensor, elapsed_s: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Advance by one frame.
-
-        Args:
-            source, wanted: meshes (468, 3) of the rectangle and of the blended picture, in the
-                rectangle's pixels. transform: (2, 3), crop units to its pixels.
-            habit: (HABIT_SIZE,). elapsed_s: scalar, seconds since the last frame.
-
-        Returns:
-            (CONTROLS, 2) in the rectangle's pixels; new state (HABIT_SIZE,).
-        """
-        source, wanted = in_crop(source, transform), in_crop(wanted, transform)  # (468, 2)
-        wanted = aligned(wanted, source, self.stable)
-        start = torch.index_select(source, 0, self.controls)  # (K, 2)
-        move = torch.index_select(wanted - source, 0, self.controls)
-        move = limited(move, torch.full_like(self.limits, 0.2))
-        step = elapsed_s.clamp(0.001, 0.2)
-        seconds = (habit[-1] + step).clamp(max=MEMORY_S)
-        mean, last = habit[: 4 * CONTROLS].view(2, -1, 2)
-        mean = mean + (move - mean) * (step / seconds)
-        move = move - mean
-        move = move + self.slow * (last - move) * (SLOW_S / (SLOW_S + step))
-        own, opened = self.gap(source), self.gap(wanted)
-        apart, manner = self.manner(torch.stack([own, opened]), habit, step, seconds)
-        state = torch.cat([mean.flatten(), move.flatten(), manner, seconds[None]])
-        gap = apart - own  # (pairs,)
-        below, above = _LOWER_ROW, _UPPER_ROW
-        got = move[below : below + len(gap), 1] - move[above : above + len(gap), 1]
-        opened = self.opening @ (gap - got)  # (K,)
-        move = torch.stack([move[:, 0], move[:, 1] + opened], dim=1)
-        target = start + limited(move, self.limits)
-        target = target @ transform[:, :2].T + transform[:, 2]
-        return target, state
-
-    def manner(
-        self, gaps: Tensor, habit: Tensor, step: Tensor, seconds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """How far open the person would have the mouth, and what is known of that.
-
-        Args:
-            gaps: (2, pairs), of the source and of the generated face.
-
-        Returns:
-            (pairs,); its part of the state.
-        """
-        rest, spread = habit[4 * CONTROLS : -1].split([2 * _PAIRS, 4])
-        rest, (mean, variance) = rest.view(2, -1), spread.view(2, 2)
-        rest = torch.where(habit[-1] > 0, rest, gaps)
-        constant = torch.where(gaps < rest, CLOSES_S, OPENS_S)
-        rest = rest + (gaps - rest) * (step / constant).clamp(max=1.0)
-        share = step / seconds
-        off = gaps[:, _MIDDLE].mean(1) - mean  # (2,)
-        mean = mean + share * off
-        variance = variance + share * (off * off * (1.0 - share) - variance)
-        own, other = (variance + USUAL_SPREAD**2).log()
-        larger = (0.5 * LIVELINESS * (own - other)).exp().clamp(1.0, LIVELIEST) - 1.0
-        apart = gaps[1] + (rest[0] - rest[1]).clamp(-NARROWER, WIDER)
-        apart = apart + larger * (gaps[1] - rest[1] - AT_REST).clamp(min=0.0)
-        return apart.clamp(min=0.0), torch.cat([rest.flatten(), mean, variance])
-
-    def gap(self, mesh: Tensor) -> Tensor:
-        """How far apart the inner edges of the lips are, between their corners: (pairs,)."""
-        return torch.index_select(mesh[:, 1], 0, self.lower) - torch.index_select(
-            mesh[:, 1], 0, self.upper
-        )
-
 
 class FaceDetail(nn.Module):
     """``face_detail``: warps the frame to a shape, for rectangles of one size. No weights."""
@@ -267,7 +73,6 @@ class FaceDetail(nn.Module):
     lower_inner: Tensor
     inner: Tensor
     inner_controls: Tensor
-    limits: Tensor
     reach: Tensor
     parts: Tensor
     nodes: Tensor
@@ -279,23 +84,23 @@ class FaceDetail(nn.Module):
         super().__init__()
         self.side = side
         self.edge = 2.5 * config.mask_softness  # the soft mask ends so far outside the polygon
-        each = [group for group in _GROUPS for _ in group.points]
+        each = [group for group in GROUPS for _ in group.points]
         inner = (*INNER_UPPER, *INNER_LOWER)
         spot = torch.tensor([-SPOT, 0.0, SPOT])
-        left = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]) / 4.5 / len(_MOUTH_ROWS)
+        left = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]) / 4.5 / len(MOUTH_ROWS)
         buffers = {
-            "controls": torch.tensor(_POINTS),
+            "controls": torch.tensor(CONTROL_POINTS),
             "stable": torch.tensor(STABLE_POINTS),
-            "upper_inner": torch.tensor([_POINTS.index(point) for point in INNER_UPPER]),
-            "lower_inner": torch.tensor([_POINTS.index(point) for point in INNER_LOWER]),
+            "upper_inner": torch.tensor([CONTROL_POINTS.index(point) for point in INNER_UPPER]),
+            "lower_inner": torch.tensor([CONTROL_POINTS.index(point) for point in INNER_LOWER]),
             "inner": torch.tensor(inner),
-            "inner_controls": torch.tensor([_POINTS.index(point) for point in inner]),
+            "inner_controls": torch.tensor([CONTROL_POINTS.index(point) for point in inner]),
             "reach": torch.tensor([group.reach for group in each]),
             "parts": torch.tensor([[float(group.upper), float(group.lower)] for group in each]),
             "nodes": torch.linspace(0.5, side - 0.5, NODES),
-            "mouth_points": torch.tensor([point for row in _MOUTH_ROWS for point in row]),
+            "mouth_points": torch.tensor([point for row in MOUTH_ROWS for point in row]),
             "around": torch.cartesian_prod(spot, spot),
-            "halves": torch.stack([left, left.flip(0)], dim=1).repeat(len(_MOUTH_ROWS), 1),
+            "halves": torch.stack([left, left.flip(0)], dim=1).repeat(len(MOUTH_ROWS), 1),
         }
         for name, values in buffers.items():
             self.register_buffer(name, values, persistent=False)
@@ -481,24 +286,6 @@ class FaceDetail(nn.Module):
         lips = _smooth_step((0.05 + depth) / 0.02) * _smooth_step(-depth / 0.01)
         a, b = ((image[0, :, ::step, ::step] * lips).sum((1, 2)) for image in (made, warped))
         return ((b + 1.0) / (a + 1.0)).clamp(1 / GAIN_LIMIT, GAIN_LIMIT)[:, None, None]
-
-
-def in_crop(mesh: Tensor, transform: Tensor) -> Tensor:
-    """A mesh (468, 3) of pixels in crop units (468, 2); what is no number becomes one."""
-    inverse = transform[:, :2].T / transform[:, 0].square().sum()
-    points = (mesh[:, :2] - transform[:, 2]) @ inverse.T
-    return torch.where(points.abs() < 4.0, points, torch.zeros_like(points))
-
-
-def aligned(mesh: Tensor, source: Tensor, stable: Tensor) -> Tensor:
-    """A mesh (468, 2) moved so that its stable points are, on average, where the source's are."""
-    return mesh + torch.index_select(source - mesh, 0, stable).mean(0)
-
-
-def limited(moves: Tensor, limits: Tensor) -> Tensor:
-    """Moves (N, 2) of at most so much each, (N, 1), in their directions."""
-    length = moves.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
-    return moves * (limits / length).clamp(max=1.0)
 
 
 def _read(picture: Tensor, places: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from dithead.audio import (
 )
 from dithead.audio.config import WAV2VEC2
 from dithead.config import DitHeadConfig
-from dithead.detail import FaceDetail, FaceShape
+from dithead.controls import FaceShape
+from dithead.detail import FaceDetail
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
 from dithead.face.detector import FaceDetector, load_face_detector

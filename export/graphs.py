@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.detail import HABIT_SIZE, FaceShape
+from dithead.controls import HABIT_SIZE, FaceShape
 from dithead.errors import ConfigError
 from dithead.face.crop import BLEND_ANCHORS, blend_polygon
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE, MOST_SAMPLES

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import BLANK, FPS, TIMES, collect, feed, same, threads_of_streams, true_within
 
-from dithead.detail import in_crop
+from dithead.controls import in_crop
 from dithead.errors import ConfigError, StreamError
 from dithead.face.mesh import INNER_LOWER
 from dithead.model import DitHead

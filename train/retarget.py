@@ -160,9 +160,7 @@ def _closing(mesh: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def retarget(
-    still: Still, motion: Motion, vigour: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
+def retarget(still: Still, motion: Motion, vigour: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """The still says what the speaker says.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dithead.audio import AudioWindow
-from dithead.detail import FaceShape
+from dithead.controls import FaceShape
 from dithead.diffusion import InitialNoise
 from dithead.errors import ConfigError, ExportError, StreamError
 from dithead.export.manifest import EngineFile, GraphEntry, check_file
