@@ -76,6 +76,19 @@ def test_a_stale_or_damaged_manifest_is_refused(
         OnnxGraphs(bundle_copy)
 
 
+@pytest.mark.parametrize(("graph", "state"), [("face_shape", "habit"), ("face_tracker", "state")])
+def test_a_bundle_whose_states_have_another_length_is_refused(
+    bundle_copy: Path, graph: str, state: str
+) -> None:
+    path = bundle_copy / mf.MANIFEST
+    values = json.loads(path.read_text())
+    port = {"name": state, "dtype": "float32", "shape": [7]}
+    values["graphs"].append({**values["graphs"][0], "name": graph, "inputs": [port]})
+    path.write_text(json.dumps(values))
+    with pytest.raises(ExportError, match=f"'{graph}' of .* another version.* export again"):
+        OnnxGraphs(bundle_copy)
+
+
 def test_a_manifest_that_is_no_json_is_refused(bundle_copy: Path) -> None:
     (bundle_copy / mf.MANIFEST).write_text('{"schema": 1')
     with pytest.raises(ExportError, match=r"damaged.*export again"):

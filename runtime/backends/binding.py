@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.errors import BackendUnavailable, StreamError
+from dithead.controls import HABIT_SIZE
+from dithead.errors import BackendUnavailable, ExportError, StreamError
 from dithead.export.manifest import GraphEntry, read_manifest
+from dithead.face.tracker import STATE_SIZE
 
 log = logging.getLogger(__name__)
+
+_STATES = {"face_tracker": ("state", STATE_SIZE), "face_shape": ("habit", HABIT_SIZE)}
+"""Inputs that a stream hands from frame to frame, and how long this version makes them."""
 
 
 class BundleGraphs:
@@ -39,6 +44,12 @@ class BundleGraphs:
         self._manifest = read_manifest(bundle)
         self._config = self._manifest.model_config()
         self._entries = {entry.name: entry for entry in self._manifest.graphs}
+        for name, (state, size) in _STATES.items():
+            ports = self._entries[name].inputs if name in self._entries else ()
+            if any(port.name == state and port.shape != (size,) for port in ports):
+                raise ExportError(
+                    f"graph '{name}' of {bundle} is of another version of DiT-Head: export again"
+                )
         if not self._manifest.checkpoint_sha256:
             log.warning(
                 "%s holds %s: it says how fast the model is, not how good",
