@@ -203,6 +203,22 @@ def test_from_stills_to_footage_and_on_after_an_interruption(
     assert set(tmp_path.glob("*/*")) == set(files)
 
 
+def test_livelier_people_beside_those_as_lively_as_their_drivers(
+    footage: Footage, config: DitHeadConfig, tmp_path: Path
+) -> None:
+    usual, _ = make_identities(footage, tmp_path / "a", config, rule=SMILING, workers=1)
+    lively, _ = make_identities(
+        footage, tmp_path / "b", config, vigour=(1.5, 2.0), rule=SMILING, workers=1
+    )
+    both = Footage(tmp_path / "a", tmp_path / "b")
+    spread = {clip.name: np.ptp(opening(both.track(clip)["mesh"])) for clip in [*usual, *lively]}
+    for clip in usual:
+        (other,) = (c for c in lively if (c.person, c.driver) == (clip.person, clip.driver))
+        assert 1.4 < spread[other.name] / spread[clip.name] < 2.1
+    factors = {clip.person: clip.name.rsplit("-", 1)[1] for clip in lively}
+    assert len(set(factors.values())) == len(factors)  # each person's own
+
+
 def test_made_people_share_their_drivers_windows(
     footage: Footage, config: DitHeadConfig, tmp_path: Path
 ) -> None:

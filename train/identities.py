@@ -120,8 +120,8 @@ def make_identities(
     jobs = []
     for still in chosen:
         own = _cast(still, drivers, clips_per_still, seed)
-        if not all(_name(still, driver) in done for driver in own):
-            vigorous = _vigour(still, vigour, seed)
+        vigorous = _vigour(still, vigour, seed)
+        if not all(_name(still, driver, vigorous) in done for driver in own):
             jobs.append(_Job(footage.roots, out, config.face, still, own, vigorous))
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for i, (clips, reason) in enumerate(pool.imap_unordered(_make, jobs)):
@@ -193,8 +193,9 @@ def _random(still: Clip, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(still.name.encode())])
 
 
-def _name(still: Clip, driver: Clip) -> str:
-    return f"{still.name}-{driver.name}"
+def _name(still: Clip, driver: Clip, vigour: float) -> str:
+    """Others than the drivers' own vigour are told apart, so that folders can be used together."""
+    return f"{still.name}-{driver.name}" + ("" if vigour == 1.0 else f"-{vigour:.2f}")
 
 
 @cache
@@ -217,7 +218,7 @@ def _make(job: _Job) -> tuple[list[Clip], str | None]:
         made.append((driver, track, crops, mesh))
     clips = []
     for driver, track, crops, mesh in made:
-        name = _name(job.still, driver)
+        name = _name(job.still, driver, job.vigour)
         sound = {"time_s": track["time_s"], "audio": track["audio"]}
         # A frame of such a clip is its stored crop.
         pixels = stored_pixels_of_units(crops.shape[1], job.face).numpy()
