@@ -23,7 +23,7 @@ SLOW_S = 0.06
 CLOSES_S, OPENS_S = 0.1, 20.0
 """How soon a mouth that is further closed than before is taken for its rest, and how slowly one
 that no longer closes as far."""
-WIDER, NARROWER = 0.006, 0.03
+WIDER, NARROWER = 0.003, 0.03
 """A person's lips may rest so much further apart, and closer, than the generated ones. Beyond that
 it is taken for a smile, or a vowel."""
 LIVELINESS = 0.75

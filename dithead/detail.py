@@ -24,9 +24,6 @@ from dithead.controls import CONTROL_POINTS, GROUPS, MOUTH_ROWS, aligned, in_cro
 from dithead.face.crop import STABLE_POINTS
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
-OVERDRIVE = 0.12
-"""Where a mouth closes, the warp is so much larger than what the meshes ask for: soft as it is, it
-falls short there, and the lips would not meet."""
 NODES = 64
 """The warp is worked out at so many nodes along each side of the rectangle, and is linear between
 them."""
@@ -43,7 +40,7 @@ CLOSING_RIM = 0.016
 line of the source's teeth would be left along the lips."""
 CLOSING_CORNER = 0.04
 """So much further past the corners, too, as what is dark there lies beyond the mesh's."""
-CLOSING = 0.03
+CLOSING = 0.015
 """Lips that come together by so much are closed in this sense."""
 SOFT = 0.008
 """Over so much its share grows from nothing to all."""
@@ -132,9 +129,7 @@ class FaceDetail(nn.Module):
         target = (target - transform[:, 2]) @ inverse.T  # (K, 2), now all in crop units
         source, wanted = (in_crop(mesh, transform) for mesh in (source, wanted))
         wanted = aligned(wanted, source, self.stable)
-        closing = self.closing(source, target)
         moved = target - torch.index_select(source, 0, self.controls)  # (K, 2)
-        moved = (1.0 + OVERDRIVE * closing) * moved
 
         picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
         made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
@@ -147,6 +142,7 @@ class FaceDetail(nn.Module):
         corner = transform[:, 2] / unit
         points, outline = (value @ turned.T + corner for value in (target, polygon))
         warp = self.warp(nodes, points, moved @ turned.T, outline)  # (4, N, N)
+        closing = self.closing(source, target)
         mouth = self.mouth(nodes, points, CLOSING_CORNER * closing)  # (2, N, N)
         inside = self.generated(nodes, wanted @ turned.T + corner, points, turned)  # (2, N, N)
         shifts = torch.cat([warp, inside]).view(3, 2, NODES, NODES) * unit

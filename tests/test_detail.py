@@ -290,7 +290,7 @@ def test_a_silent_mouth_stays_closed_whatever_the_source_does(
 ) -> None:
     own = FaceShape().gap(in_crop(portrait.mesh, portrait.transform))
     gaps = speaks(portrait, source, generated=0.0, seconds=6)
-    assert (gaps - own).abs().max() < WIDER
+    assert (gaps - own).abs().max() < WIDER + 1e-4
     assert gaps.diff(dim=0).abs().max() < 2e-3
 
 
