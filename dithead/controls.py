@@ -163,10 +163,10 @@ class FaceShape(nn.Module):
         mean = mean + (move - mean) * (step / seconds)
         move = move - mean
         move = move + self.slow * (last - move) * (SLOW_S / (SLOW_S + step))
-        own, opened = self.gap(source), self.gap(wanted)
-        apart, manner = self.manner(torch.stack([own, opened]), habit, step, seconds)
+        gaps = torch.stack([self.gap(source), self.gap(wanted)])  # (2, pairs)
+        apart, manner = self.manner(gaps, habit, step, seconds)
         state = torch.cat([mean.flatten(), move.flatten(), manner, seconds[None]])
-        gap = apart - own  # (pairs,)
+        gap = apart - gaps[0]  # (pairs,)
         below, above = _LOWER_ROW, _UPPER_ROW
         got = move[below : below + len(gap), 1] - move[above : above + len(gap), 1]
         opened = self.opening @ (gap - got)  # (K,)

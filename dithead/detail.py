@@ -1,12 +1,12 @@
 """The detail layer: the current frame's own pixels, warped to the shape of the generated mouth.
 
 A generated face is soft and a little somebody else's. The frame itself has the person's skin, light
-and lips, only in the wrong shape. So the mesh of the blended picture says where lips, jaw and
+and lips, only in the wrong shape. So the mesh of the generated face says where lips, jaw and
 cheeks are to be, the frame is warped there, and the blended picture gives no more than what the
 frame cannot: the inside of the mouth and the lips' inner rim.
 
 The warp is read backwards: for every pixel of the result, how far away its source pixel lies. It is
-a smooth mixture of what some eighty mesh points, the *controls*, have moved by. The upper and the
+a smooth mixture of what 133 mesh points, the *controls*, have moved by. The upper and the
 lower lip have a mixture each, which meet along the line between the lips: there the source of a
 mouth that closes is torn, and what lay between its lips is left out.
 

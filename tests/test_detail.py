@@ -334,6 +334,17 @@ def test_a_face_that_moves_elsewhere_comes_back_to_its_place(portrait: Portrait)
     assert off[-1] < 0.5
 
 
+def test_a_closed_mouth_beside_one_that_moves_is_closed(portrait: Portrait) -> None:
+    """What the source does with its mouth does not decide how far the result's is open."""
+    shape, habit, source = FaceShape(), FaceShape.initial_habit(), portrait.mesh.clone()
+    for frame in range(50):
+        portrait.mesh = source
+        portrait.mesh = portrait.opened(0.04 * (1 + math.sin(frame)))
+        target, habit = shape(portrait.mesh, source, portrait.transform, habit, STEP)
+        wanted = shape.gap(in_crop(source, portrait.transform)).clamp(min=0)
+        assert (gap_of(target, portrait) - wanted).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("shift", [-150, 0, 150])
 def test_faces_that_reach_out_of_the_frame(
     random_models: Models, astronaut: np.ndarray, shift: int
