@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.controls import HABIT_SIZE, FaceShape
+from dithead.controls import FaceShape
 from dithead.errors import ConfigError
 from dithead.face.crop import BLEND_ANCHORS, blend_polygon
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE, MOST_SAMPLES
@@ -295,12 +295,13 @@ def example_inputs(
         transform = similarity()
         source, wanted = face(transform, 0.01), face(transform, 0.05)
         wanted[:, :2] = source[:, :2] + 0.1 * (wanted[:, :2] - source[:, :2])
-        habit, elapsed_s = FaceShape.initial_habit(), torch.tensor(0.04)
+        elapsed_s, before = torch.tensor(0.04), (face(transform, 0.01), face(transform, 0.01))
+        _, habit = FaceShape()(*before, transform, FaceShape.initial_habit(), elapsed_s)
         shape = {
             "source": source,
             "wanted": wanted,
             "transform": transform,
-            "habit": torch.cat([0.01 * normal(HABIT_SIZE - 1), habit[-1:]]),
+            "habit": habit,
             "elapsed_s": elapsed_s,
         }
         if kind == "face_shape":
