@@ -112,7 +112,7 @@ class FaceDetail(nn.Module):
         source: Tensor,
         wanted: Tensor,
         target: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Warp a frame.
 
         Args:
@@ -123,7 +123,8 @@ class FaceDetail(nn.Module):
                 rectangle's pixels. target: (CONTROLS, 2), from :class:`FaceShape`.
 
         Returns:
-            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0.
+            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0; how far
+            something in front of the mouth kept it as it was, () in [0, 1].
         """
         inverse = transform[:, :2].T / transform[:, 0].square().sum()  # (2, 2)
         target = (target - transform[:, 2]) @ inverse.T  # (K, 2), now all in crop units
@@ -133,7 +134,8 @@ class FaceDetail(nn.Module):
 
         picture = rectangle.float().permute(2, 0, 1)[None]  # TensorRT permutes no uint8
         made = blended.float().permute(2, 0, 1)[None]  # (1, 3, S, S)
-        bare = 1.0 - self.covered(picture, made, source, wanted, transform)
+        covered = self.covered(picture, made, source, wanted, transform)
+        bare = 1.0 - covered
         moved = moved * bare
 
         unit = transform[:, 0].square().sum().sqrt()  # the crop's side in pixels
@@ -155,7 +157,7 @@ class FaceDetail(nn.Module):
         share = _smooth_step((fine[6] + rim) / SOFT) * soft_mask * bare  # (S, S)
         result = torch.lerp(warped, made * self.gain(made, warped, fine[6]), share)
         result = torch.where(soft_mask > 0, result, picture)[0].round().clamp(0, 255)
-        return result.permute(1, 2, 0).to(torch.uint8)
+        return result.permute(1, 2, 0).to(torch.uint8), covered
 
     def covered(
         self, picture: Tensor, made: Tensor, source: Tensor, wanted: Tensor, transform: Tensor

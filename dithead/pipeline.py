@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -31,9 +30,15 @@ from dithead.controls import FaceShape
 from dithead.detail import FaceDetail
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
+from dithead.face.cover import MouthWatch
 from dithead.face.detector import FaceDetector, load_face_detector
-from dithead.face.locate import FaceChoice, FaceLocator
-from dithead.face.mesh import FaceLandmarks, FaceMesh, FaceRegion, load_face_mesh, samples_for
+from dithead.face.judge import light_to
+from dithead.face.locate import Absence, Box, FaceChoice, FaceLocator, checked_choice
+from dithead.face.mesh import FaceMesh, load_face_mesh, samples_for
+from dithead.face.networks import FaceNetworks
+from dithead.face.reference import FAINT, ReferenceChoice
+from dithead.face.search import Read
+from dithead.face.speakers import Speakers
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import (
     DiTContext,
@@ -64,10 +69,13 @@ class Options:
     """DDIM steps a frame; None takes the model's default."""
     seed: int = 0
     reference: ReferenceMode = "fixed"
-    """``fixed``: the latent of the first frame that shows the face. ``previous``: the latent
+    """``fixed``: the latent of the first good frame that shows the face. ``previous``: the latent
     generated for the frame before (the paper), which a small model lets drift on strangers."""
     face: FaceChoice = "largest"
-    """``"largest"`` or the index of a face counted from the left."""
+    """Whose: ``"largest"``, the index of a face counted from the left, the face at a point (x, y)
+    or in a box (left, top, right, bottom), in pixels of the frame in which it is first seen."""
+    speakers: Speakers | None = None
+    """Who speaks when, by places; in the place of ``face``."""
     on_no_face: Literal["pass", "error"] = "pass"
     """What to do with a frame in which no face is found: hand it through untouched, or stop."""
     generate_every: int = 1
@@ -86,6 +94,7 @@ class Options:
             raise ConfigError(f"generate_every must be 1 or 2, not {self.generate_every}")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be at least 1, not {self.steps}")
+        checked_choice(self.face)
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must lie in 0..{2**32 - 1}, not {self.seed}")
 
@@ -101,6 +110,7 @@ class Models:
         self.detector = detector
         self.mesh = mesh
         self._modules: dict[str, nn.Module] = {}
+        self._faces = FaceNetworks(detector, mesh)
         self._building = threading.Lock()  # stages ask from threads of their own
 
     @classmethod
@@ -182,11 +192,9 @@ class Models:
         by_side = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
         if side.isdigit() and kind in by_side:
             return by_side[kind](config.face, int(side))
-        if side.isdigit() and kind == "face_region":
-            return FaceRegion(int(side))
+        if name == "face_detector" or kind in ("face_region", "face_landmarks", "face_judge"):
+            return self._faces.build(name)
         builders: dict[str, Callable[[], nn.Module]] = {
-            "face_detector": lambda: self.detector,
-            "face_landmarks": lambda: FaceLandmarks(self.mesh.net),
             "face_tracker": lambda: FaceTracker(config.face),
             "face_shape": FaceShape,
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
@@ -205,8 +213,9 @@ class Models:
             builders["shape_head"] = lambda: head
         if name not in builders:
             raise ConfigError(
-                f"unknown graph {name!r}; choose one of {', '.join(builders)}, "
-                f"face_region.SAMPLES, {', '.join(f'{kind}.SIDE' for kind in by_side)}"
+                f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_detector, "
+                "face_landmarks, face_judge, face_region.SAMPLES, "
+                f"{', '.join(f'{kind}.SIDE' for kind in by_side)}"
             )
         return builders[name]()
 
@@ -245,6 +254,12 @@ class Face:
     """(1, 5), the region of the frame that the mesh was fitted in."""
     samples: int
     """Of each pixel of it that the mesh network saw."""
+    light: Tensor
+    """(2, 3): factor and offset that bring a crop's colours to the reference's light."""
+    refers: bool
+    """Whether this frame becomes the reference."""
+    reference_share: float
+    """How much the latest reference counts against the one before, in (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +301,13 @@ class DetailState:
     last_time_s: float | None = None
 
 
-Read = Callable[[Tensor], Tensor]
-"""Gives a tensor's values on the host: for a few numbers a frame that decide what is run next and
-where the rectangle is cut."""
+LeftAlone = Absence | Literal["too faint", "covered"]
+"""Why a frame is handed through as it is: there is nobody to re-voice in it; too little is to be
+seen of the face; something is in front of the mouth."""
+
+
+COVERED = 0.95
+"""A mouth that is covered by so much counts as left alone."""
 
 
 class SpeechGraph:
@@ -323,41 +342,60 @@ class FrameGenerator:
         with torch.inference_mode():
             self.modulations = [graphs.run("dit_timestep", now)[0] for now in self.visits[:-1]]
         self.seed = torch.full((1,), options.seed, device=graphs.device)
-        self.locator = FaceLocator(
-            partial(graphs.run, "face_detector"),
-            lambda frame, region: self.fit(frame, region, samples_for(self._read(region))),
-            options.face,
-        )
-        self._read: Read = Tensor.cpu
+        self.locator = FaceLocator(graphs.run, options.face)
+        self.left_alone: LeftAlone | None = None  # why, the latest frame that was tracked
         self.reset()
 
     def reset(self) -> None:
         """Back to the state of a fresh stream."""
         self.locator.reset()
+        self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
         self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
         self._reference: Tensor | None = None  # latent (1, C, s, s)
+        self._replaced: Tensor | None = None  # likewise, of the reference before it
         self._noise: Tensor | None = None  # likewise
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
 
-    def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
-        """Frame (H, W, 3) uint8 -> its face, or None where no face is found."""
-        self._read = read
-        mesh = self.locator(frame, read)
-        if mesh is None:
+    def track(
+        self, frame: Tensor, time_s: float, read: Read = Tensor.cpu, box: Box | None = None
+    ) -> Face | None:
+        """Frame (H, W, 3) uint8 -> its face, or None where it is to be left alone; then
+        ``left_alone`` says why. ``box``: where the face is to be, see
+        :class:`~dithead.face.locate.FaceLocator`."""
+        if box is None and self.options.speakers is not None:
+            box = self.options.speakers.box_at(time_s)
+        found = self.locator(frame, read, box)
+        if found is None:
+            self.left_alone = self.locator.absence
             return None
-        if self.locator.changed:
+        if found.changed:
             self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
+            self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
         state = self._tracking
         elapsed_s = 0.0 if state.last_time_s is None else time_s - state.last_time_s
         state.last_time_s = time_s
         elapsed = torch.full((), elapsed_s, device=frame.device)
         transform, polygon, state.smoothing = self.graphs.run(
-            "face_tracker", mesh, state.smoothing, elapsed
+            "face_tracker", found.mesh, state.smoothing, elapsed
         )
-        region = self.locator.region
-        assert region is not None
-        samples = samples_for(read(region))
-        return Face(transform, polygon, self.locator.changed, mesh, region, samples)
+        if found.measures.contrast < FAINT:
+            self.left_alone = "too faint"
+            return None
+        covered = self._mouth(found, time_s)
+        self.locator.mouths = self._mouth.known
+        if covered:
+            self.left_alone = "covered"
+            return None
+        shown = self._choice(found, self._mouth.anew)
+        light = found.light
+        if shown.taken:
+            light = light_to(shown.looks, found.looks)
+        self.locator.reference = shown.looks
+        fresh, self._fresh, self.left_alone = self._fresh, False, None
+        return Face(
+            *(transform, polygon, fresh, found.mesh, found.region),
+            *(samples_for(read(found.region)), light, shown.taken, shown.share),
+        )
 
     def fit(self, picture: Tensor, region: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Meshes (1, 468, 3) and scores (1,) of the face in a region (1, 5) of a picture (H, W, 3),
@@ -383,26 +421,32 @@ class FrameGenerator:
         local[1, 2] -= top
         return left, top, cut_rectangle(frame, left, top, side), local
 
-    def encode(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
-        """Rectangle (S, S, 3) uint8, transform into it -> crop, masked latent."""
+    def encode(self, rectangle: Tensor, transform: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
+        """Rectangle (S, S, 3) uint8, transform into it, light of :class:`Face` -> crop, masked
+        latent. The crop has the frame's own light, the latent the reference's."""
         (crop,) = self.graphs.run(f"face_crop.{rectangle.shape[0]}", rectangle, transform)
-        return crop, self.graphs.run("masked_encoder", crop)[0]
+        factor, offset = light[:, :, None, None]
+        lit = (crop * factor + offset).clamp(-1.0, 1.0)
+        return crop, self.graphs.run("masked_encoder", lit)[0]
 
-    def begin(self, crop: Tensor, index: int, fresh: bool) -> tuple[Tensor, Tensor]:
+    def begin(self, crop: Tensor, index: int, refers: bool, share: float) -> tuple[Tensor, Tensor]:
         """What denoising a frame begins with.
 
         Args:
-            crop: from :meth:`encode`. index: number of the frame. fresh: from :meth:`track`; the
-                reference is then made anew.
+            crop: from :meth:`encode`. index: number of the frame. refers, share: see :class:`Face`.
 
         Returns:
             Noise and reference, latents (1, C, s, s).
         """
-        if fresh or self._reference is None:
+        if refers or self._reference is None:
+            self._replaced = self._reference
             (self._reference,) = self.graphs.run("reference_encoder", crop)
+        reference = self._reference
+        if share < 1.0 and self._replaced is not None:
+            reference = torch.lerp(self._replaced, reference, share)
         if self._noise is None or self.graphs.config.diffusion.noise == "frame":
             (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
-        return self._noise, self._reference
+        return self._noise, reference
 
     def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
         """All steps of DDIM: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
@@ -420,23 +464,26 @@ class FrameGenerator:
             self._reference = latent
 
     def denoise(
-        self, crop: Tensor, masked: Tensor, window: Tensor, index: int, fresh: bool
+        self, crop: Tensor, masked: Tensor, window: Tensor, index: int, face: Face
     ) -> Tensor:
         """Generate a frame's latent (1, C, s, s).
 
         Args:
-            crop, masked: from :meth:`encode`. window: audio (window_frames, features).
-            index, fresh: see :meth:`begin`.
+            crop, masked: from :meth:`encode`. window: audio (window_frames, features). index: see
+                :meth:`begin`.
         """
-        noise, reference = self.begin(crop, index, fresh)
+        noise, reference = self.begin(crop, index, face.refers, face.reference_share)
         latent = self.sample(noise, masked, reference, window[None])
         self.keep(latent)
         return latent
 
-    def decode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent (1, C, s, s) -> face crop (1, 3, S, S) in [-1, 1]; its mesh (468, 2) in crop
-        units, or (0, 2) where no head reads it or no detail layer asks for it."""
+    def decode(self, latent: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent (1, C, s, s), light of :class:`Face` -> face crop (1, 3, S, S) in [-1, 1], in the
+        frame's own light; its mesh (468, 2) in crop units, or (0, 2) where no head reads it or no
+        detail layer asks for it."""
         (face,) = self.graphs.run("face_decoder", latent)
+        factor, offset = light[:, :, None, None]
+        face = ((face - offset) / factor).clamp(-1.0, 1.0)
         if not (self.options.detail and self.graphs.config.shape_head):
             return face, latent.new_zeros(0, 2)
         return face, self.graphs.run("shape_head", latent)[0][0]
@@ -484,7 +531,7 @@ class FrameGenerator:
         elapsed_s: Tensor,
         *,
         samples: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Lay the frame's own pixels over the blended picture.
 
         Args:
@@ -494,7 +541,8 @@ class FrameGenerator:
             samples: of the face, see :class:`Face`.
 
         Returns:
-            The rectangle (S, S, 3) uint8; habit, for :meth:`keep_detail`.
+            The rectangle (S, S, 3) uint8; habit, for :meth:`keep_detail`; how far the mouth is
+            covered, () in [0, 1], for :data:`COVERED`.
         """
         name, run = f"face_detail.{rectangle.shape[0]}", self.graphs.run
         if len(shape) > 0:
@@ -502,18 +550,20 @@ class FrameGenerator:
         else:
             wanted = self.fit(blended, region, samples)[0][0]
         target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)
-        (image,) = run(name, rectangle, blended, mask, transform, polygon, mesh, wanted, target)
-        return image, habit
+        inputs = rectangle, blended, mask, transform, polygon, mesh, wanted, target
+        image, covered = run(name, *inputs)
+        return image, habit, covered
 
     def keep_detail(self, habit: Tensor) -> None:
         """Take a frame's habit for the next one."""
         self._detailing.habit = habit
 
     def refuse_faceless(self, index: int, time_s: float) -> None:
-        """Raise StreamError if the options do not allow a frame without a face."""
-        if self.options.on_no_face == "error":
+        """Raise StreamError if the options do not allow a frame without the face."""
+        absent = {"no face": "no face", "away": "not the face that is followed"}
+        if self.options.on_no_face == "error" and self.left_alone in absent:
             raise StreamError(
-                f"no face in frame {index} (at {time_s:.3f} s); "
+                f"{absent[self.left_alone]} in frame {index} (at {time_s:.3f} s); "
                 "with --on-no-face pass such frames are handed through untouched"
             )
 
@@ -528,7 +578,7 @@ class FrameGenerator:
             return None
         left, top, rectangle, transform = self.cut(frame, found.transform)
         mesh, region = in_rectangle(found, left, top)
-        crop, masked = self.encode(rectangle, transform)
+        crop, masked = self.encode(rectangle, transform, found.light)
         return Prepared(
             index=index,
             time_s=time_s,
@@ -548,7 +598,8 @@ class FrameGenerator:
     def generate(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """The denoiser and the decoder; see :meth:`decode`."""
         p = prepared
-        return self.decode(self.denoise(p.crop, p.masked, p.window, p.index, p.found.fresh))
+        latent = self.denoise(p.crop, p.masked, p.window, p.index, p.found)
+        return self.decode(latent, p.found.light)
 
     @torch.inference_mode()
     def finish(self, prepared: Prepared, made: tuple[Tensor, Tensor]) -> Patch:
@@ -557,12 +608,14 @@ class FrameGenerator:
         face, shape = made
         image, mask = self.blend(face, p.rectangle, p.crop, p.transform, polygon)
         if self.options.detail:
-            image, habit = self.detail(
+            image, habit, covered = self.detail(
                 *(image, mask, p.rectangle, p.transform, polygon, p.mesh, p.region, shape),
                 *self.begin_detail(p.time_s, p.found.fresh),
                 samples=p.found.samples,
             )
             self.keep_detail(habit)
+            if float(covered) >= COVERED:
+                self.left_alone = "covered"
         return Patch(p.left, p.top, image, mask)
 
     def __call__(

@@ -16,7 +16,8 @@ from torch import Tensor
 from dithead.config import DitHeadConfig
 from dithead.controls import FaceShape
 from dithead.errors import ConfigError
-from dithead.face.crop import BLEND_ANCHORS, blend_polygon
+from dithead.face.crop import BLEND_ANCHORS, STABLE_POINTS, blend_polygon, stable_template
+from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE, MOST_SAMPLES
 from dithead.face.tracker import STATE_SIZE
 from dithead.graphs import RECTANGLE_SIZES
@@ -104,6 +105,14 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
         ),
         GraphSpec("face_landmarks", ("picture", "region"), ("mesh", "score")),
         GraphSpec(
+            "face_judge",
+            (
+                *("picture", "region", "mesh", "score", "last_mesh", "last_looks"),
+                *("person", "reference", "mouths"),
+            ),
+            ("looks", "mouth", "light", "measures"),
+        ),
+        GraphSpec(
             "face_tracker",
             ("mesh", "state", "elapsed_s"),
             ("transform", "polygon", "next_state"),
@@ -156,7 +165,7 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
                     *("rectangle", "blended", "soft_mask", "transform", "polygon"),
                     *("source", "wanted", "target"),
                 ),
-                ("detailed",),
+                ("detailed", "covered"),
             )
         )
     return specs
@@ -240,6 +249,15 @@ def example_inputs(
     def mesh() -> Tensor:
         return 150.0 + 40.0 * normal(MESH_POINTS, 3)
 
+    def upright_mesh(region: Tensor) -> Tensor:
+        """A mesh that fills a region (1, 5) as a face does, in frame pixels."""
+        points = uniform(MESH_POINTS, 3, low=-0.4, high=0.4)
+        points[list(STABLE_POINTS), :2] = stable_template()
+        cos, sin = region[0, 4].cos(), region[0, 4].sin()
+        turn = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
+        points[:, :2] = (0.6 * region[0, 2] * points[:, :2]) @ turn.T + region[0, :2]
+        return points
+
     def context() -> Tensor:
         if config.dit.conditioning == "paper":
             return normal(batch, 1, width)
@@ -251,13 +269,26 @@ def example_inputs(
     if kind == "face_tracker":
         state = torch.zeros(STATE_SIZE)
         return {"mesh": mesh(), "state": state, "elapsed_s": torch.tensor(0.04)}
-    if kind in ("face_region", "face_landmarks"):
+    if kind in ("face_region", "face_landmarks", "face_judge"):
         middle = torch.tensor([[breadth / 2, height / 2]])
         region = torch.cat([middle, uniform(1, 1, low=60, high=200).expand(1, 2)], 1)
         region = torch.cat([region, uniform(1, 1, low=-0.5, high=0.5)], 1)
         if kind == "face_region":
             return {"frame": picture(height, breadth), "region": region}
-        return {"picture": smooth(INPUT_SIZE, INPUT_SIZE), "region": region}
+        fitted = {"picture": smooth(INPUT_SIZE, INPUT_SIZE), "region": region}
+        if kind == "face_landmarks":
+            return fitted
+
+        def looks(*count: int) -> Tensor:
+            return uniform(*count, *LOOKS_SHAPE, low=40.0, high=200.0)
+
+        seen, before = (upright_mesh(region) + 0.3 * normal(MESH_POINTS, 3) for _ in range(2))
+        return {
+            **fitted,
+            **{"mesh": seen[None], "score": uniform(1, low=0.0), "last_mesh": before},
+            **{"last_looks": looks(), "person": looks(GALLERY), "reference": looks()},
+            "mouths": 0.1 * normal(GALLERY, *MOUTH_SHAPE),
+        }
     if kind == "audio_window":
         time_us = int(integer(0, 10_000_000))
         return {

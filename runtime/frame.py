@@ -74,6 +74,11 @@ class VideoFrame:
     turns: int = 0
 
     @property
+    def face_box(self) -> None:
+        """A file does not say where the face to re-voice is."""
+        return None
+
+    @property
     def time_s(self) -> Fraction:
         """Presentation time in seconds."""
         return self.pts * self.time_base

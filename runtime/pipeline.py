@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -41,7 +42,10 @@ class Summary:
     frames: int = 0
     """Frames taken from the input."""
     faces: int = 0
-    """Frames in which a face was found and re-voiced; the others were handed through untouched."""
+    """Frames in which a face was found and re-voiced."""
+    left_alone: Counter[str] = field(default_factory=Counter)
+    """The others, which were handed through untouched: how many for which reason, see
+    :data:`dithead.pipeline.LeftAlone`."""
     frames_written: int = 0
     dropped: int = 0
     """Frames of a live source that came faster than they could be worked on."""
@@ -259,7 +263,10 @@ class _Writer:
         self.last = made
         summary = self._summary
         summary.frames += 1
-        summary.faces += item.note.face is not None
+        why = item.note.left_alone
+        summary.faces += why is None
+        if why is not None:
+            summary.left_alone[why] += 1
         summary.video_s = float(shown.end_s)
         if self._progress is not None:
             self._progress(summary.frames, float(made.end_s))

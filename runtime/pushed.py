@@ -4,7 +4,7 @@ pulled."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NoReturn
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.pipeline import FrameGenerator
+from dithead.face.locate import Box, checked_box
+from dithead.pipeline import FrameGenerator, LeftAlone
 from dithead.runtime.batch import Batcher
 from dithead.runtime.channel import Channel, Closed, Stopped
 from dithead.runtime.lanes import Lanes
@@ -34,6 +35,8 @@ class RgbFrame:
     time_s: Fraction
     image: np.ndarray
     """(H, W, 3) uint8."""
+    face_box: Box | None = None
+    """Where the face to re-voice is, in pixels; see :meth:`dithead.runtime.Stream.push_frame`."""
 
     @property
     def width(self) -> int:
@@ -54,7 +57,7 @@ class RgbFrame:
         image = self.image.copy()
         part = image[y : y + rgb.shape[0], x : x + rgb.shape[1]]
         np.copyto(part, rgb, where=mask.astype(bool)[..., None])
-        return RgbFrame(self.index, self.time_s, image)
+        return replace(self, image=image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class OutputFrame:
     """(H, W, 3) uint8 RGB."""
     face: bool
     """Whether a face was found and re-voiced; else the picture is as it was pushed."""
+    left_alone: LeftAlone | None = None
+    """Why it was not."""
     between: bool = False
     """Whether it was made between two pushed frames (``interpolate=2``)."""
 
@@ -202,7 +207,11 @@ class PushedRun:
             self._raise_stopped()
 
     def push_frame(
-        self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None
+        self,
+        image: np.ndarray,
+        time_s: Fraction | float,
+        timeout_s: float | None,
+        face_box: Box | None,
     ) -> bool:
         if self._portrait is not None:
             raise StreamError("this stream shows a still portrait: it takes sound alone")
@@ -212,7 +221,8 @@ class PushedRun:
                 f"a frame at {float(at):.6f} s after one at {float(self._last_s):.6f} s: times "
                 "must increase; call reset() to start again"
             )
-        frame = RgbFrame(self._pushed, at, checked_picture(image))
+        box = None if face_box is None else checked_box(face_box)
+        frame = RgbFrame(self._pushed, at, checked_picture(image), box)
         try:
             taken = self._inbox.put(frame, timeout_s)
         except Stopped:
@@ -267,11 +277,12 @@ class PushedRun:
 
     def _deliver(self, item: Item, middle: np.ndarray | None) -> None:
         made: RgbFrame = item.note.made
-        face = item.note.face is not None
+        why = item.note.left_alone
         if middle is not None and self._last_out is not None:
             at = (self._last_out.time_s + made.time_s) / 2
-            self._outbox.put(OutputFrame(made.index, at, middle.copy(), face, between=True))
-        self._outbox.put(OutputFrame(made.index, made.time_s, made.image, face))
+            between = OutputFrame(made.index, at, middle.copy(), why is None, why, between=True)
+            self._outbox.put(between)
+        self._outbox.put(OutputFrame(made.index, made.time_s, made.image, why is None, why))
         self._last_out = made
 
 

@@ -19,6 +19,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError, StreamError
+from dithead.face.locate import Box
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.batch import WAIT_S, Batcher
@@ -183,7 +185,12 @@ class Stream:
         self._run.push_audio(samples, sample_rate_hz)
 
     def push_frame(
-        self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None = None
+        self,
+        image: np.ndarray,
+        time_s: Fraction | float,
+        timeout_s: float | None = None,
+        *,
+        face_box: Box | None = None,
     ) -> bool:
         """Take in a frame, waiting for room.
 
@@ -195,6 +202,9 @@ class Stream:
             time_s: presentation time in seconds, on the clock on which the sound starts at 0; later
                 than the last frame's.
             timeout_s: how long to wait for room; None for as long as it takes, 0 not at all.
+            face_box: where in this frame the face that speaks is, for a caller who knows: left,
+                top, right, bottom in pixels; (0, 0, 0, 0) where nobody speaks. None goes on with
+                the face of the frame before.
 
         Returns:
             False where there was no room in time: the frame was not taken.
@@ -203,7 +213,7 @@ class Stream:
             StreamError: another shape or type, a time that is not later, or a finished stream; or
                 what a stage failed with.
         """
-        return self._run.push_frame(image, time_s, timeout_s)
+        return self._run.push_frame(image, time_s, timeout_s, face_box)
 
     def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
         """The next finished frame, waiting for it; None when all have come.
@@ -292,7 +302,12 @@ class AsyncStream:
         self._stream.push_audio(samples, sample_rate_hz)
 
     async def push_frame(
-        self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None = None
+        self,
+        image: np.ndarray,
+        time_s: Fraction | float,
+        timeout_s: float | None = None,
+        *,
+        face_box: Box | None = None,
     ) -> bool:
         """See :meth:`Stream.push_frame`."""
         loop, at = asyncio.get_running_loop(), Fraction(time_s)
@@ -300,9 +315,8 @@ class AsyncStream:
         while True:
             if self._pushed is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
-                work = loop.run_in_executor(
-                    self._pusher, self._stream.push_frame, image, time_s, left
-                )
+                push = partial(self._stream.push_frame, image, time_s, left, face_box=face_box)
+                work = loop.run_in_executor(self._pusher, push)
                 self._pushed = at, work
             # Cancelled here, the slice goes on; what it comes to is asked for by the next push.
             pushed = pushed_s, work = self._pushed

@@ -19,8 +19,18 @@ from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
+from dithead.face.locate import Box
 from dithead.graphs import Graphs
-from dithead.pipeline import Face, FrameGenerator, Patch, SpeechGraph, in_rectangle, inside
+from dithead.pipeline import (
+    COVERED,
+    Face,
+    FrameGenerator,
+    LeftAlone,
+    Patch,
+    SpeechGraph,
+    in_rectangle,
+    inside,
+)
 from dithead.runtime.batch import Member
 from dithead.runtime.lanes import Lane
 from dithead.runtime.scheduler import Item
@@ -32,6 +42,7 @@ BUFFERS: Mapping[str, bool] = {
     "polygon": False,  # (P, 2), the blend's outline in crop units
     "mesh": False,  # (468, 3), in the rectangle's pixels
     "region": False,  # (1, 5), where it was fitted
+    "light": False,  # (2, 3), brings its colours to the reference's light
     "crop": False,  # (1, 3, s, s)
     "masked": False,  # (1, C, l, l)
     "window": False,  # (window_frames, features)
@@ -40,6 +51,7 @@ BUFFERS: Mapping[str, bool] = {
     "shape": False,  # (468, 2), its mesh in crop units, or (0, 2)
     "blended": False,  # (S, S, 3) uint8, before the detail layer
     "soft mask": False,  # (S, S)
+    "covered": True,  # (), how far something hides the mouth
     "image": True,  # (S, S, 3) uint8, composited
     "mask": True,  # (S, S)
     "whole": False,  # (H, W, 3) uint8, the finished frame
@@ -56,6 +68,10 @@ class Frame(Protocol):
     @property
     def time_s(self) -> Fraction:
         """Presentation time in seconds."""
+
+    @property
+    def face_box(self) -> Box | None:
+        """Where the face to re-voice is, if the caller knows."""
 
     @property
     def width(self) -> int:
@@ -77,6 +93,8 @@ class Note:
     """What stages tell each other of a frame."""
 
     face: Face | None = None
+    left_alone: LeftAlone | None = None
+    """Why the frame is handed through as it is."""
     left: int = 0
     top: int = 0
     filled: bool = False
@@ -125,9 +143,11 @@ class Track(FaceStage):
 
     def run(self, item: Item, lane: Lane) -> Iterable[Item]:
         picture, frame, note = lane.get(item.slot["picture"]), item.frame, item.note
-        note.face = self.generator.track(picture, float(frame.time_s), lane.read)
+        time_s = float(frame.time_s)
+        note.face = self.generator.track(picture, time_s, lane.read, frame.face_box)
         if note.face is None:
-            self.generator.refuse_faceless(frame.index, float(frame.time_s))
+            note.left_alone = self.generator.left_alone
+            self.generator.refuse_faceless(frame.index, time_s)
             return [item]
         note.left, note.top, rectangle, local = self.generator.cut(
             picture, note.face.transform, lane.read
@@ -138,6 +158,7 @@ class Track(FaceStage):
         mesh, region = in_rectangle(note.face, note.left, note.top)
         lane.put(item.slot["mesh"], mesh)
         lane.put(item.slot["region"], region)
+        lane.put(item.slot["light"], note.face.light)
         return [item]
 
 
@@ -147,10 +168,9 @@ class EncodeFace(FaceStage):
     name = "encode face"
 
     def work(self, item: Item, lane: Lane) -> None:
-        rectangle = lane.get(item.slot["rectangle"])
-        crop, masked = lane.replay(
-            rectangle.shape, self.generator.encode, rectangle, lane.get(item.slot["transform"])
-        )
+        names = ("rectangle", "transform", "light")
+        inputs = [lane.get(item.slot[name]) for name in names]
+        crop, masked = lane.replay(inputs[0].shape, self.generator.encode, *inputs)
         lane.put(item.slot["crop"], crop)
         lane.put(item.slot["masked"], masked)
 
@@ -254,8 +274,9 @@ class Denoise(FaceStage):
         return self._generated(lane) if len(self._begun) >= self._batch else []
 
     def _begin(self, item: Item, lane: Lane) -> None:
-        crop, fresh = lane.get(item.slot["crop"]), item.note.face.fresh
-        self._begun.append((item, *self.generator.begin(crop, item.frame.index, fresh)))
+        crop, face = lane.get(item.slot["crop"]), item.note.face
+        started = self.generator.begin(crop, item.frame.index, face.refers, face.reference_share)
+        self._begun.append((item, *started))
 
     def _generated(self, lane: Lane) -> list[Item]:
         """Generate what has begun: the frames to pass on."""
@@ -299,7 +320,8 @@ class DecodeFace(FaceStage):
             return []
         if item.note.face is None:
             return [item]
-        made = lane.replay("decode", self.generator.decode, lane.get(item.slot["latent"]))
+        inputs = [lane.get(item.slot[name]) for name in ("latent", "light")]
+        made = lane.replay("decode", self.generator.decode, *inputs)
         self._put(item, made, lane)
         if not self.holds:
             return [item]
@@ -347,8 +369,9 @@ class Detail(FaceStage):
         state = self.generator.begin_detail(time_s, face.fresh)
         key = inputs[2].shape, face.samples
         work = partial(self.generator.detail, samples=face.samples)
-        image, habit = lane.replay(key, work, *inputs, *state)
+        image, habit, covered = lane.replay(key, work, *inputs, *state)
         self.generator.keep_detail(habit)
+        lane.put(item.slot["covered"], covered)
         lane.put(item.slot["image"], image)
         lane.put(item.slot["mask"], inputs[1])
 
@@ -367,6 +390,8 @@ class Composite(FaceStage):
         note = item.note
         image, mask = lane.get(item.slot["image"]), lane.get(item.slot["mask"])
         note.made = lay_on(item.frame, Patch(note.left, note.top, image, mask))
+        if self.generator.options.detail and float(lane.get(item.slot["covered"])) >= COVERED:
+            note.left_alone = "covered"
 
 
 class Interpolate(FaceStage):

@@ -75,7 +75,7 @@ class Portrait:
         blended = rectangle if blended is None else blended
         wanted = self.mesh if wanted is None else wanted
         frame = (self.mask, self.transform, self.polygon, self.mesh, wanted, target)
-        return self.detail(rectangle, blended, *frame)
+        return self.detail(rectangle, blended, *frame)[0]
 
     def away_from_the_lips(self, image: Tensor) -> Tensor:
         """A picture (H, W, ...) with zeros on the lips and round them."""
@@ -232,7 +232,7 @@ def test_an_absurd_mesh_does_not_tear_the_picture(portrait: Portrait, value: flo
     assert habit.isfinite().all()
     assert (target - portrait.own()).norm(dim=1).max() < 0.15 * portrait.unit
     frame = (portrait.mask, portrait.transform, portrait.polygon, portrait.mesh, wanted)
-    image = portrait.detail(portrait.rectangle, portrait.rectangle, *frame, target)
+    image, _ = portrait.detail(portrait.rectangle, portrait.rectangle, *frame, target)
     outside = portrait.mask == 0
     assert torch.equal(image[outside], portrait.rectangle[outside])
 

@@ -158,11 +158,11 @@ def test_a_number_read_back_is_a_wait(
 ) -> None:
     begin = FrameGenerator.begin
 
-    def peek(generator: FrameGenerator, crop: Tensor, index: int, fresh: bool) -> Any:
+    def peek(generator: FrameGenerator, crop: Tensor, index: int, *how: Any) -> Any:
         if index == FRAMES - 1:
             emulated_cuda.waits.clear()
             assert float(crop.mean()) < 1
-        return begin(generator, crop, index, fresh)
+        return begin(generator, crop, index, *how)
 
     monkeypatch.setattr(FrameGenerator, "begin", peek)
     with Session(models).open_stream(Options(steps=1)) as stream:

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from dithead.errors import BackendUnavailable, CheckpointError
-from dithead.face.detector import load_face_detector
 from dithead.face.locate import FaceLocator
-from dithead.face.mesh import load_face_mesh
+from dithead.face.networks import FaceNetworks
 from dithead.train import packaged
 from dithead.train.evaluation import identity as module
 from dithead.train.evaluation.identity import (
@@ -37,9 +36,9 @@ def recognition() -> FaceRecognition:
 def portrait(astronaut: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     """A frame and its mesh."""
     frame = torch.from_numpy(astronaut[:340, 70:410].copy())
-    mesh = FaceLocator(load_face_detector(), load_face_mesh())(frame)
-    assert mesh is not None
-    return frame, mesh[:, :2].numpy()
+    found = FaceLocator(FaceNetworks.load().run)(frame)
+    assert found is not None
+    return frame, found.mesh[:, :2].numpy()
 
 
 def integer(value: int) -> bytes:

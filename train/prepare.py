@@ -16,9 +16,8 @@ import torch
 from dithead.config import DitHeadConfig, FaceConfig
 from dithead.errors import MediaError
 from dithead.face.crop import STABLE_POINTS, crop_face
-from dithead.face.detector import load_face_detector
 from dithead.face.locate import FaceLocator
-from dithead.face.mesh import load_face_mesh
+from dithead.face.networks import FaceNetworks
 from dithead.face.tracker import FaceTracker
 from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.data import STORED_MARGIN, Clip, make_folders, read_index, save_clip, write_index
@@ -134,7 +133,7 @@ def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:
 def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
     """Prepare one video or still. Raises MediaError: unreadable, a video without audio, or a frame
     without a face."""
-    locate = FaceLocator(load_face_detector(), load_face_mesh())
+    locate = FaceLocator(FaceNetworks.load().run)
     tracker = FaceTracker(config.face)
     state = tracker.initial_state()
     crops, transforms, meshes = [], [], []
@@ -144,9 +143,10 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
             if len(times) == MAX_VIDEO_FRAMES:
                 break
             image = torch.from_numpy(frame.rgb())
-            mesh = locate(image)
-            if mesh is None:
+            found = locate(image)
+            if found is None:
                 raise MediaError(f"no face in frame {frame.index}")
+            mesh = found.mesh
             elapsed = float(frame.time_s) - times[-1] if times else 0.0
             transform, _, state = tracker(mesh, state, torch.tensor(elapsed))
             crops.append(stored_crop(image, transform, config.face))

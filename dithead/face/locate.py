@@ -1,246 +1,467 @@
-"""Which face, and where: follows one face through a video, frame by frame."""
+"""Which face, and where: follows one person through a video, frame by frame."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError
-from dithead.face.mesh import roi_from_detection, roi_from_mesh
-from dithead.transfer import to_device
+from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE, Measures, unlikeness
+from dithead.face.mesh import POINTS, roi_from_mesh, samples_for
+from dithead.face.scene import changed_round, changed_share, glance
+from dithead.face.search import FaceSearch, Read, Run, Sighting, area, overlap, region_on
 
 MIN_MESH_SCORE = 0.5
 MIN_OVERLAP = 0.2
+SAME_PLACE = 0.4
+"""Overlap of a face with where a person was seen last."""
 MAX_JUMP = 0.5
 """A followed face does not move by more than this share of its width from one frame to the next."""
 MAX_MOTION = 0.15
-"""One that moves by more than this is looked at anew, and is another if that says so, too. The
-liveliest talker at hand moves by 0.05 at 30 frames a second, by 0.11 at 10."""
-MAX_UNLIKENESS = 0.12
-"""And so is one of which :func:`glimpse` shows something more unlike than this plus its motion.
-Within footage at 25 to 30 frames a second that is 0.04 at most, at 15 it is 0.11; of cuts between
-two people in the same place, 19 of 20 are beyond."""
+"""One that moves by more than this is looked at anew. The liveliest talker at hand moves by 0.05 at
+30 frames a second, by 0.11 at 10."""
+MAX_UNLIKENESS, ANEW = 0.12, 0.25
+"""And so is one that differs from the frame before by more than the first; beyond the second it is
+begun with afresh, even if it is that person."""
+MAX_LIGHT_STEP, RELIT_UNLIKENESS = 0.4, 0.08
+"""Light may change in one frame by more than the first; where looks change by the second, too, it
+is another shot."""
+ANOTHER = 0.3
+"""What differs from a person's looks by more, in that person's place, is somebody else."""
+TURNED = 0.5
+"""But a head may turn, and come back turned: where that person was seen last, and nobody else was,
+somebody differs by more."""
+AGAIN = 0.18
+"""Elsewhere it is that person if it differs by less."""
+NEW_LOOK = 0.08
+"""A followed person who differs by more from all the looks kept has one more kept."""
+CERTAIN, LIKELY = 0.1, 0.2
+"""Up to so much doubt (:meth:`~dithead.face.search.FaceSearch.doubt`) a fit is taken, or is taken
+where there is no better one."""
+SCENE, SWAP = 0.6, 0.11
+"""Shares of a frame that change at a cut, at least: to another scene; to somebody else in the same
+place, where what is round the face changes as much, too (:mod:`dithead.face.scene`)."""
+LOOKED_AT = 6
+"""Faces of a frame that are looked at, the surest ones."""
+BRIEFLY = 12
+"""Frames after which somebody who comes back is begun with afresh."""
 
-_COLUMNS, _ROWS, _EACH = 16, 8, 2
-_CLIPPED = 250.0  # levels from which on a picture may have lost what it showed
-_FAINT = 3.0  # levels; contrast below it is noise
-
-FaceChoice = Literal["largest"] | int
-_Face = tuple[Tensor, Tensor]  # box (4,) and keypoints (6, 2) of the detector
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright frame."""
+FaceChoice = Literal["largest"] | int | tuple[float, float] | Box
+"""Whom to follow: the largest face, one counted from the left, that at a point, that in a box."""
+Absence = Literal["no face", "away", "nobody"]
+"""Why there is no face to follow in a frame: none is seen; not the person who is followed; nobody
+is to speak."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """A mesh in one frame, beside the face of the frame before."""
+class Located:
+    """A face in one frame."""
 
     mesh: Tensor
     """(468, 3) in frame pixels."""
     region: Tensor
     """(1, 5), where it was fitted."""
-    around: Tensor
-    """(1, 5), where to look for it next."""
-    seen: Tensor
-    """From :func:`glimpse`."""
-    moved: float
-    """How far from the last one, as a share of its width."""
-    unlikeness: float
-    """How little it looks like the last one, in [0, 2]."""
+    looks: Tensor
+    """LOOKS_SHAPE, see :mod:`dithead.face.judge`."""
+    mouth: Tensor
+    """MOUTH_SHAPE, likewise."""
+    light: Tensor
+    """(2, 3), likewise: to the light of :attr:`FaceLocator.reference`."""
+    measures: Measures
+    changed: bool = False
+    """Whether it is not known to be that of the frame before, or is begun with afresh."""
 
     @property
-    def another(self) -> bool:
-        """Whether it may be somebody else, or the same in another shot."""
-        return self.moved > MAX_MOTION or self.unlikeness > MAX_UNLIKENESS + self.moved
+    def around(self) -> Tensor:
+        """(1, 5), where to look for it next."""
+        return roi_from_mesh(self.mesh[None])
+
+    @property
+    def sudden(self) -> bool:
+        """Whether it may be somebody else than in the frame before."""
+        return self.measures.unlike_last > MAX_UNLIKENESS or self.begins
+
+    @property
+    def begins(self) -> bool:
+        """Whether it has leapt, or looks and is lit otherwise than in the frame before: whoever it
+        is, it is begun with afresh."""
+        seen = self.measures
+        relit = seen.light_step > MAX_LIGHT_STEP and seen.unlike_last > RELIT_UNLIKENESS
+        return seen.moved > MAX_MOTION or seen.unlike_last > ANEW or relit
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """Somebody who is not followed."""
+
+    box: Tensor
+    """(4,) on the host."""
+    looks: Tensor
+    """As they were first seen."""
 
 
 class FaceLocator:
     """Finds a face, then follows its mesh from frame to frame, and looks again when it is lost.
 
+    What is followed is a person, not a place: known by the looks of the upper face. Whoever comes
+    into that person's place is left alone, and so is everybody else until the person is back. After
+    a cut, which changes most of the frame at once, the choice is made anew; the same person is
+    preferred.
+
     Every ``redetect_every`` frames the detector must still see a face where the mesh is, so a mesh
-    that has wandered onto the background is dropped. A face that is lost is looked for where it
-    was; if there is none, the choice is made anew. A face that leaps or suddenly looks different is
-    looked at anew, too: after a cut, what is in its place may be somebody else.
+    that has wandered onto the background is dropped.
 
     Attributes:
-        changed: whether the face of the latest frame is not known to be that of the frame before.
-        region: (1, 5), where in the latest frame its mesh was fitted.
+        absence: why there is no face in the latest frame.
+        reference: LOOKS_SHAPE, what light is compared with; set by the caller. mouths: (GALLERY,
+            *MOUTH_SHAPE), what the mouth is compared with; likewise.
 
     Args:
-        detector, mesh: the graphs :class:`~dithead.face.detector.FaceDetector` and
-            :class:`~dithead.face.mesh.FaceMesh`, or what runs them.
-        choice: ``"largest"``, or the index of a face counted from the left of the frame in which it
-            is first looked for.
+        run: runs the graphs ``face_detector``, ``face_region``, ``face_landmarks``, ``face_judge``.
+        choice: who is looked for first.
         redetect_every: frames between two looks with the detector.
+
+    Raises:
+        ConfigError: no such choice.
     """
 
-    def __init__(
-        self,
-        detector: Callable[[Tensor], tuple[Tensor, ...]],
-        mesh: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-        choice: FaceChoice = "largest",
-        redetect_every: int = 10,
-    ) -> None:
-        if choice != "largest" and not (isinstance(choice, int) and choice >= 0):
-            raise ConfigError(f"face must be 'largest' or an index from 0, not {choice!r}")
-        self._detector = detector
-        self._mesh = mesh
-        self._choice = choice
+    def __init__(self, run: Run, choice: FaceChoice = "largest", redetect_every: int = 10) -> None:
+        self._run = run
+        self._choice = checked_choice(choice)
         self._redetect_every = redetect_every
-        self._read: Callable[[Tensor], Tensor] = Tensor.cpu
+        self._search = FaceSearch(run)
+        self._read: Read = Tensor.cpu
+        self.absence: Absence = "no face"
         self.reset()
 
     def reset(self) -> None:
         """Forget the face."""
-        self._last: _Fit | None = None
+        self._last: Located | None = None  # in the latest frame that showed the person
+        self._followed = False  # whether that was the latest frame
+        self._person: Tensor | None = None  # (GALLERY, *LOOKS_SHAPE)
+        self._bound = False  # whether nobody else will do
+        self._others: list[_Other] = []  # everybody else, where they were seen last
+        self._lost = 0  # frames since the person was seen
         self._since_detection = 0
-        self.changed = True
-        self.region: Tensor | None = None
+        self._glance: Tensor | None = None
+        self.reference: Tensor | None = None
+        self.mouths: Tensor | None = None
 
     def __call__(
-        self, frame: Tensor, read: Callable[[Tensor], Tensor] = Tensor.cpu
-    ) -> Tensor | None:
-        """Mesh (468, 3) in frame pixels of the followed face in a frame (H, W, 3) uint8 RGB, or
-        None.
+        self, frame: Tensor, read: Read = Tensor.cpu, box: Box | None = None
+    ) -> Located | None:
+        """The face in a frame (H, W, 3) uint8 RGB, or None; then ``absence`` says why.
 
         Args:
             read: gives a tensor's values on the host, where it is decided what to run next.
+            box: where the face is to be; then it may be anybody's. Empty (no area): nobody's.
         """
         self._read = read
-        followed = fit = self._follow(frame)
-        self.changed = False
-        if followed is None or followed.another:
-            fit = self._find(frame, followed or self._last)
-        if fit is None and followed is not None:  # only the detector does not know it
-            fit = self._fit(frame, followed.around) or followed
-        self._last = fit
-        if fit is None:
+        if box is not None and not self._goes_on_in(box):
+            self.reset()
+        if box is not None and area(torch.tensor(box)) <= 0:
+            self.absence = "nobody"
             return None
-        self.changed = self.changed or fit.another
-        self.region = fit.region
-        return fit.mesh
+        before, self._glance = self._glance, glance(frame)
+        found = self._follow(frame)
+        if found is not None and not found.sudden and not self._confirmed(frame, found):
+            found = None
+        if found is None or found.sudden:
+            cut = before is not None and self._is_cut(frame, before, found)
+            found = self._look(frame, found, cut, self._choice if box is None else box)
+        self._followed = found is not None
+        if found is None:
+            self._lost += 1
+            self.absence = "away" if self._bound else "no face"
+            return None
+        self._lost, self._last = 0, found
+        self._remember(found)
+        return found
 
-    def _follow(self, frame: Tensor) -> _Fit | None:
+    def _goes_on_in(self, box: Box) -> bool:
         if self._last is None:
+            return self._person is None
+        return inside(self._read(self._last.mesh[:, :2].mean(0)), box)
+
+    def _follow(self, frame: Tensor) -> Located | None:
+        if self._last is None or not self._followed:
             return None
-        fit = self._fit(frame, self._last.around)
-        if fit is None or fit.moved > MAX_JUMP:
-            return None
+        found = self._fit(frame, self._last.around)
+        return None if found is None or found.measures.moved > MAX_JUMP else found
+
+    def _confirmed(self, frame: Tensor, found: Located) -> bool:
+        """Whether the detector knows a face that is followed, when it is asked."""
         self._since_detection += 1
-        if self._since_detection >= self._redetect_every and not fit.another:
-            boxes = self._detect(frame)
-            self._since_detection = 0
-            seen = self._read(_bounds(fit.mesh))
-            if not any(_overlap(seen, box) > MIN_OVERLAP for box, _ in boxes):
-                return None
-        return fit
-
-    def _find(self, frame: Tensor, place: _Fit | None) -> _Fit | None:
-        faces = self._detect(frame)
-        face = self._face_where_it_was(faces, place)
-        if face is None:
-            self.changed = True
-            face = self._chosen_face(faces)
-        if face is None:
-            return None
-        box, keypoints = face
+        if self._since_detection < self._redetect_every:
+            return True
         self._since_detection = 0
-        region = to_device(roi_from_detection(keypoints[None], box[None]), frame.device)
-        fit = self._fit(frame, region)
-        if fit is None:
+        self._note_others(frame, found, self._search.upright(frame, self._read))
+        return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
+
+    def _is_cut(self, frame: Tensor, before: Tensor, found: Located | None) -> bool:
+        """Whether the latest frame shows another scene, or somebody else in the same place from one
+        frame to the next, who was not seen to come."""
+        assert self._glance is not None
+        share = float(self._read(changed_share(before, self._glance)))
+        if share >= SCENE:
+            return True
+        if found is None or share < SWAP:
+            return False
+        place, (height, width) = self._read(bounds(found.mesh)), frame.shape[:2]
+        round_face = changed_round(before, self._glance, place, height, width)
+        return float(self._read(round_face)) >= SWAP and not self._has_company(place)
+
+    def _look(
+        self, frame: Tensor, followed: Located | None, cut: bool, choice: FaceChoice
+    ) -> Located | None:
+        """Look all over the frame."""
+        seen = self._search.upright(frame, self._read)
+        wide = self._lost % self._redetect_every == 0
+        self._since_detection = 0
+        if cut and not self._sees_others(frame, seen):
+            self._bound = False
+        if self._bound:
+            found = self._person_again(frame, followed, seen)
+            if found is None and wide:
+                found = self._person_again(frame, None, self._search.turned(frame, self._read))
+            return found
+        found = self._preferred(frame, seen)
+        if found is None:
+            found = self._chosen(frame, seen, wide, choice)
+        if found is None and followed is not None:  # only the detector does not know it
+            found = self._fit(frame, followed.around) or followed
+        if found is None:
             return None
+        if found.measures.unlike_person > AGAIN:
+            self._person = None
+        self._others = []
+        self._note_others(frame, found, seen)
+        return begun(found)
+
+    def _person_again(
+        self, frame: Tensor, followed: Located | None, seen: list[Sighting]
+    ) -> Located | None:
+        """The person who was followed, where the frame shows them."""
+        assert self._last is not None
+        place = self._read(bounds((followed or self._last).mesh))
+        best: Located | None = None
+        others = []
+        for face in seen[:LOOKED_AT]:
+            found = self._fit_sighting(frame, face)
+            if found is None:
+                continue
+            shared, other = overlap(place, face.box), self._other_at(face)
+            limit = ANOTHER if shared > MIN_OVERLAP else AGAIN
+            if shared > SAME_PLACE and not self._has_company(place):
+                limit = TURNED
+            unlike = found.measures.unlike_person
+            if other is not None:
+                limit = min(AGAIN, 0.5 * self._unlike(other, found))
+            if unlike <= limit and (best is None or unlike < best.measures.unlike_person):
+                best = found
+            else:
+                others.append(_Other(face.box, found.looks if other is None else other.looks))
+        if others or self._lost > BRIEFLY:
+            self._others = others
+        if best is None and followed is not None and followed.measures.unlike_person <= ANOTHER:
+            best = self._fit(frame, followed.around) or followed
+        if best is None:
+            return None
+        return begun(best) if best.begins or self._lost >= BRIEFLY else best
+
+    def _other_at(self, face: Sighting) -> _Other | None:
+        """Whom of the others a face goes on from."""
+        best = max(self._others, key=lambda other: overlap(face.box, other.box), default=None)
+        return best if best is not None and overlap(face.box, best.box) > MIN_OVERLAP else None
+
+    def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
+        """Whether somebody else is still there: then the scene is the same."""
+        if not self._others:
+            return False
+        fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
+        return any(
+            self._unlike(other, found) <= AGAIN
+            for found in fits
+            if found is not None
+            for other in self._others
+        )
+
+    def _has_company(self, place: Tensor) -> bool:
+        """Whether somebody else was seen next to a box (4,)."""
+        margin = place[2:] - place[:2]
+        wide = torch.cat([place[:2] - margin, place[2:] + margin])
+        return any(overlap(wide, other.box) > 0 for other in self._others)
+
+    def _unlike(self, other: _Other, found: Located) -> float:
+        return float(self._read(unlikeness(other.looks[None], found.looks)))
+
+    def _note_others(self, frame: Tensor, person: Located, seen: list[Sighting]) -> None:
+        """Who is there beside the person."""
+        place, others = self._read(bounds(person.mesh)), []
+        for face in seen[:LOOKED_AT]:
+            if overlap(place, face.box) > MIN_OVERLAP:
+                continue
+            known = self._other_at(face)
+            found = self._fit_sighting(frame, face) if known is None else None
+            if known is not None:
+                others.append(_Other(face.box, known.looks))
+            elif found is not None:
+                others.append(_Other(face.box, found.looks))
+        self._others = others
+
+    def _preferred(self, frame: Tensor, seen: list[Sighting]) -> Located | None:
+        """The person who was followed before a cut."""
+        if self._person is None:
+            return None
+        fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
+        alike = [f for f in fits if f is not None and f.measures.unlike_person <= AGAIN]
+        return min(alike, key=lambda found: found.measures.unlike_person, default=None)
+
+    def _chosen(
+        self, frame: Tensor, seen: list[Sighting], wide: bool, choice: FaceChoice
+    ) -> Located | None:
+        """Whom the caller asked for."""
+        upright, doubt = self._tried(frame, chosen(seen, choice))
+        if upright is not None and doubt <= CERTAIN:
+            return upright
+        if upright is not None or wide:
+            turned = self._search.turned(frame, self._read)
+            found = self._surest(frame, turned, choice)
+            if found is not None:
+                return found
+        if upright is not None and doubt <= LIKELY:
+            return upright
+        for small in self._search.small(frame, self._read) if wide else ():
+            found = self._surest(frame, small, choice)
+            if found is not None:
+                return found
+        return None
+
+    def _surest(self, frame: Tensor, seen: list[Sighting], choice: FaceChoice) -> Located | None:
+        """The chosen one of those that are certain."""
+        certain: list[tuple[Sighting, Located]] = []
+        for face in seen[: 2 * LOOKED_AT]:
+            if any(overlap(face.box, other.box) > MIN_OVERLAP for other, _ in certain):
+                continue
+            found, doubt = self._tried(frame, face)
+            if found is not None and doubt <= CERTAIN:
+                certain.append((face, found))
+        taken = chosen([face for face, _ in certain], choice)
+        return next((found for face, found in certain if face is taken), None)
+
+    def _tried(self, frame: Tensor, face: Sighting | None) -> tuple[Located | None, float]:
+        """A fit to a sighting, and how doubtful it is."""
+        found = None if face is None else self._fit_sighting(frame, face)
+        if found is None:
+            return None, float("inf")
+        return found, self._search.doubt(frame, found.mesh, self._read)
+
+    def _fit_sighting(self, frame: Tensor, face: Sighting) -> Located | None:
+        found = self._fit(frame, region_on(face, frame.device))
         # A second look, framed by the first.
-        return self._fit(frame, fit.around)
+        return None if found is None else self._fit(frame, found.around)
 
-    def _face_where_it_was(self, faces: list[_Face], place: _Fit | None) -> _Face | None:
-        if place is None or not faces:
-            return None
-        before = self._read(_bounds(place.mesh))
-        face = max(faces, key=lambda face: _overlap(before, face[0]))
-        return face if _overlap(before, face[0]) > MIN_OVERLAP else None
-
-    def _chosen_face(self, faces: list[_Face]) -> _Face | None:
-        if self._choice == "largest":
-            return max(faces, key=lambda face: _area(face[0]), default=None)
-        from_left = sorted(faces, key=lambda face: float(face[0][0] + face[0][2]))
-        return from_left[self._choice] if self._choice < len(from_left) else None
-
-    def _fit(self, frame: Tensor, region: Tensor) -> _Fit | None:
+    def _fit(self, frame: Tensor, region: Tensor) -> Located | None:
         """The mesh in a region, or None where there is no face."""
-        meshes, score = self._mesh(frame, region)
-        mesh, around = meshes[0], roi_from_mesh(meshes)
-        seen = glimpse(frame, around)
-        last = self._last
-        if last is None:
-            beside = torch.zeros_like(score).expand(2)
-        else:
-            beside = torch.stack([_jump(last.mesh, mesh), _unlikeness(last.seen, seen)])
-        certainty, moved, unlikeness = self._read(torch.cat([score, beside])).tolist()
-        if certainty < MIN_MESH_SCORE:
+        samples = samples_for(self._read(region))
+        (picture,) = self._run(f"face_region.{samples}", frame, region)
+        mesh, score = self._run("face_landmarks", picture, region)
+        device, last = frame.device, self._last
+        looks, mouth, light, measures = self._run(
+            "face_judge",
+            *(picture, region, mesh, score),
+            torch.zeros(POINTS, 3, device=device) if last is None else last.mesh,
+            _known(None if last is None else last.looks, LOOKS_SHAPE, device),
+            _known(self._person, (GALLERY, *LOOKS_SHAPE), device),
+            _known(self.reference, LOOKS_SHAPE, device),
+            _known(self.mouths, (GALLERY, *MOUTH_SHAPE), device),
+        )
+        seen = Measures(*self._read(measures).tolist())
+        if not seen.score >= MIN_MESH_SCORE:
             return None
-        return _Fit(mesh, region, around, seen, moved, unlikeness)
+        if last is None:
+            seen = replace(seen, moved=0.0, unlike_last=0.0, light_step=0.0)
+        return Located(mesh[0], region, looks, mouth, light, seen)
 
-    def _detect(self, frame: Tensor) -> list[_Face]:
-        """The detector's faces, on the host."""
-        boxes, scores, keypoints = (self._read(output) for output in self._detector(frame))
-        return [
-            (box, points)
-            for box, score, points in zip(boxes, scores, keypoints, strict=True)
-            if float(score) > 0
-        ]
-
-
-def glimpse(frame: Tensor, region: Tensor) -> Tensor:
-    """A face from the nose upwards and what is beside it, as few coarse pixels: what speech does
-    not move and a hand at the mouth does not hide.
-
-    Args:
-        frame: (H, W, 3) uint8. region: (1, 5), see :mod:`dithead.face.mesh`.
-
-    Returns:
-        (_ROWS * _COLUMNS, 3) float, levels.
-    """
-    x, y, side, _, angle = region[0]
-    columns = torch.arange(_COLUMNS * _EACH, device=frame.device) + 0.5
-    rows = torch.arange(_ROWS * _EACH, device=frame.device)[:, None] + 0.5
-    across = side * (columns / len(columns) - 0.5)  # (columns,)
-    down = side * (0.5 * rows / len(rows) - 0.5)  # (rows, 1), to the middle of the region
-    cos, sin = angle.cos(), angle.sin()
-    left = (x + across * cos - down * sin).long().clamp(0, frame.shape[1] - 1)
-    top = (y + across * sin + down * cos).long().clamp(0, frame.shape[0] - 1)
-    pixels = frame[top, left].float().view(_ROWS, _EACH, _COLUMNS, _EACH, 3)
-    return pixels.mean((1, 3)).flatten(0, 1)
+    def _remember(self, found: Located) -> None:
+        """Keep the looks of the person who is followed."""
+        self._bound = True
+        if self._person is None:
+            self._person = torch.stack([found.looks] * GALLERY)
+        elif found.measures.unlike_person > NEW_LOOK and not (
+            self._others and self._has_company(self._read(bounds(found.mesh)))
+        ):
+            # The first look stays; of the others the oldest goes.
+            self._person = torch.stack([self._person[0], *self._person[2:], found.looks])
 
 
-def _unlikeness(before: Tensor, after: Tensor) -> Tensor:
-    """1 less the correlation of two glimpses, (): neither brightness nor contrast count, nor what
-    one of them has clipped. The less can be seen of both, the nearer it is to 0."""
-    both = torch.maximum(before, after).amax(1, keepdim=True) < _CLIPPED  # (N, 1)
-    count = both.sum()
-    a, b = ((seen - (seen * both).sum(0) / count.clamp(min=1)) * both for seen in (before, after))
-    noise = _FAINT**2 * before.numel()
-    size = (a.square().sum() * b.square().sum()).sqrt()
-    return (1.0 - ((a * b).sum() + noise) / (size + noise)) * (count / len(before))
+def _known(value: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.zeros(shape, device=device) if value is None else value
 
 
-def _bounds(mesh: Tensor) -> Tensor:
+def begun(found: Located) -> Located:
+    """A face that is begun with afresh."""
+    return replace(found, changed=True)
+
+
+def checked_choice(choice: FaceChoice) -> FaceChoice:
+    """A choice as it is. Raises ConfigError: no such choice."""
+    if choice == "largest" or (isinstance(choice, int) and choice >= 0):
+        return choice
+    if isinstance(choice, tuple) and len(choice) in (2, 4):
+        if len(choice) == 2 or (choice[0] < choice[2] and choice[1] < choice[3]):
+            return choice
+    raise ConfigError(
+        "face must be 'largest', an index from 0, a point (x, y) or a box (left, top, right, "
+        f"bottom) in pixels, not {choice!r}"
+    )
+
+
+def checked_box(box: Sequence[float]) -> Box:
+    """A box as four numbers. Raises ConfigError: it is none."""
+    edges = tuple(float(edge) for edge in box) if len(box) == 4 else ()
+    if len(edges) != 4 or not all(map(isfinite, edges)):
+        raise ConfigError(f"expected a box (left, top, right, bottom) in pixels, found {box!r}")
+    return edges
+
+
+def chosen(seen: list[Sighting], choice: FaceChoice) -> Sighting | None:
+    """Whom a choice means among the faces of a frame."""
+    if choice == "largest":
+        return max(seen, key=lambda face: face.area, default=None)
+    if isinstance(choice, int):
+        from_left = sorted(seen, key=lambda face: float(face.box[0] + face.box[2]))
+        return from_left[choice] if choice < len(from_left) else None
+    if len(choice) == 2:
+        point = torch.tensor(choice * 2, dtype=torch.float32)
+        holding = [face for face in seen if inside(point[:2], _wider(face.box))]
+        return min(holding, key=lambda face: float((face.box - point).abs().sum()), default=None)
+    box = torch.tensor(choice, dtype=torch.float32)
+    middles = ((face, (face.box[:2] + face.box[2:]) / 2) for face in seen)
+    within = [face for face, middle in middles if inside(middle, choice)]
+    return max(within, key=lambda face: overlap(box, face.box), default=None)
+
+
+def inside(point: Tensor, box: Tensor | Box) -> bool:
+    """Whether a point (2,) on the host lies in a box."""
+    left, top, right, bottom = (float(edge) for edge in box)
+    return left <= float(point[0]) <= right and top <= float(point[1]) <= bottom
+
+
+def bounds(mesh: Tensor) -> Tensor:
+    """Box (4,) round a mesh (468, 2 or 3)."""
     points = mesh[:, :2]
     return torch.cat([points.amin(0), points.amax(0)])
 
 
-def _jump(before: Tensor, after: Tensor) -> Tensor:
-    """How far a mesh has moved, as a share of the face's width: ()."""
-    width = (before[:, 0].amax() - before[:, 0].amin()).clamp(min=1.0)
-    return (after[:, :2].mean(0) - before[:, :2].mean(0)).norm() / width
-
-
-def _area(box: Tensor) -> float:
-    return float((box[2] - box[0]).clamp(min=0) * (box[3] - box[1]).clamp(min=0))
-
-
-def _overlap(a: Tensor, b: Tensor) -> float:
-    inner = torch.cat([torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])])
-    shared = _area(inner)
-    return shared / max(_area(a) + _area(b) - shared, 1e-9)
+def _wider(box: Tensor) -> Tensor:
+    """A box with forehead and chin, which the detector leaves out."""
+    side = 0.3 * (box[2:] - box[:2])
+    return torch.cat([box[:2] - side, box[2:] + side])

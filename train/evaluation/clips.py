@@ -150,8 +150,9 @@ def follow_meshes(frames: Sequence[Tensor], models: Models) -> tuple[np.ndarray,
     Raises:
         MediaError: no frame shows a face.
     """
-    locate = FaceLocator(models.detector, models.mesh)
-    fitted = [None if mesh is None else mesh[:, :2].numpy() for mesh in map(locate, frames)]
+    locate = FaceLocator(models.run)
+    faces = [locate(frame) for frame in frames]
+    fitted = [None if face is None else face.mesh[:, :2].numpy() for face in faces]
     found = np.array([mesh is not None for mesh in fitted])
     if not found.any():
         raise MediaError("no face in any frame")

@@ -1,0 +1,239 @@
+"""The ``face_judge`` graph: what a fitted face looks like, and what may be thought of it.
+
+A mesh network fits a mesh to anything. Whether that is the person who was followed, how well lit
+and how sharp the face is, and how far it is turned away, is read here from the upper half of the
+face: speech does not move it, and a hand at the mouth does not hide it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.config import View
+from dithead.controls import MOUTH_ROWS
+from dithead.face.crop import (
+    crop_face,
+    placement_from_mesh,
+    stable_template,
+    transform_from_placement,
+)
+from dithead.face.mesh import INPUT_SIZE
+
+LOOKS_SHAPE = (3, 18, 24)
+"""Looks of a face: colours, rows and columns."""
+_VIEW = View(0.84, -0.29)  # of crop units; what is cut out of it lies from the hair to the nose
+_FIRST_ROW = 3
+_DENSITY = 4
+_SHARP_ROWS, _SHARP_COLUMNS = slice(40, 112), slice(48, 144)  # of the picture: eyes and nose
+_CLIPPED = 250.0  # levels from which on a picture may have lost what it showed
+_FAINT = 3.0  # levels; contrast below it is noise
+_TEMPLES, _NOSE_TIP = (127, 356), 1
+LIGHT_STEADY, LIGHT_CHANGED = 0.15, 0.30
+"""Light that differs from the reference's by less is taken for the same, by more for another, as
+logarithm of its level; its contrast, which also changes as a head turns, counts half. In 40 clips
+it wanders by 0.13 at most."""
+MOST_LIGHT = 8.0
+"""Contrast is brought up or down by this at most."""
+GALLERY = 6
+"""A person is known by so many looks, and so many looks of the mouth."""
+_BELOW = (200, 199, 175, 201, 421, 208, 428, 57, 287, 216, 436, 212, 432, 214, 434, 207, 427)
+_BELOW += (202, 422, 204, 424, 210, 430, 211, 431)
+_SPOTS = tuple(point for row in MOUTH_ROWS for point in row) + _BELOW
+_LIPS = len(MOUTH_ROWS[0]) + len(MOUTH_ROWS[1])  # the first of them; as many on the skin follow
+_SPOT = 2.0  # half the side of a spot, in pixels of the mesh network's picture
+MOUTH_SHAPE = (3, len(_SPOTS))
+"""Looks of a mouth: colours, spots on the lips and round them, which move with the lips."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """A judgement on the host."""
+
+    score: float
+    """The mesh network's own, in [0, 1]."""
+    moved: float
+    """How far the mesh is from the last one, as a share of its width."""
+    unlike_last: float
+    """How little the face looks like the last one, in [0, 2]."""
+    unlike_person: float
+    """And how little like the person who is followed."""
+    light_step: float
+    """Logarithm of how much brighter or darker it is than the last one, by the colour that changed
+    most."""
+    level: float
+    """Mean of its pixels, in 0..255."""
+    contrast: float
+    """Their standard deviation."""
+    sharpness: float
+    """What bends between neighbouring pixels of the mesh network's picture, in terms of the
+    contrast."""
+    unlike_mouth: float
+    """How much the mouth differs from all that it was seen to look like: root of the mean square of
+    the logarithms of its colours' ratios."""
+    redness: float
+    """How much redder the lips are than the skin round them, as a logarithm."""
+    turn: float
+    """How far the head is turned: from -1, where the nose covers the temple on the left, over 0,
+    to 1."""
+
+
+class FaceJudge(nn.Module):
+    """``face_judge``. No weights."""
+
+    template: Tensor
+    spots: Tensor
+    around: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor([-_SPOT, 0.0, _SPOT])
+        self.register_buffer("template", stable_template(), persistent=False)
+        self.register_buffer("spots", torch.tensor(_SPOTS), persistent=False)
+        self.register_buffer("around", torch.cartesian_prod(line, line), persistent=False)
+
+    def forward(
+        self,
+        picture: Tensor,
+        region: Tensor,
+        mesh: Tensor,
+        score: Tensor,
+        last_mesh: Tensor,
+        last_looks: Tensor,
+        person: Tensor,
+        reference: Tensor,
+        mouths: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Judge one face.
+
+        Args:
+            picture: (1, 3, 192, 192) in [0, 1], of ``region`` (1, 5), from
+                :class:`~dithead.face.mesh.FaceRegion`. mesh: (1, 468, 3) in frame pixels; score:
+                (1,). last_mesh: (468, 3). last_looks, reference: LOOKS_SHAPE, of the last frame
+                and of the frame that the model is shown (zeros: of none). person: (GALLERY,
+                *LOOKS_SHAPE), who is followed. mouths: (GALLERY, *MOUTH_SHAPE), likewise.
+
+        Returns:
+            Looks, LOOKS_SHAPE, in levels; looks of the mouth, MOUTH_SHAPE; light (2, 3), factor
+            and offset that bring colours in [-1, 1] to those of the reference; measures, in the
+            order of :class:`Measures`.
+        """
+        points = _in_picture(mesh, region)  # (1, 468, 2)
+        placement = placement_from_mesh(points, self.template)
+        transform = transform_from_placement(placement)
+        columns, rows = LOOKS_SHAPE[2], LOOKS_SHAPE[1]
+        seen = crop_face(picture * 255.0, transform, columns, _DENSITY, _VIEW)[0]
+        looks = seen[:, _FIRST_ROW : _FIRST_ROW + rows]
+        grey = looks.mean(0)
+        contrast = (grey - grey.mean()).square().mean().sqrt()
+        light = light_to(reference, looks)
+        mouth = self.mouth(picture, points, looks, light)
+        last = mesh[0, :, :2], last_mesh[:, :2]
+        measures = [
+            score[0],
+            (last[0].mean(0) - last[1].mean(0)).norm() / _width(last_mesh),
+            unlikeness(last_looks[None], looks)[0],
+            unlikeness(person, looks).amin(0),
+            _light_step(last_looks, looks),
+            grey.mean(),
+            contrast,
+            _sharpness(picture) / (contrast + _FAINT),
+            (mouth - mouths).square().mean((1, 2)).sqrt().amin(0),
+            _redness(mouth),
+            _turn(points[0], placement[0]),
+        ]
+        return looks, mouth, light, torch.stack(measures)
+
+    def mouth(self, picture: Tensor, points: Tensor, looks: Tensor, light: Tensor) -> Tensor:
+        """Colours of lips and skin, MOUTH_SHAPE: logarithms of their ratios to the upper face's, in
+        the reference's light."""
+        places = torch.index_select(points[0], 0, self.spots)[:, None] + self.around  # (P, 9, 2)
+        grid = places * (2.0 / INPUT_SIZE) - 1.0
+        seen = F.grid_sample(picture, grid[None], padding_mode="border", align_corners=False)
+        seen = torch.cat([seen[0].mean(2), looks.mean((1, 2))[:, None] / 255.0], dim=1)  # (3, P+1)
+        lit = (seen * 2.0 - 1.0) * light[0, :, None] + light[1, :, None]
+        levels = (127.5 * (lit + 1.0)).clamp(min=0.0) + 8.0
+        return (levels[:, :-1] / levels[:, -1:]).log()
+
+
+def unlikeness(before: Tensor, after: Tensor) -> Tensor:
+    """1 less the correlation of looks (N, *LOOKS_SHAPE) with others, LOOKS_SHAPE: (N,). Neither
+    brightness nor contrast count, nor what one of them has clipped. The less can be seen of both,
+    the nearer it is to 0.
+
+    Within the 40 clips at hand a face differs from the frame before by 0.08 at most (25 to 30
+    frames a second), and from any other frame mostly by less than 0.1. Of pairs of different people
+    1 in 100 differs by less than 0.22, half of them by more than 0.7.
+    """
+    both = (torch.maximum(before, after).amax(1, keepdim=True) < _CLIPPED).to(after.dtype)
+    count = both.sum((2, 3), keepdim=True)  # (N, 1, 1, 1), with both (N, 1, rows, columns)
+    a, b = (
+        (seen - (seen * both).sum((2, 3), keepdim=True) / count.clamp(min=1.0)) * both
+        for seen in (before, after.expand_as(before))
+    )
+    noise = _FAINT**2 * after.numel()
+    size = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).sqrt()
+    alike = ((a * b).sum((1, 2, 3)) + noise) / (size + noise)
+    return (1.0 - alike) * (count.flatten() / both[0].numel())
+
+
+def light_to(reference: Tensor, looks: Tensor) -> Tensor:
+    """Factor and offset (2, 3) that bring a picture's colours in [-1, 1] to the light of a
+    reference: none, (1, 0), as long as the two differ little. By mean and contrast of each colour,
+    of what neither of the looks has clipped."""
+    both = (torch.maximum(reference, looks).amax(0) < _CLIPPED).to(looks.dtype)
+    count = both.sum().clamp(min=1)
+    stacked = torch.stack([reference, looks])  # (2, 3, rows, columns)
+    mean = (stacked * both).sum((2, 3)) / count  # (2, 3)
+    spread = ((stacked - mean[:, :, None, None]).square() * both).sum((2, 3)) / count
+    spread = (spread + _FAINT**2).sqrt()
+    level = mean + 8.0
+    ratio = spread[0] / spread[1]  # (3,)
+    off = torch.maximum(0.5 * ratio.log().abs(), (level[0] / level[1]).log().abs()).amax(0)
+    share = ((off - LIGHT_STEADY) / (LIGHT_CHANGED - LIGHT_STEADY)).clamp(0.0, 1.0)
+    share = share * (reference.flatten().amax(0) > 0)
+    ratio = ratio.clamp(1 / MOST_LIGHT, MOST_LIGHT)
+    factor = torch.lerp(torch.ones_like(ratio), ratio, share)
+    offset = share * (mean[0] - mean[1] * ratio)  # levels
+    return torch.stack([factor, factor - 1.0 + offset / 127.5])
+
+
+def _in_picture(mesh: Tensor, region: Tensor) -> Tensor:
+    """A mesh (1, 468, 3) of the frame in pixels of the picture of its region: (1, 468, 2)."""
+    off = mesh[..., :2] - region[:, None, :2]
+    cos, sin = region[:, 4:].cos(), region[:, 4:].sin()  # (1, 1)
+    x = off[..., 0] * cos + off[..., 1] * sin
+    y = off[..., 1] * cos - off[..., 0] * sin
+    scale = INPUT_SIZE / region[:, None, 2:4]
+    return torch.stack([x, y], dim=-1) * scale + INPUT_SIZE / 2
+
+
+def _width(mesh: Tensor) -> Tensor:
+    return (mesh[:, 0].amax(0) - mesh[:, 0].amin(0)).clamp(min=1.0)
+
+
+def _light_step(before: Tensor, after: Tensor) -> Tensor:
+    levels = torch.stack([before, after]).mean((2, 3)) + 8.0  # (2, 3)
+    return (levels[1] / levels[0]).log().abs().amax(0)
+
+
+def _sharpness(picture: Tensor) -> Tensor:
+    grey = 255.0 * picture[:, :, _SHARP_ROWS, _SHARP_COLUMNS].mean(1, keepdim=True)
+    bend = 4.0 * grey[..., 1:-1, 1:-1] - grey[..., :-2, 1:-1] - grey[..., 2:, 1:-1]
+    return (bend - grey[..., 1:-1, :-2] - grey[..., 1:-1, 2:]).abs().mean()
+
+
+def _redness(mouth: Tensor) -> Tensor:
+    redder = mouth[0] - mouth[1]
+    return redder[:_LIPS].mean() - redder[_LIPS : 2 * _LIPS].mean()
+
+
+def _turn(points: Tensor, placement: Tensor) -> Tensor:
+    """From a mesh (468, 2) and its placement (4,): ()."""
+    along = torch.stack([placement[3].cos(), placement[3].sin()])
+    left, right = (points[temple] @ along for temple in _TEMPLES)
+    nose = points[_NOSE_TIP] @ along
+    return ((nose - left) - (right - nose)) / (right - left).clamp(min=1.0)

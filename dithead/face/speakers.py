@@ -1,0 +1,81 @@
+"""Who speaks when, by times and places, for a video of several people."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+from dithead.errors import ConfigError
+from dithead.face.locate import Box
+
+NOBODY: Box = (0.0, 0.0, 0.0, 0.0)
+"""Where nobody speaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A time during which one person speaks."""
+
+    start_s: float
+    end_s: float
+    box: Box
+    """Where that person's face is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Turns in the order of time, none of which begins before the one before has ended."""
+
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        end_s = -math.inf
+        for turn in self.turns:
+            left, top, right, bottom = turn.box
+            if not (turn.start_s < turn.end_s and left < right and top < bottom):
+                raise ConfigError(
+                    f"a turn must end after it starts and its box must have an area: {turn}"
+                )
+            if turn.start_s < end_s:
+                raise ConfigError(
+                    f"the turn from {turn.start_s} s begins before the one before it ends, at "
+                    f"{end_s} s: one person speaks at a time"
+                )
+            end_s = turn.end_s
+
+    @classmethod
+    def read(cls, path: Path) -> Speakers:
+        """Read a text file with a line for each turn: start and end in seconds, then left, top,
+        right, bottom in pixels, between commas or blanks. ``#`` begins a remark.
+
+        Raises:
+            ConfigError: the file cannot be read, or a line is something else.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+        turns = []
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.partition("#")[0].replace(",", " ").split()
+            if not words:
+                continue
+            try:
+                start_s, end_s, *edges = map(float, words)
+                left, top, right, bottom = edges
+            except ValueError:
+                raise ConfigError(
+                    f"{path}, line {number}: expected start, end (seconds), left, top, right, "
+                    f"bottom (pixels), found {line.strip()!r}"
+                ) from None
+            turns.append(Turn(start_s, end_s, (left, top, right, bottom)))
+        if not turns:
+            raise ConfigError(f"{path} names nobody who speaks")
+        return cls(tuple(sorted(turns, key=lambda turn: turn.start_s)))
+
+    def box_at(self, time_s: float) -> Box:
+        """Where the one who speaks at a time is; NOBODY between turns."""
+        at = bisect_right(self.turns, time_s, key=lambda turn: turn.start_s) - 1
+        return self.turns[at].box if at >= 0 and time_s < self.turns[at].end_s else NOBODY
