@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import stat
 import sys
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -22,6 +21,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 
 from dithead.errors import ConfigError, MediaError
+from dithead.runtime.pipes import ReadPipe
 from dithead.runtime.shared import Shared
 
 Kind = Literal["video", "audio"]
@@ -141,7 +141,7 @@ class Demuxer:
     def __init__(self, given: Input, kinds: Sequence[Kind]) -> None:
         self.given = given
         self.errors = 0
-        self._pipe: _Pipe | None = None
+        self._pipe: ReadPipe | None = None
         self.container = self._open()
         try:
             self._streams = {kind: self._stream(kind) for kind in kinds}
@@ -193,12 +193,15 @@ class Demuxer:
     def _demuxed(self) -> Iterator[Packet]:
         packets = self.container.demux(list(self._streams.values()))
         while True:
+            packet = None
             try:
-                packet = next(packets)
-            except StopIteration:
-                return
+                packet = next(packets, None)
             except av.FFmpegError:  # the rest cannot be read; a server's leaving is no damage
                 self.errors += not self.given.live
+            if self._pipe is not None:
+                self._pipe.raise_interrupt()
+                self.errors += packet is None and self._pipe.error is not None
+            if packet is None:
                 return
             if not packet.size and packet.dts is None:  # FFmpeg's sign of the end
                 continue
@@ -229,13 +232,13 @@ class Demuxer:
             options["framerate"] = str(given.fps)
         target: Any = given.text
         if given.text == "-":
-            target = self._pipe = _Pipe(sys.stdin.buffer)
+            target = self._pipe = ReadPipe(sys.stdin.buffer)
         elif given._is_pipe and given.format not in _LIVE_FORMATS:
             try:
                 file = open(given.text, "rb", buffering=0)  # noqa: SIM115
             except OSError as error:
                 raise MediaError(f"{given}: cannot be opened: {error.strerror}") from error
-            target = self._pipe = _Pipe(file)
+            target = self._pipe = ReadPipe(file)
         elif not given.scheme and given.format not in _LIVE_FORMATS | {"lavfi"}:
             # Absolute, so that FFmpeg never takes the part before a colon for a protocol.
             target = os.path.abspath(given.text)
@@ -261,8 +264,9 @@ class Demuxer:
         except av.error.ProtocolNotFoundError as error:
             raise MediaError(f"{given}: this FFmpeg was built without that protocol") from error
         except (av.FFmpegError, OSError, ValueError) as error:
-            if self._pipe is not None and self._pipe.interrupt is not None:
-                raise self._pipe.interrupt from None
+            if self._pipe is not None:
+                self._pipe.raise_interrupt()
+                error = self._pipe.error or error
             reason = getattr(error, "strerror", None) or error
             raise MediaError(f"{given}: not a readable media file ({reason}){self.hint}") from error
 
@@ -287,25 +291,6 @@ class Demuxer:
                 "for pictures, and for what a device offers"
             )
         return stream
-
-
-class _Pipe:
-    """What PyAV reads a pipe through: a wait for data that can be ended from outside."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.stopped = False
-        self.interrupt: BaseException | None = None
-        self._file = file
-
-    def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end."""
-        try:
-            while not self.stopped:
-                if select.select([self._file], [], [], 0.1)[0]:
-                    return os.read(self._file.fileno(), size)
-        except BaseException as error:  # Ctrl-C, which FFmpeg would take for damage
-            self.interrupt = error
-        return b""
 
 
 def _first_number(given: Input) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ from clips import (
     write_wav,
 )
 
+from dithead.command import Terminated, terminate
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.deinterlace import deinterlaced
 from dithead.runtime.frame import VideoFrame, planes, upright
@@ -222,6 +224,41 @@ def test_an_interrupt_while_a_pipe_is_opened_is_none_of_its_faults(
             VideoSource(pipe)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_pipe_stalls_is_not_its_end(
+    tmp_path: Path, pipe_of: Callable[..., Path], number: signal.Signals
+) -> None:
+    content = write_clip(tmp_path / "in.ts", b_frames=0).read_bytes()
+    source = VideoSource(pipe_of(content[: len(content) * 3 // 4], keep_open_s=5))
+    before = signal.signal(number, terminate)
+    try:
+        threading.Timer(0.5, signal.raise_signal, [number]).start()
+        with pytest.raises(Terminated, match=number.name):
+            list(source)
+    finally:
+        signal.signal(number, before)
+    assert source.decode_errors == 0
+
+
+def test_a_pipe_that_cannot_be_read_on_is_damaged(
+    tmp_path: Path, pipe_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_clip(tmp_path / "in.ts", b_frames=0, size=(320, 240), options={"crf": "1"})
+    source = VideoSource(pipe_of(clip.read_bytes()))
+
+    def fail(number: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        frames = iter(source)
+        next(frames)
+        patch.setattr(os, "read", fail)
+        assert 0 < len(list(frames)) < 39
+        assert source.decode_errors >= 1
+        with pytest.raises(MediaError, match=r"not a readable media file \(Input/output error"):
+            VideoSource(pipe_of(clip.read_bytes()))
 
 
 def test_picture_and_sound_too_far_apart_in_a_pipe(

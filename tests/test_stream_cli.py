@@ -200,6 +200,43 @@ def test_interrupted_run_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_pipe_stalls_leaves_nothing(
+    number: signal.Signals,
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    clip = portrait_clip("in.ts", [Fraction(i, 25) for i in range(40)])
+    content, folder = clip.read_bytes(), tmp_path / "out"
+    folder.mkdir()
+    code = "import sys; from dithead.runtime.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "-", str(tone_file(2.0)), "--no-overlap"]
+    command += ["-o", str(folder / "out.mp4"), "--checkpoint", str(weights), "--steps", "1"]
+    process = subprocess.Popen(
+        command,
+        preexec_fn=heed_interrupts,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(content[: len(content) * 3 // 4])
+    process.stdin.flush()
+    limit = time.monotonic() + 120
+    while not any(folder.iterdir()):  # the temporary file shows that it has begun
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(2)  # all that came is worked on
+    process.send_signal(number)
+    out, printed = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + number, b"")
+    assert printed == b"dithead-stream: interrupted; nothing was written\n"
+    assert list(folder.iterdir()) == []
+
+
 # Memory of the process's own: pages of libraries and weights that are mapped from files come and go
 # with the machine's page cache.
 PEAK_MEMORY = """
