@@ -132,7 +132,9 @@ def stream_file(
             generator = FrameGenerator(graphs, options)
             summary.steps = generator.steps
             paced = output.live and not (video.live or audio.live)
-            writer = _Writer(sink, summary, interpolate, progress, _Pace() if paced else None)
+            writer = _Writer(
+                sink, sound, summary, interpolate, progress, _Pace() if paced else None
+            )
             stages = face_stages(
                 generator, _FileSound(sound), trim=True, interpolate=interpolate, batch=batch
             )
@@ -144,7 +146,7 @@ def stream_file(
                 BUFFERS,
                 slots=in_flight,
                 overlap=overlap,
-                waits=[source, sound, writer],
+                waits=[source, writer],
                 trace=trace,
             )
             try:
@@ -226,6 +228,7 @@ class _Writer:
     def __init__(
         self,
         sink: VideoSink,
+        sound: AudioSource,
         summary: Summary,
         interpolate: int,
         progress: Callable[[int, float], None] | None,
@@ -235,15 +238,18 @@ class _Writer:
         self.done = False
         """Whether all frames are written."""
         self._sink = sink
+        self._sound = sound
         self._summary = summary
         self._interpolate = interpolate
         self._progress = progress
         self._pace = pace
 
     def stop(self) -> None:
-        """End the waiting for a frame's turn, and for a reader that does not read."""
+        """End the waiting for a frame's turn, and, unless all frames are written, for sound and for
+        a reader that does not read: the sink still asks for the last frame's sound."""
         if not self.done:
             self._sink.stop()
+            self._sound.stop()
         if self._pace is not None:
             self._pace.stop()
 
