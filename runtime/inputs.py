@@ -8,6 +8,7 @@ import re
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,7 +32,8 @@ _LIVE_FORMATS = {"v4l2", "video4linux2", "x11grab", "kmsgrab", "fbdev", "avfound
 _LIVE_FORMATS |= {"gdigrab", "alsa", "pulse", "oss", "jack", "sndio"}
 _LIVE_SCHEMES = {"rtmp", "rtmps", "rtsp", "rtsps", "rtp", "srt", "udp", "rist", "whip"}
 
-_SILENT_S = 10.0  # a network source that gives nothing for so long has ended
+_SILENT_S = 10.0  # a network source or a device that gives nothing for so long has ended
+_AGAIN_S = 0.002  # until a device that had nothing is asked again
 _OPENING_S = 60.0  # and for so long it may take to begin
 _APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
 _NUMBER = re.compile(r"%0?(\d*)d")
@@ -155,6 +157,7 @@ class Demuxer:
         self.start_s = _start_s(self.container)
         self._held_bytes = 0
         self._counting = threading.Lock()
+        self._stopped = threading.Event()
         self._packets = self._shared()
 
     @property
@@ -191,12 +194,17 @@ class Demuxer:
         return Shared(self._demuxed(), numbers, lambda packet: (packet.stream_index,))
 
     def _demuxed(self) -> Iterator[Packet]:
-        packets = self.container.demux(list(self._streams.values()))
+        packets, asked_s = self._packets_of_all(), time.monotonic()
         while True:
             packet = None
             try:
                 packet = next(packets, None)
-            except av.FFmpegError:  # the rest cannot be read; a server's leaving is no damage
+            except av.FFmpegError as error:
+                # A device that has no frame yet says so where others wait, as those of macOS do.
+                if isinstance(error, av.BlockingIOError) and self._wait_for_more(asked_s):
+                    packets = self._packets_of_all()
+                    continue
+                # The rest cannot be read; a server's leaving is no damage.
                 self.errors += not self.given.live
             if self._pipe is not None:
                 self._pipe.raise_interrupt()
@@ -213,9 +221,20 @@ class Demuxer:
                     "write it to a file and give that"
                 )
             yield packet
+            asked_s = time.monotonic()
+
+    def _wait_for_more(self, asked_s: float) -> bool:
+        """Wait a moment; whether to ask again for what was asked for first at a time."""
+        return not self._stopped.wait(_AGAIN_S) and time.monotonic() - asked_s < _SILENT_S
+
+    def _packets_of_all(self) -> Iterator[Packet]:
+        """The tracks' packets from here on; what has raised gives none any more."""
+        return self.container.demux(list(self._streams.values()))
 
     def stop(self) -> None:
-        """End it early, from any thread: whoever waits for a pipe goes on as if at its end."""
+        """End it early, from any thread: whoever waits for a pipe, or for a device that has nothing
+        yet, goes on as if at its end."""
+        self._stopped.set()
         if self._pipe is not None:
             self._pipe.stopped = True
 
