@@ -257,10 +257,11 @@ class AsyncStream:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._pusher = ThreadPoolExecutor(1, "push")
-        self._puller = ThreadPoolExecutor(1, "pull")
+        self._pusher = ThreadPoolExecutor(1, "dithead push")
+        self._puller = ThreadPoolExecutor(1, "dithead pull")
         self._pulled: asyncio.Future[OutputFrame | None] | None = None
         self._pushed: tuple[Fraction, asyncio.Future[bool]] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -269,10 +270,15 @@ class AsyncStream:
         await self.close()
 
     async def close(self) -> None:
-        """See :meth:`Stream.close`."""
+        """See :meth:`Stream.close`. Ends the two threads, too."""
         left = self._given_up()
-        await asyncio.to_thread(self._stream.close)
-        await asyncio.gather(*left, return_exceptions=True)
+        try:
+            await asyncio.to_thread(self._stream.close)
+            await asyncio.gather(*left, return_exceptions=True)
+        finally:
+            self._closed = True
+            for thread in (self._pusher, self._puller):
+                thread.shutdown(wait=False)  # they end at once: nothing waits any more
 
     async def reset(self) -> None:
         """See :meth:`Stream.reset`."""
@@ -298,6 +304,8 @@ class AsyncStream:
         loop, at = asyncio.get_running_loop(), Fraction(time_s)
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
+            if self._closed:
+                return self._stream.push_frame(image, time_s, 0.0)  # says so
             if self._pushed is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
                 work = loop.run_in_executor(
@@ -319,6 +327,8 @@ class AsyncStream:
         loop = asyncio.get_running_loop()
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
+            if self._closed:
+                return self._stream.pull(0.0)  # says so
             if self._pulled is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
                 self._pulled = loop.run_in_executor(self._puller, self._stream.pull, left)
