@@ -30,9 +30,10 @@ from dithead.errors import ConfigError, StreamError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.batch import WAIT_S, Batcher
+from dithead.runtime.checked import checked_number, checked_picture, checked_time, checked_wait
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.lanes import Lanes, make_lanes
-from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
+from dithead.runtime.pushed import OutputFrame, PushedRun
 from dithead.runtime.trace import Trace
 
 _SLICE_S = 0.1  # for which a thread waits before it asks whether it still should
@@ -125,7 +126,7 @@ class Session:
             portrait = checked_picture(portrait)
         if waiting < 1:
             raise ConfigError(f"waiting must be at least 1, not {waiting}")
-        rate = Fraction(fps).limit_denominator(100_100)
+        rate = checked_number(fps, "frames per second", ConfigError).limit_denominator(100_100)
         if rate <= 0:
             raise ConfigError(f"fps must be above 0, not {fps}")
 
@@ -192,8 +193,8 @@ class Stream:
 
         Args:
             image: (H, W, 3) uint8 RGB; not to be changed afterwards.
-            time_s: presentation time in seconds, on the clock on which the sound starts at 0; later
-                than the last frame's.
+            time_s: presentation time in seconds, a number of any type, on the clock on which the
+                sound starts at 0; later than the last frame's.
             timeout_s: how long to wait for room; None for as long as it takes, 0 not at all.
 
         Returns:
@@ -301,7 +302,8 @@ class AsyncStream:
         self, image: np.ndarray, time_s: Fraction | float, timeout_s: float | None = None
     ) -> bool:
         """See :meth:`Stream.push_frame`."""
-        loop, at = asyncio.get_running_loop(), Fraction(time_s)
+        loop, at = asyncio.get_running_loop(), checked_time(time_s)
+        timeout_s = checked_wait(timeout_s)
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
             if self._closed:
@@ -324,7 +326,7 @@ class AsyncStream:
 
     async def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
         """See :meth:`Stream.pull`."""
-        loop = asyncio.get_running_loop()
+        loop, timeout_s = asyncio.get_running_loop(), checked_wait(timeout_s)
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
             if self._closed:
