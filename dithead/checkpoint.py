@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dithead.errors import CheckpointError
+from dithead.jsontext import parse_json
 
 ASSETS = Path(__file__).parent / "assets"
 _CONFIG_KEY = "dithead_config"
@@ -121,8 +122,10 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path} carries no DiT-Head configuration: it was not written by dithead-train"
         )
     try:
-        config = json.loads(metadata[_CONFIG_KEY])
-    except json.JSONDecodeError as error:
+        config = parse_json(metadata[_CONFIG_KEY])
+        if not isinstance(config, dict):
+            raise ValueError(f"expected settings by name, found {type(config).__name__}")
+    except ValueError as error:
         raise CheckpointError(f"{path} carries a damaged configuration ({error})") from error
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, config
 

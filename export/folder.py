@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from typing import IO
 
 from dithead.errors import ExportError
 from dithead.export import manifest as mf
+from dithead.jsontext import parse_json
 
 _LOCK = ".export.lock"
 _BUSY = "another export is at work in {}: wait for it, or choose another folder"
@@ -110,7 +110,7 @@ def _is_free(folder: Path) -> bool:
     if not path.is_file():
         return not others
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except (OSError, ValueError):
         return not others  # damaged; it may have been a bundle's
     return isinstance(values, dict) and {"schema", "graphs"} <= set(values)

@@ -17,6 +17,7 @@ from typing import Any
 
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError, ExportError
+from dithead.jsontext import parse_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -203,7 +204,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no bundle: it has no {MANIFEST}; make one with dithead-export -o {folder}"
         )
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         schema = values["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is damaged ({error}): export again") from error

@@ -15,9 +15,11 @@ from bundles import cases
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.export.folder import claimed
 from dithead.pipeline import Models
 from dithead.runtime.backends import open_graphs
 from dithead.runtime.backends.onnxruntime import KEPT_SIZES, OnnxGraphs
+from dithead.runtime.doctor import look_at_bundle
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
@@ -93,6 +95,21 @@ def test_a_manifest_that_is_no_json_is_refused(bundle_copy: Path) -> None:
     (bundle_copy / mf.MANIFEST).write_text('{"schema": 1')
     with pytest.raises(ExportError, match=r"damaged.*export again"):
         mf.read_manifest(bundle_copy)
+
+
+@pytest.mark.parametrize("depth", [100_000, 300])
+def test_a_manifest_of_nested_brackets_is_refused(bundle_copy: Path, depth: int) -> None:
+    path = bundle_copy / mf.MANIFEST
+    values = json.loads(path.read_text())
+    nested = "[" * depth + "]" * depth
+    text = json.dumps({**values, "targets": "here"}).replace('"here"', nested)
+    for damaged in (nested, text):
+        path.write_text(damaged)
+        with pytest.raises(ExportError, match=r"damaged .nested more than 64 deep.: export again"):
+            mf.read_manifest(bundle_copy)
+        assert [found.state for found in look_at_bundle(bundle_copy)] == ["unusable"]
+        with claimed(bundle_copy):
+            pass  # it may be exported again
 
 
 def test_a_graph_that_the_bundle_lacks_is_named(small_bundle: Path) -> None:
