@@ -35,10 +35,11 @@ def claimed(folder: Path) -> Iterator[None]:
             export is at work in it.
     """
     if folder.exists() and not folder.is_dir():
-        raise ExportError(f"{folder} is a file: choose a folder for the bundle")
+        raise ExportError(f"{folder} is a file", hint="choose a folder for the bundle")
     if folder.is_dir() and not _is_free(folder):
         raise ExportError(
-            f"{folder} is not empty and holds no bundle: choose another folder or empty it"
+            f"{folder} is not empty and holds no bundle",
+            hint="choose another folder or empty it",
         )
     lock, fresh = _locked(folder)
     done = False

@@ -161,11 +161,11 @@ class Demuxer:
         self._packets = self._shared()
 
     @property
-    def hint(self) -> str:
-        """What to add where nothing can be decoded."""
+    def hint(self) -> str | None:
+        """What may help where nothing can be decoded."""
         if self._pipe is None:
-            return ""
-        return "; an MP4 or MOV in a pipe must have its index in front (+faststart)"
+            return None
+        return "an MP4 or MOV in a pipe must have its index in front (+faststart)"
 
     def stream(self, kind: Kind) -> Any:
         """PyAV's stream of a track."""
@@ -217,8 +217,8 @@ class Demuxer:
                 self._held_bytes += packet.size
             if self._held_bytes > _APART_BYTES:
                 raise MediaError(
-                    f"{self.given}: picture and sound lie too far apart to be read in one pass: "
-                    "write it to a file and give that"
+                    f"{self.given}: picture and sound lie too far apart to be read in one pass",
+                    hint="write it to a file and give that",
                 )
             yield packet
             asked_s = time.monotonic()
@@ -287,7 +287,9 @@ class Demuxer:
                 self._pipe.raise_interrupt()
                 error = self._pipe.error or error
             reason = getattr(error, "strerror", None) or error
-            raise MediaError(f"{given}: not a readable media file ({reason}){self.hint}") from error
+            raise MediaError(
+                f"{given}: not a readable media file ({reason})", hint=self.hint
+            ) from error
 
     def _stream(self, kind: Kind) -> Any:
         found = _streams(self.container, kind)
@@ -330,8 +332,8 @@ def _first_number(given: Input) -> int:
     for before, after in pairwise(numbers):
         if after != before + 1:  # FFmpeg would end there without a word
             raise MediaError(
-                f"{given}: there is no number {before + 1}, and {numbers[-1]} is the last: number "
-                "the pictures without gaps"
+                f"{given}: there is no number {before + 1}, and {numbers[-1]} is the last",
+                hint="number the pictures without gaps",
             )
     return numbers[0]
 

@@ -383,7 +383,10 @@ def _temporary_name(final: Path) -> Path:
     if final.is_dir():
         raise MediaError(f"{final}: is a folder; expected the name of a file")
     if not final.parent.is_dir():
-        raise MediaError(f"{final}: the folder {final.parent} does not exist; make it first")
+        raise MediaError(
+            f"{final}: the folder {final.parent} does not exist",
+            hint="make it first",
+        )
     return final.with_name(f".dithead-{secrets.token_hex(8)}{final.suffix}")
 
 

@@ -161,8 +161,8 @@ def stream_file(
             if summary.faces == 0:
                 which = "" if options.face == "largest" else f" number {options.face}"
                 raise MediaError(
-                    f"no face{which} in any of the {summary.frames} frames of {video}"
-                    + ("; faces are counted from the left, from 0" if which else "")
+                    f"no face{which} in any of the {summary.frames} frames of {video}",
+                    hint="faces are counted from the left, from 0" if which else None,
                 )
             summary.dropped = source.dropped
             summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
@@ -180,11 +180,14 @@ def _check(
         raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
     if extend in ("loop", "pingpong") and video.once:
         raise ConfigError(
-            f"{video} can be read but once, so it cannot be played again: extend it by freeze, or "
-            "write it to a file first"
+            f"{video} can be read but once, so it cannot be played again",
+            hint="extend it by freeze, or write it to a file first",
         )
     if not output.streamed and any(given.same_file(Path(output.text)) for given in (video, audio)):
-        raise MediaError(f"{output} is one of the inputs: choose another name for the output")
+        raise MediaError(
+            f"{output} is one of the inputs",
+            hint="choose another name for the output",
+        )
 
 
 class _FileSound:

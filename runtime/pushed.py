@@ -102,12 +102,15 @@ class PushedSound:
                 f"expected 1-D float32 samples in [-1, 1], mono, found {found[0]} {found[1]}"
             )
         if self._finished:
-            raise StreamError("sound after finish(): call reset() before a new sound")
+            raise StreamError(
+                "sound after finish()",
+                hint="call reset() before a new sound",
+            )
         sample_rate_hz = checked_rate(sample_rate_hz)
         if self._rate_hz not in (None, sample_rate_hz):
             raise StreamError(
-                f"sound at {sample_rate_hz} Hz after sound at {self._rate_hz} Hz: resample it, or "
-                "call reset()"
+                f"sound at {sample_rate_hz} Hz after sound at {self._rate_hz} Hz",
+                hint="resample it, or call reset()",
             )
         if self._rate_hz is None and sample_rate_hz != SPEECH_RATE_HZ:
             self._resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
@@ -210,7 +213,8 @@ class PushedRun:
         if self._last_s is not None and at <= self._last_s:
             raise StreamError(
                 f"a frame at {float(at):.6f} s after one at {float(self._last_s):.6f} s: times "
-                "must increase; call reset() to start again"
+                "must increase",
+                hint="call reset() to start again",
             )
         frame = RgbFrame(self._pushed, at, checked_picture(image))
         try:
@@ -254,8 +258,10 @@ class PushedRun:
     def _raise_stopped(self) -> NoReturn:
         """Say why nothing more goes in or out."""
         self._scheduler.raise_error()
+        if self._stopped:
+            raise StreamError(self._stopped) from None
         raise StreamError(
-            self._stopped or "a frame after finish(): call reset() before a new video"
+            "a frame after finish()", hint="call reset() before a new video"
         ) from None
 
     def _pushed_frames(self) -> Iterator[RgbFrame]:

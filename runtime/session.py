@@ -237,7 +237,7 @@ class Stream:
         """
         with self._changing:
             if self._closed:
-                raise StreamError("the stream is closed: open another")
+                raise StreamError("the stream is closed", hint="open another")
             self._run.stop("the stream was reset")
             self._run = self._start()
 

@@ -48,7 +48,8 @@ class BundleGraphs:
             ports = self._entries[name].inputs if name in self._entries else ()
             if any(port.name == state and port.shape != (size,) for port in ports):
                 raise ExportError(
-                    f"graph '{name}' of {bundle} is of another version of DiT-Head: export again"
+                    f"graph '{name}' of {bundle} is of another version of DiT-Head",
+                    hint="export again",
                 )
         if not self._manifest.checkpoint_sha256:
             log.warning(

@@ -50,15 +50,16 @@ class OnnxGraphs(BundleGraphs):
         if self.provider not in self._ort.get_available_providers():
             raise BackendUnavailable(
                 f"this ONNX Runtime has no {self.provider}, only "
-                f"{', '.join(self._ort.get_available_providers())}: pip install 'dithead[gpu]' "
-                "in place of 'dithead[cpu]', or choose --device cpu"
+                f"{', '.join(self._ort.get_available_providers())}",
+                hint="pip install 'dithead[gpu]' in place of 'dithead[cpu]', or choose "
+                "--device cpu",
             )
         super().__init__(bundle, where)
         target = "cpu" if where.type == "cpu" else "gpu"
         if target not in self._manifest.targets:
             raise ExportError(
-                f"{bundle} was made for {', '.join(self._manifest.targets)} alone: export again "
-                f"with --targets {target}"
+                f"{bundle} was made for {', '.join(self._manifest.targets)} alone",
+                hint=f"export again with --targets {target}",
             )
         self._precision = "fp32" if target == "cpu" else self._manifest.precision
         self._threads = threads or torch.get_num_threads()
@@ -137,8 +138,8 @@ class OnnxGraphs(BundleGraphs):
             file = entry.onnx_for(self._precision)
             if file is None:
                 raise ExportError(
-                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}: export "
-                    "again"
+                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}",
+                    hint="export again",
                 )
             path = check_file(self._bundle, file.file)
             if file.weights is not None:

@@ -35,7 +35,8 @@ class Opened(Generic[T]):
         if not hasattr(self._own, "latest"):
             self._own.latest = {}
         own: _Latest[T] = self._own.latest
-        found = own.get(name, {}).get(sizes)  # others may be opening something meanwhile
+        # Before the lock: others may be opening something meanwhile.
+        found = own[name].get(sizes) if name in own else None
         if found is None:
             with self._opening:
                 found = self._open.get((name, sizes))
