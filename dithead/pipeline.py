@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -338,6 +338,7 @@ class FrameGenerator:
         self._reference: Tensor | None = None  # latent (1, C, s, s)
         self._noise: Tensor | None = None  # likewise
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
+        self._larger = False  # whether the last face was too large
 
     def track(self, frame: Tensor, time_s: float, read: Read = Tensor.cpu) -> Face | None:
         """Frame (H, W, 3) uint8 -> its face, or None where no face is found."""
@@ -382,6 +383,17 @@ class FrameGenerator:
         local[0, 2] -= left
         local[1, 2] -= top
         return left, top, cut_rectangle(frame, left, top, side), local
+
+    def fitted(self, face: Face, rectangle: Tensor) -> Face | None:
+        """The face, or None where its rectangle (S, S, 3) from :meth:`cut` is larger than any that
+        the graphs were made for: such a frame is left alone, and the next face starts afresh. Where
+        every frame must show a face, the graphs say what they lack."""
+        most = getattr(self.graphs, "largest_rectangle", None)
+        larger = most is not None and rectangle.shape[0] > most
+        before, self._larger = self._larger, larger and self.options.on_no_face == "pass"
+        if self._larger:
+            return None
+        return replace(face, fresh=True) if before else face
 
     def encode(self, rectangle: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
         """Rectangle (S, S, 3) uint8, transform into it -> crop, masked latent."""
@@ -527,6 +539,9 @@ class FrameGenerator:
             self.refuse_faceless(index, time_s)
             return None
         left, top, rectangle, transform = self.cut(frame, found.transform)
+        found = self.fitted(found, rectangle)
+        if found is None:
+            return None
         mesh, region = in_rectangle(found, left, top)
         crop, masked = self.encode(rectangle, transform)
         return Prepared(

@@ -361,7 +361,7 @@ def _run(args: argparse.Namespace) -> Summary:
 
 def _as_text(summary: Summary) -> str:
     stages = ", ".join(f"{name} {1000 / fps:.1f}" for name, fps in summary.stage_fps.items())
-    faceless = summary.frames - summary.faces
+    faceless = summary.frames - summary.faces - sum(summary.left_alone.values())
     lines = [
         f"{summary.output}: {summary.frames_written} frames, {summary.video_s:.2f} s",
         f"faces: {summary.faces} of {summary.frames} frames"
@@ -379,6 +379,7 @@ def _as_json(summary: Summary) -> str:
             "output": str(summary.output),
             "frames": summary.frames,
             "faces": summary.faces,
+            "left_alone": summary.left_alone,
             "frames_written": summary.frames_written,
             "dropped": summary.dropped,
             "video_s": summary.video_s,

@@ -27,9 +27,11 @@ from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.outputs import Encoding, Output, as_output
 from dithead.runtime.scheduler import Item, Scheduler
-from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
+from dithead.runtime.stages import BUFFERS, TOO_LARGE, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace
 
+_REMEDIES = {TOO_LARGE: "export with a larger --largest-rectangle"}
+"""What can be done about a reason to leave frames alone."""
 _BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
 
 
@@ -42,6 +44,8 @@ class Summary:
     """Frames taken from the input."""
     faces: int = 0
     """Frames in which a face was found and re-voiced; the others were handed through untouched."""
+    left_alone: dict[str, int] = field(default_factory=dict)
+    """Frames with a face that were handed through untouched, too, by the reason."""
     frames_written: int = 0
     dropped: int = 0
     """Frames of a live source that came faster than they could be worked on."""
@@ -158,6 +162,11 @@ def stream_file(
             summary.stage_s = scheduler.busy_s
             if writer.last is None:
                 raise MediaError(f"{video} has no frame before the end of {audio}")
+            if summary.faces == 0 and summary.left_alone:
+                raise MediaError(
+                    f"no face in {video} was re-voiced: {', '.join(summary.left_alone)}",
+                    hint=_REMEDIES.get(next(iter(summary.left_alone))),
+                )
             if summary.faces == 0:
                 which = "" if options.face == "largest" else f" number {options.face}"
                 raise MediaError(
@@ -165,6 +174,7 @@ def stream_file(
                     hint="faces are counted from the left, from 0" if which else None,
                 )
             summary.dropped = source.dropped
+            summary.notes += _left_alone_notes(summary.left_alone)
             summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
             sink.close()
     summary.seconds = time.perf_counter() - start
@@ -269,6 +279,8 @@ class _Writer:
         summary = self._summary
         summary.frames += 1
         summary.faces += item.note.face is not None
+        if (reason := item.note.left_alone) is not None:
+            summary.left_alone[reason] = summary.left_alone.get(reason, 0) + 1
         summary.video_s = float(shown.end_s)
         if self._progress is not None:
             self._progress(summary.frames, float(made.end_s))
@@ -298,6 +310,15 @@ def _notes(
     for track, name in ((source, "video"), (sound, "audio")):
         if track.decode_errors:
             notes.append(f"{track.decode_errors} damaged pieces of the {name} were left out")
+    return notes
+
+
+def _left_alone_notes(left_alone: dict[str, int]) -> list[str]:
+    """What the user should know of the frames whose face was left alone."""
+    notes = []
+    for reason, count in left_alone.items():
+        remedy = f": {_REMEDIES[reason]}" if reason in _REMEDIES else ""
+        notes.append(f"{count} frames were left alone, {reason}{remedy}")
     return notes
 
 

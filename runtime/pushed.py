@@ -69,7 +69,8 @@ class OutputFrame:
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     face: bool
-    """Whether a face was found and re-voiced; else the picture is as it was pushed."""
+    """Whether a face was found and re-voiced; else the picture is as it was pushed, as where the
+    face is too large for the bundle."""
     between: bool = False
     """Whether it was made between two pushed frames (``interpolate=2``)."""
 

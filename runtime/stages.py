@@ -72,11 +72,17 @@ class Frame(Protocol):
         """A copy with a rectangle (h, w, 3) laid in where the mask (h, w) is not 0."""
 
 
+TOO_LARGE = "face too large for the bundle"
+"""Why a frame is left alone: see :meth:`FrameGenerator.fitted`."""
+
+
 @dataclass(slots=True)
 class Note:
     """What stages tell each other of a frame."""
 
     face: Face | None = None
+    left_alone: str | None = None
+    """Why a face that was found is not re-voiced."""
     left: int = 0
     top: int = 0
     filled: bool = False
@@ -132,6 +138,10 @@ class Track(FaceStage):
         note.left, note.top, rectangle, local = self.generator.cut(
             picture, note.face.transform, lane.read
         )
+        note.face = self.generator.fitted(note.face, rectangle)
+        if note.face is None:
+            note.left_alone = TOO_LARGE
+            return [item]
         lane.put(item.slot["rectangle"], rectangle)
         lane.put(item.slot["transform"], local)
         lane.put(item.slot["polygon"], note.face.polygon)

@@ -78,6 +78,11 @@ class BundleGraphs:
         return self._config
 
     @property
+    def largest_rectangle(self) -> int:
+        """Side in pixels of the largest rectangle round a face that there are graphs for."""
+        return self._manifest.largest_rectangle
+
+    @property
     def device(self) -> torch.device:
         """Where inputs must be and outputs are."""
         return self._device
