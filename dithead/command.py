@@ -7,13 +7,15 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from dithead.errors import ConfigError, DitheadError
+
+_AGAIN_S = 0.01  # until a dropped interrupt is sent again
 
 
 class Terminated(KeyboardInterrupt):
@@ -49,7 +51,8 @@ def run_command(
         if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # else nohup
             signal.signal(hang_up, terminate)
     try:
-        action()
+        with _sent_again():
+            action()
     except DitheadError as error:
         _tell(program, error, report)
         return 2 if isinstance(error, ConfigError) else 1
@@ -63,6 +66,31 @@ def run_command(
             print(failure_line(DitheadError(f"{type(error).__name__}: {error}")), file=report)
         raise
     return 0
+
+
+@contextmanager
+def _sent_again() -> Iterator[None]:
+    """Send an interrupt again that Python drops, as it does where the handler happens to run at the
+    very beginning of a call from FFmpeg, or in a destructor."""
+    before, timers = sys.unraisablehook, []
+
+    def note(dropped: Any) -> None:
+        interrupt = dropped.exc_value
+        if not isinstance(interrupt, KeyboardInterrupt):
+            return before(dropped)
+        number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+        timer = threading.Timer(_AGAIN_S, signal.raise_signal, [number])
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def _tell(program: str, error: DitheadError, report: TextIO | None) -> None:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clips import heed_interrupts
@@ -223,6 +225,45 @@ def test_whatever_ends_a_command_is_told_as_json(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr()
     assert printed.out == ""
     assert '{"error": "the following' in printed.err
+
+
+class Deaf:
+    """Is interrupted where Python cannot raise anything."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+class DeafFile:
+    """Likewise, once."""
+
+    interrupted = False
+
+    def read(self, size: int) -> bytes:
+        if not self.interrupted:
+            self.interrupted = True
+            signal.raise_signal(signal.SIGTERM)
+        return b""
+
+
+@pytest.mark.parametrize("deaf", [Deaf, lambda: av.open(DeafFile())])
+def test_an_interrupt_that_python_drops_is_sent_again(
+    deaf: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        with suppress(av.FFmpegError):
+            deaf()
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    try:
+        assert run_command("dithead", action, "all is well") == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.endswith("dithead: interrupted; all is well\n")
+    assert sys.unraisablehook is hook
 
 
 def test_progress_as_json(
