@@ -13,6 +13,7 @@ from typing import Any
 from dithead.bench.case import PAPER_STEPS, Case, run_case
 from dithead.command import add_checkpoint_arguments, run_command
 from dithead.errors import ConfigError, DitheadError
+from dithead.jsontext import parse_json
 from dithead.runtime.defaults import IN_FLIGHT
 
 SCHEMA = 1
@@ -234,7 +235,7 @@ def _report(args: argparse.Namespace) -> None:
     found = []
     for path in args.results:
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: not a result of dithead-bench ({error})") from error
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:

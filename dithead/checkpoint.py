@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dithead.errors import CheckpointError
+from dithead.jsontext import parse_json
 
 ASSETS = Path(__file__).parent / "assets"
 _CONFIG_KEY = "dithead_config"
@@ -32,8 +33,8 @@ def asset_path(name: str) -> Path:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in ASSETS.glob("*.safetensors"))) or "none"
         raise CheckpointError(
-            f"no packaged weights named {name!r} (packaged: {known}); "
-            "give the path of a .safetensors file instead"
+            f"no packaged weights named {name!r} (packaged: {known})",
+            hint="give the path of a .safetensors file instead",
         )
     return path
 
@@ -51,8 +52,8 @@ def resolve(source: str | Path) -> Path:
     packaged = [name for name in PRESETS if (ASSETS / f"{name}.safetensors").is_file()]
     if source not in packaged:
         raise CheckpointError(
-            f"no packaged checkpoint named {str(source)!r} (packaged: {', '.join(packaged)}); "
-            "give the path of a .safetensors file instead"
+            f"no packaged checkpoint named {str(source)!r} (packaged: {', '.join(packaged)})",
+            hint="give the path of a .safetensors file instead",
         )
     return asset_path(str(source))
 
@@ -107,22 +108,28 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: give the path of a .safetensors file")
+        raise CheckpointError(
+            f"no checkpoint at {path}",
+            hint="give the path of a .safetensors file",
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); fetch or make it again"
+            f"{path} is not a readable safetensors file ({error})",
+            hint="fetch or make it again",
         ) from error
     if _CONFIG_KEY not in metadata:
         raise CheckpointError(
             f"{path} carries no DiT-Head configuration: it was not written by dithead-train"
         )
     try:
-        config = json.loads(metadata[_CONFIG_KEY])
-    except json.JSONDecodeError as error:
+        config = parse_json(metadata[_CONFIG_KEY])
+        if not isinstance(config, dict):
+            raise ValueError(f"expected settings by name, found {type(config).__name__}")
+    except ValueError as error:
         raise CheckpointError(f"{path} carries a damaged configuration ({error})") from error
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, config
 
@@ -151,7 +158,7 @@ def load_into(
         ]
         parts += shapes[:3]
         raise CheckpointError(
-            f"{source} does not fit this {type(module).__name__}: {'; '.join(parts)}. "
-            "Use the checkpoint with the configuration it was trained with"
+            f"{source} does not fit this {type(module).__name__}: {'; '.join(parts)}",
+            hint="use the checkpoint with the configuration it was trained with",
         )
     module.load_state_dict(dict(tensors))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from dithead.errors import ConfigError, DitheadError
+
+_AGAIN_S = 0.01  # until a dropped interrupt is sent again
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,12 +31,16 @@ def terminate(number: int, frame: object) -> None:
     raise Terminated(number)
 
 
-def run_command(program: str, action: Callable[[], None], interrupted: str) -> int:
+def run_command(
+    program: str, action: Callable[[], None], interrupted: str, report: TextIO | None = None
+) -> int:
     """Run a command's action and tell its errors on stderr, each in one line.
 
     Args:
         interrupted: what to say after Ctrl-C, SIGTERM or the terminal's closing, such as that
             nothing was written.
+        report: where a failure is told as a line of JSON, too; see :func:`failure_line`. On stderr
+            it takes the other line's place.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 misused, 129, 130 or 143 interrupted.
@@ -42,16 +51,82 @@ def run_command(program: str, action: Callable[[], None], interrupted: str) -> i
         if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # else nohup
             signal.signal(hang_up, terminate)
     try:
-        action()
+        with _sent_again():
+            action()
     except DitheadError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _tell(program, error, report)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
         with suppress(OSError):  # the terminal may be gone
-            print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
+            _tell(program, DitheadError(f"interrupted; {interrupted}"), report)
         return 128 + number
+    except Exception as error:  # a fault of ours, of which Python tells all
+        if report is not None:
+            print(failure_line(DitheadError(f"{type(error).__name__}: {error}")), file=report)
+        raise
     return 0
+
+
+@contextmanager
+def _sent_again() -> Iterator[None]:
+    """Send an interrupt again that Python drops, as it does where the handler happens to run at the
+    very beginning of a call from FFmpeg, or in a destructor."""
+    before, timers = sys.unraisablehook, []
+
+    def note(dropped: Any) -> None:
+        interrupt = dropped.exc_value
+        if not isinstance(interrupt, KeyboardInterrupt):
+            return before(dropped)
+        number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+        timer = threading.Timer(_AGAIN_S, signal.raise_signal, [number])
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
+
+
+def _tell(program: str, error: DitheadError, report: TextIO | None) -> None:
+    if report is not sys.stderr:
+        print(f"{program}: {error}", file=sys.stderr)
+    if report is not None:
+        print(failure_line(error), file=report, flush=True)
+
+
+def failure_line(error: DitheadError) -> str:
+    """A failure as one line of JSON: ``error``, the text; ``stage`` and ``frame`` (from 0) of a
+    stream where it happened in one, ``hint``, what to do, where there is one to give; else null."""
+    told = {"error": str(error), "stage": error.stage, "frame": error.frame, "hint": error.hint}
+    return json.dumps(told)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Tells misuse as a line of JSON, too, where ``--json`` is given: where the result would be, on
+    stdout, or on stderr where ``-o -`` sends other things to stdout."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See :class:`argparse.ArgumentParser`."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Tell what is wrong, and exit with 2."""
+        if "--json" in self._given:
+            busy = bool({"-o-", "--output=-"} & set(self._given))
+            busy |= bool({("-o", "-"), ("--output", "-")} & set(pairwise(self._given)))
+            hint = f"{self.prog} --help lists what it takes"
+            failure = failure_line(DitheadError(message, hint=hint))
+            print(failure, file=sys.stderr if busy else sys.stdout, flush=True)
+        super().error(message)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,31 @@
 """Exceptions that DiT-Head raises on purpose. Each message says what was expected, what was found
 and what to do."""
 
+from __future__ import annotations
+
 
 class DitheadError(Exception):
-    """Base of every error that DiT-Head raises on purpose."""
+    """Base of every error that DiT-Head raises on purpose.
+
+    Args:
+        message: what was expected, and what was found.
+        hint: what to do; the text ends with it.
+        stage: of a stream, that failed. frame: that it worked on, from 0.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        hint: str | None = None,
+        stage: str | None = None,
+        frame: int | None = None,
+    ) -> None:
+        super().__init__(message if hint is None else f"{message}: {hint}")
+        self.message = message
+        self.hint = hint
+        self.stage = stage
+        self.frame = frame
 
 
 class ConfigError(DitheadError):

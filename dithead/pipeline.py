@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -301,9 +301,9 @@ class DetailState:
     last_time_s: float | None = None
 
 
-LeftAlone = Absence | Literal["too faint", "covered"]
+LeftAlone = Absence | Literal["too faint", "covered", "too large"]
 """Why a frame is handed through as it is: there is nobody to re-voice in it; too little is to be
-seen of the face; something is in front of the mouth."""
+seen of the face; something is in front of the mouth; the graphs were made for smaller faces."""
 
 
 COVERED = 0.95
@@ -355,6 +355,7 @@ class FrameGenerator:
         self._replaced: Tensor | None = None  # likewise, of the reference before it
         self._noise: Tensor | None = None  # likewise
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
+        self._larger = False  # whether the last face was too large
 
     def track(
         self, frame: Tensor, time_s: float, read: Read = Tensor.cpu, box: Box | None = None
@@ -420,6 +421,18 @@ class FrameGenerator:
         local[0, 2] -= left
         local[1, 2] -= top
         return left, top, cut_rectangle(frame, left, top, side), local
+
+    def fitted(self, face: Face, rectangle: Tensor) -> Face | None:
+        """The face, or None where its rectangle (S, S, 3) from :meth:`cut` is larger than any that
+        the graphs were made for: such a frame is left alone, and the next face starts afresh. Where
+        every frame must show a face, the graphs say what they lack."""
+        most = getattr(self.graphs, "largest_rectangle", None)
+        larger = most is not None and rectangle.shape[0] > most
+        before, self._larger = self._larger, larger and self.options.on_no_face == "pass"
+        if self._larger:
+            self.left_alone = "too large"
+            return None
+        return replace(face, fresh=True) if before else face
 
     def encode(self, rectangle: Tensor, transform: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
         """Rectangle (S, S, 3) uint8, transform into it, light of :class:`Face` -> crop, masked
@@ -577,6 +590,9 @@ class FrameGenerator:
             self.refuse_faceless(index, time_s)
             return None
         left, top, rectangle, transform = self.cut(frame, found.transform)
+        found = self.fitted(found, rectangle)
+        if found is None:
+            return None
         mesh, region = in_rectangle(found, left, top)
         crop, masked = self.encode(rectangle, transform, found.light)
         return Prepared(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dithead.command import add_checkpoint_arguments, run_command
+from dithead.command import CommandParser, add_checkpoint_arguments, run_command
 from dithead.errors import BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="dithead-export",
         description="Export every graph of a checkpoint to ONNX and TensorRT engines, each file "
         "compared with PyTorch.",
@@ -223,4 +223,5 @@ def main(argv: list[str] | None = None) -> int:
         elif not args.quiet:
             print(_as_text(report))
 
-    return run_command("dithead-export", run, "the bundle is as it was")
+    report = sys.stdout if args.json else None
+    return run_command("dithead-export", run, "the bundle is as it was", report)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from dithead.errors import ExportError
 from dithead.export import manifest as mf
+from dithead.jsontext import parse_json
 
 _LOCK = ".export.lock"
+_BUSY = "another export is at work in {}: wait for it, or choose another folder"
+_ATTEMPTS = 10  # at a lock, or a folder, that others remove again and again
 _MADE = re.compile(r"[\w.]+\.(fp32|fp16|bf16)\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)")
 """Names of files that an export makes."""
 _LEFT = re.compile(r"\.[\w.]+\.(layers|widened)\.onnx|\.manifest\.json\.\d+\.tmp")
@@ -31,27 +35,62 @@ def claimed(folder: Path) -> Iterator[None]:
             export is at work in it.
     """
     if folder.exists() and not folder.is_dir():
-        raise ExportError(f"{folder} is a file: choose a folder for the bundle")
+        raise ExportError(f"{folder} is a file", hint="choose a folder for the bundle")
     if folder.is_dir() and not _is_free(folder):
         raise ExportError(
-            f"{folder} is not empty and holds no bundle: choose another folder or empty it"
+            f"{folder} is not empty and holds no bundle",
+            hint="choose another folder or empty it",
         )
-    fresh = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
-    except OSError as error:
-        raise ExportError(f"cannot write to the folder {folder} ({error.strerror})") from error
+    lock, fresh = _locked(folder)
+    done = False
     with lock:
-        _take(lock.fileno(), folder)
         try:
             yield
-        except BaseException:
-            if fresh:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            done = True
         finally:
-            (folder / _LOCK).unlink(missing_ok=True)
+            if fresh and not done:
+                _empty(folder)
+            (folder / _LOCK).unlink(missing_ok=True)  # last: from now on it is another's
+            if fresh and not done:
+                with suppress(OSError):  # who may have begun
+                    folder.rmdir()
+
+
+def _locked(folder: Path) -> tuple[IO[str], bool]:
+    """The lock of a folder, held; whether the folder was made for it and is empty."""
+    path, made = folder / _LOCK, False
+    for _ in range(_ATTEMPTS):
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                made = True
+            lock = path.open("w")
+        except FileNotFoundError:  # the one that made the folder has removed it
+            continue
+        except OSError as error:
+            raise ExportError(f"cannot write to the folder {folder} ({error.strerror})") from error
+        try:
+            _take(lock.fileno(), folder)
+            # Whoever held it before has removed it: another may have made one anew, and hold that.
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock, made and not any(p.name != _LOCK for p in folder.iterdir())
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+    raise ExportError(_BUSY.format(folder))
+
+
+def _empty(folder: Path) -> None:
+    """Remove all of a folder but its lock."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _take(descriptor: int, folder: Path) -> None:
@@ -62,9 +101,7 @@ def _take(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ExportError(
-            f"another export is at work in {folder}: wait for it, or choose another folder"
-        ) from error
+        raise ExportError(_BUSY.format(folder)) from error
 
 
 def _is_free(folder: Path) -> bool:
@@ -74,7 +111,7 @@ def _is_free(folder: Path) -> bool:
     if not path.is_file():
         return not others
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except (OSError, ValueError):
         return not others  # damaged; it may have been a bundle's
     return isinstance(values, dict) and {"schema", "graphs"} <= set(values)

@@ -17,6 +17,7 @@ from typing import Any
 
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError, ExportError
+from dithead.jsontext import parse_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -134,11 +135,13 @@ class Manifest:
         if side.isdigit() and int(side) > self.largest_rectangle:
             raise ExportError(
                 f"the bundle has no graph '{name}': its largest rectangle round a face is "
-                f"{self.largest_rectangle} px; export with --largest-rectangle {side}"
+                f"{self.largest_rectangle} px",
+                hint=f"export with --largest-rectangle {side}",
             )
         raise ExportError(
             f"the bundle has no graph '{name}': it is of another version of DiT-Head, or one of "
-            "some graphs; export again, without --graphs"
+            "some graphs",
+            hint="export again, without --graphs",
         )
 
     def model_config(self) -> DitHeadConfig:
@@ -147,8 +150,8 @@ class Manifest:
             return DitHeadConfig.from_dict(self.config)
         except (ConfigError, TypeError, AttributeError) as error:
             raise ExportError(
-                f"the bundle's configuration does not fit this version of DiT-Head ({error}): "
-                "export again"
+                f"the bundle's configuration does not fit this version of DiT-Head ({error})",
+                hint="export again",
             ) from error
 
     def files(self) -> Iterator[BundleFile]:
@@ -200,22 +203,23 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ExportError(
-            f"{folder} is no bundle: it has no {MANIFEST}; make one with dithead-export -o {folder}"
+            f"{folder} is no bundle: it has no {MANIFEST}",
+            hint=f"make one with dithead-export -o {folder}",
         )
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         schema = values["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} is damaged ({error}): export again") from error
+        raise ExportError(f"{path} is damaged ({error})", hint="export again") from error
     if schema != SCHEMA:
         raise ExportError(
-            f"{path} is of schema version {schema}, this version of DiT-Head reads {SCHEMA}: "
-            "export again"
+            f"{path} is of schema version {schema}, this version of DiT-Head reads {SCHEMA}",
+            hint="export again",
         )
     try:
         return _manifest(values)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ExportError(f"{path} is damaged ({error!r}): export again") from error
+        raise ExportError(f"{path} is damaged ({error!r})", hint="export again") from error
 
 
 def check_file(folder: Path, file: BundleFile) -> Path:
@@ -226,14 +230,18 @@ def check_file(folder: Path, file: BundleFile) -> Path:
     """
     path = folder / file.path
     if not path.is_file():
-        raise ExportError(f"{path} is missing from the bundle: export again")
+        raise ExportError(f"{path} is missing from the bundle", hint="export again")
     size = path.stat().st_size
     if size != file.bytes:
         raise ExportError(
-            f"{path} is damaged: {size} bytes, the manifest says {file.bytes}: export again"
+            f"{path} is damaged: {size} bytes, the manifest says {file.bytes}",
+            hint="export again",
         )
     if hash_file(path) != file.sha256:
-        raise ExportError(f"{path} is damaged: its hash is not the manifest's: export again")
+        raise ExportError(
+            f"{path} is damaged: its hash is not the manifest's",
+            hint="export again",
+        )
     return path
 
 

@@ -58,7 +58,8 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(
-            "exporting needs the packages onnx and onnxscript: pip install 'dithead[export]'"
+            "exporting needs the packages onnx and onnxscript",
+            hint="pip install 'dithead[export]'",
         ) from error
 
 
@@ -68,13 +69,14 @@ def load_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            "ONNX Runtime is not installed: pip install 'dithead[cpu]', or 'dithead[gpu]' for CUDA "
-            "(never both)"
+            "ONNX Runtime is not installed",
+            hint="pip install 'dithead[cpu]', or 'dithead[gpu]' for CUDA (never both)",
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise BackendUnavailable(
             "ONNX Runtime is damaged, as when one of onnxruntime and onnxruntime-gpu was removed "
-            "beside the other: pip install --force-reinstall the one that is wanted"
+            "beside the other",
+            hint="pip install --force-reinstall the one that is wanted",
         )
     return onnxruntime
 
@@ -143,7 +145,10 @@ def load_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise ExportError(f"{path} is not a readable ONNX file ({error}): export again") from error
+        raise ExportError(
+            f"{path} is not a readable ONNX file ({error})",
+            hint="export again",
+        ) from error
 
 
 def check_names(path: Path, spec: GraphSpec) -> None:

@@ -37,7 +37,8 @@ def load_flavour(flavour: Flavour) -> Any:
     """
     if flavour not in MODULES:
         raise ConfigError(
-            f"unknown TensorRT flavour {flavour!r}; choose one of {', '.join(MODULES)}"
+            f"unknown TensorRT flavour {flavour!r}",
+            hint=f"choose one of {', '.join(MODULES)}",
         )
     advice = {
         "tensorrt-rtx": "pip install 'dithead[tensorrt-rtx]'",
@@ -72,8 +73,8 @@ def this_gpu() -> str:
     """
     if not torch.cuda.is_available():
         raise BackendUnavailable(
-            "tensorrt builds its engines on the GPU that they run on, and PyTorch sees none: "
-            "export there, or with --engines tensorrt-rtx here"
+            "tensorrt builds its engines on the GPU that they run on, and PyTorch sees none",
+            hint="export there, or with --engines tensorrt-rtx here",
         )
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     return f"{capability} ({torch.cuda.get_device_name()})"
@@ -148,7 +149,8 @@ def compute_capability_name(trt: Any, capability: str) -> Any:
     if wanted not in known or not re.fullmatch(r"\d+\.\d", capability):
         names = sorted(f"{n[2:-1]}.{n[-1]}" for n in known)
         raise ConfigError(
-            f"unknown compute capability {capability!r}; choose one of {', '.join(names)}"
+            f"unknown compute capability {capability!r}",
+            hint=f"choose one of {', '.join(names)}",
         )
     return known[wanted]
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dithead.command import add_checkpoint_arguments, run_command
+from dithead.command import CommandParser, add_checkpoint_arguments, run_command
 from dithead.errors import BackendUnavailable, ConfigError
 from dithead.runtime.defaults import IN_FLIGHT, default_threads
+from dithead.runtime.progress import WANTED, Progress
 
 if TYPE_CHECKING:
     from dithead.runtime.inputs import Input
@@ -22,12 +21,21 @@ if TYPE_CHECKING:
     from dithead.runtime.pipeline import Summary
 
 
-def _face(text: str) -> str | int:
+def _face(text: str) -> str | int | tuple[float, ...]:
     if text == "largest":
         return text
     if text.isdigit():
         return int(text)
-    raise argparse.ArgumentTypeError(f"expected 'largest' or an index from 0, found {text!r}")
+    try:
+        place = tuple(float(edge) for edge in text.split(","))
+    except ValueError:
+        place = ()
+    if len(place) in (2, 4):
+        return place
+    raise argparse.ArgumentTypeError(
+        "expected 'largest', an index from 0, a point X,Y or a box LEFT,TOP,RIGHT,BOTTOM, "
+        f"found {text!r}"
+    )
 
 
 def _rate(text: str) -> Fraction:
@@ -65,7 +73,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="dithead-stream",
         description="Re-voice a video: generate a lower face that speaks the audio.",
         formatter_class=_Formatter,
@@ -126,7 +134,18 @@ def _parser() -> argparse.ArgumentParser:
         "picture, else trim)",
     )
     parser.add_argument(
-        "--face", type=_face, default="largest", help="'largest', or an index from the left"
+        "--face",
+        type=_face,
+        default="largest",
+        help="whose: 'largest', an index from the left, a point X,Y or a box LEFT,TOP,RIGHT,BOTTOM "
+        "in pixels of the first frame that shows the face; that person is followed from then on",
+    )
+    parser.add_argument(
+        "--faces",
+        metavar="FILE",
+        type=Path,
+        help="who speaks when: a line for each turn, with start and end in seconds and the box "
+        "LEFT TOP RIGHT BOTTOM of the face; between turns nobody does",
     )
     parser.add_argument(
         "--on-no-face",
@@ -172,9 +191,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="the summary as JSON, on stdout, or on stderr where the video goes to stdout",
+        help="the summary, or what went wrong, as JSON, on stdout, or on stderr where the video "
+        "goes to stdout",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    parser.add_argument(
+        "--progress",
+        choices=WANTED,
+        default="auto",
+        help="on stderr: 'auto' shows it on a terminal, 'json' writes lines of JSON anywhere",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no summary, and no progress but --progress json"
+    )
     return parser
 
 
@@ -240,27 +268,10 @@ def _device(name: str) -> Any:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise BackendUnavailable(
-                f"device {name!r} was asked for and this PyTorch sees {count} CUDA devices: "
-                "install a CUDA build of torch and the driver, or choose --device cpu"
+                f"device {name!r} was asked for and this PyTorch sees {count} CUDA devices",
+                hint="install a CUDA build of torch and the driver, or choose --device cpu",
             )
     return device
-
-
-def _progress(total: int | None) -> Callable[[int, float], None]:
-    start = last = time.monotonic()
-
-    def show(frames: int, _: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < 0.5:
-            return
-        last = now
-        rate = frames / (now - start)
-        eta = f", {max(0.0, (total - frames) / rate):.0f} s left" if total else ""
-        of = f" of {total}" if total else ""
-        print(f"\r{frames}{of} frames, {rate:.1f} fps{eta}   ", end="", file=sys.stderr)
-
-    return show
 
 
 def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
@@ -277,7 +288,10 @@ def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
     )
     Output(args.output).muxer(encoding)
     if args.output == "-" and sys.stdout.isatty():
-        raise ConfigError("standard output is a terminal: send it to a program or a file")
+        raise ConfigError(
+            "standard output is a terminal",
+            hint="send it to a program or a file",
+        )
     return video, replace(audio, audio_track=args.audio_track), encoding
 
 
@@ -305,6 +319,7 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None, show: bool) 
 
 
 def _run(args: argparse.Namespace) -> Summary:
+    from dithead.face.speakers import Speakers
     from dithead.pipeline import Options
     from dithead.runtime.backends import Backend, limit_threads, open_graphs
     from dithead.runtime.pipeline import stream_file
@@ -319,18 +334,21 @@ def _run(args: argparse.Namespace) -> Summary:
         seed=args.seed,
         reference=args.reference,
         face=args.face,
+        speakers=None if args.faces is None else Speakers.read(args.faces),
         on_no_face=args.on_no_face,
         generate_every=args.generate_every,
         detail=args.detail == "on",
     )
-    show = sys.stderr.isatty() and not args.quiet
+    as_json = args.progress == "json"
+    show = as_json or (args.progress == "auto" and sys.stderr.isatty() and not args.quiet)
     extend = getattr(args, "extend", None)
     video, audio, encoding = _media(args)
     total = _frames_to_come(video, audio, extend, show)
     backend: Backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
     if args.bundle is not None and (hasattr(args, "checkpoint") or args.audio_weights):
         raise ConfigError(
-            "--bundle holds its own weights: leave --checkpoint and --audio-weights out"
+            "--bundle holds its own weights",
+            hint="leave --checkpoint and --audio-weights out",
         )
     limit_threads(backend, threads)
     graphs = open_graphs(
@@ -341,6 +359,7 @@ def _run(args: argparse.Namespace) -> Summary:
         audio_weights=args.audio_weights,
         threads=threads,
     )
+    progress = Progress(sys.stderr, total, as_json) if show else None
     try:
         return stream_file(
             video,
@@ -355,20 +374,18 @@ def _run(args: argparse.Namespace) -> Summary:
             in_flight=args.in_flight,
             batch=args.batch,
             overlap=overlap,
-            progress=_progress(total) if show else None,
+            progress=None if progress is None else progress.show,
         )
     finally:
-        if show:
-            print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+        if progress is not None:
+            progress.end()
 
 
 def _as_text(summary: Summary) -> str:
     stages = ", ".join(f"{name} {1000 / fps:.1f}" for name, fps in summary.stage_fps.items())
-    faceless = summary.frames - summary.faces
     lines = [
         f"{summary.output}: {summary.frames_written} frames, {summary.video_s:.2f} s",
-        f"faces: {summary.faces} of {summary.frames} frames"
-        + (f"; {faceless} without a face handed through untouched" if faceless else ""),
+        f"faces: {summary.faces} of {summary.frames} frames re-voiced",
         f"speed: {summary.fps:.1f} fps in all ({summary.backend}, {summary.device}, "
         f"{summary.steps} steps); ms a frame by stage: {stages}",
         *(f"note: {note}" for note in summary.notes),
@@ -382,6 +399,7 @@ def _as_json(summary: Summary) -> str:
             "output": str(summary.output),
             "frames": summary.frames,
             "faces": summary.faces,
+            "left_alone": summary.left_alone,
             "frames_written": summary.frames_written,
             "dropped": summary.dropped,
             "video_s": summary.video_s,
@@ -404,14 +422,15 @@ def main(argv: list[str] | None = None) -> int:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
     args = _parser().parse_args(argv)
+    report = sys.stderr if args.output == "-" else sys.stdout
 
     def run() -> None:
         summary = _run(args)
-        report = sys.stderr if args.output == "-" else sys.stdout
         if args.json:
             print(_as_json(summary), file=report)
         elif not args.quiet:
             print(_as_text(summary), file=report)
 
     left = "the output ends early" if "://" in args.output or args.output == "-" else None
-    return run_command("dithead-stream", run, left or "nothing was written")
+    nothing = "nothing was written"
+    return run_command("dithead-stream", run, left or nothing, report if args.json else None)

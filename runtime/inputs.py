@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -22,6 +22,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 
 from dithead.errors import ConfigError, MediaError
+from dithead.runtime.pipes import ReadPipe
 from dithead.runtime.shared import Shared
 
 Kind = Literal["video", "audio"]
@@ -31,7 +32,8 @@ _LIVE_FORMATS = {"v4l2", "video4linux2", "x11grab", "kmsgrab", "fbdev", "avfound
 _LIVE_FORMATS |= {"gdigrab", "alsa", "pulse", "oss", "jack", "sndio"}
 _LIVE_SCHEMES = {"rtmp", "rtmps", "rtsp", "rtsps", "rtp", "srt", "udp", "rist", "whip"}
 
-_SILENT_S = 10.0  # a network source that gives nothing for so long has ended
+_SILENT_S = 10.0  # a network source or a device that gives nothing for so long has ended
+_AGAIN_S = 0.002  # until a device that had nothing is asked again
 _OPENING_S = 60.0  # and for so long it may take to begin
 _APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
 _NUMBER = re.compile(r"%0?(\d*)d")
@@ -141,7 +143,7 @@ class Demuxer:
     def __init__(self, given: Input, kinds: Sequence[Kind]) -> None:
         self.given = given
         self.errors = 0
-        self._pipe: _Pipe | None = None
+        self._pipe: ReadPipe | None = None
         self.container = self._open()
         try:
             self._streams = {kind: self._stream(kind) for kind in kinds}
@@ -155,14 +157,15 @@ class Demuxer:
         self.start_s = _start_s(self.container)
         self._held_bytes = 0
         self._counting = threading.Lock()
+        self._stopped = threading.Event()
         self._packets = self._shared()
 
     @property
-    def hint(self) -> str:
-        """What to add where nothing can be decoded."""
+    def hint(self) -> str | None:
+        """What may help where nothing can be decoded."""
         if self._pipe is None:
-            return ""
-        return "; an MP4 or MOV in a pipe must have its index in front (+faststart)"
+            return None
+        return "an MP4 or MOV in a pipe must have its index in front (+faststart)"
 
     def stream(self, kind: Kind) -> Any:
         """PyAV's stream of a track."""
@@ -191,14 +194,22 @@ class Demuxer:
         return Shared(self._demuxed(), numbers, lambda packet: (packet.stream_index,))
 
     def _demuxed(self) -> Iterator[Packet]:
-        packets = self.container.demux(list(self._streams.values()))
+        packets, asked_s = self._packets_of_all(), time.monotonic()
         while True:
+            packet = None
             try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError:  # the rest cannot be read; a server's leaving is no damage
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                # A device that has no frame yet says so where others wait, as those of macOS do.
+                if isinstance(error, av.BlockingIOError) and self._wait_for_more(asked_s):
+                    packets = self._packets_of_all()
+                    continue
+                # The rest cannot be read; a server's leaving is no damage.
                 self.errors += not self.given.live
+            if self._pipe is not None:
+                self._pipe.raise_interrupt()
+                self.errors += packet is None and self._pipe.error is not None
+            if packet is None:
                 return
             if not packet.size and packet.dts is None:  # FFmpeg's sign of the end
                 continue
@@ -206,13 +217,24 @@ class Demuxer:
                 self._held_bytes += packet.size
             if self._held_bytes > _APART_BYTES:
                 raise MediaError(
-                    f"{self.given}: picture and sound lie too far apart to be read in one pass: "
-                    "write it to a file and give that"
+                    f"{self.given}: picture and sound lie too far apart to be read in one pass",
+                    hint="write it to a file and give that",
                 )
             yield packet
+            asked_s = time.monotonic()
+
+    def _wait_for_more(self, asked_s: float) -> bool:
+        """Wait a moment; whether to ask again for what was asked for first at a time."""
+        return not self._stopped.wait(_AGAIN_S) and time.monotonic() - asked_s < _SILENT_S
+
+    def _packets_of_all(self) -> Iterator[Packet]:
+        """The tracks' packets from here on; what has raised gives none any more."""
+        return self.container.demux(list(self._streams.values()))
 
     def stop(self) -> None:
-        """End it early, from any thread: whoever waits for a pipe goes on as if at its end."""
+        """End it early, from any thread: whoever waits for a pipe, or for a device that has nothing
+        yet, goes on as if at its end."""
+        self._stopped.set()
         if self._pipe is not None:
             self._pipe.stopped = True
 
@@ -229,13 +251,13 @@ class Demuxer:
             options["framerate"] = str(given.fps)
         target: Any = given.text
         if given.text == "-":
-            target = self._pipe = _Pipe(sys.stdin.buffer)
+            target = self._pipe = ReadPipe(sys.stdin.buffer)
         elif given._is_pipe and given.format not in _LIVE_FORMATS:
             try:
                 file = open(given.text, "rb", buffering=0)  # noqa: SIM115
             except OSError as error:
                 raise MediaError(f"{given}: cannot be opened: {error.strerror}") from error
-            target = self._pipe = _Pipe(file)
+            target = self._pipe = ReadPipe(file)
         elif not given.scheme and given.format not in _LIVE_FORMATS | {"lavfi"}:
             # Absolute, so that FFmpeg never takes the part before a colon for a protocol.
             target = os.path.abspath(given.text)
@@ -261,10 +283,13 @@ class Demuxer:
         except av.error.ProtocolNotFoundError as error:
             raise MediaError(f"{given}: this FFmpeg was built without that protocol") from error
         except (av.FFmpegError, OSError, ValueError) as error:
-            if self._pipe is not None and self._pipe.interrupt is not None:
-                raise self._pipe.interrupt from None
+            if self._pipe is not None:
+                self._pipe.raise_interrupt()
+                error = self._pipe.error or error
             reason = getattr(error, "strerror", None) or error
-            raise MediaError(f"{given}: not a readable media file ({reason}){self.hint}") from error
+            raise MediaError(
+                f"{given}: not a readable media file ({reason})", hint=self.hint
+            ) from error
 
     def _stream(self, kind: Kind) -> Any:
         found = _streams(self.container, kind)
@@ -289,25 +314,6 @@ class Demuxer:
         return stream
 
 
-class _Pipe:
-    """What PyAV reads a pipe through: a wait for data that can be ended from outside."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.stopped = False
-        self.interrupt: BaseException | None = None
-        self._file = file
-
-    def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end."""
-        try:
-            while not self.stopped:
-                if select.select([self._file], [], [], 0.1)[0]:
-                    return os.read(self._file.fileno(), size)
-        except BaseException as error:  # Ctrl-C, which FFmpeg would take for damage
-            self.interrupt = error
-        return b""
-
-
 def _first_number(given: Input) -> int:
     """The lowest number for which a pattern's picture exists."""
     folder, name = os.path.split(os.path.abspath(given.text))
@@ -326,8 +332,8 @@ def _first_number(given: Input) -> int:
     for before, after in pairwise(numbers):
         if after != before + 1:  # FFmpeg would end there without a word
             raise MediaError(
-                f"{given}: there is no number {before + 1}, and {numbers[-1]} is the last: number "
-                "the pictures without gaps"
+                f"{given}: there is no number {before + 1}, and {numbers[-1]} is the last",
+                hint="number the pictures without gaps",
             )
     return numbers[0]
 

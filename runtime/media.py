@@ -213,8 +213,8 @@ class AudioSource:
             first = next((frame for frame in decoded if frame.samples), None)
             if first is None or not first.sample_rate:
                 raise MediaError(
-                    f"{self.given}: the audio track holds no samples; give a file with sound"
-                    + track.demuxer.hint
+                    f"{self.given}: the audio track holds no samples",
+                    hint=track.demuxer.hint or "give a file with sound",
                 )
         except BaseException:
             track.close()
@@ -375,7 +375,8 @@ class _VideoPass:
             if first is None:
                 demuxer = self._track.demuxer
                 raise MediaError(
-                    f"{demuxer.given}: not one frame of the video could be decoded{demuxer.hint}"
+                    f"{demuxer.given}: not one frame of the video could be decoded",
+                    hint=demuxer.hint,
                 )
             self.info = _video_info(self._track, first)
         except BaseException:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import signal
-import stat
 import sys
 import threading
 import weakref
@@ -37,6 +35,7 @@ from dithead.errors import ConfigError, MediaError
 from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture, has_alpha, upright
 from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
+from dithead.runtime.pipes import WritePipe
 
 #: What every file says about itself; Matroska turns the names to upper case.
 DISCLOSURE = {
@@ -114,7 +113,7 @@ class VideoSink:
         self.notes: list[str] = []
         self._closed = False
         self._writing = threading.Lock()  # held while the container is in use
-        self._pipe: _Pipe | None = None
+        self._pipe: WritePipe | None = None
         self._last: VideoFrame | None = None
         encoding = encoding or Encoding()
         muxer = self.to.muxer(encoding)
@@ -126,7 +125,7 @@ class VideoSink:
         target: Any = self.to.text
         if target == "-":
             sys.stdout.flush()
-            target = self._pipe = _Pipe(sys.stdout.fileno())
+            target = self._pipe = WritePipe(sys.stdout.fileno())
         if not self.to.streamed:
             self._final = Path(self.to.text)
             self._temporary = _temporary_name(self._final)
@@ -207,12 +206,22 @@ class VideoSink:
         picture.duration = round((frame.end_s - frame.time_s) / self.time_base)
         # The decoder's frame type would force the encoder's.
         picture.pict_type = PictureType.NONE
-        with self._writing, _reported(f"{self.to}: cannot write frame {frame.index}"):
+        with self._at_work(f"{self.to}: cannot write frame {frame.index}"):
             self._container.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.advance(frame.time_s)
         self.frames_written += 1
         self._last = frame
+
+    @contextmanager
+    def _at_work(self, failed: str) -> Iterator[None]:
+        """Use the container; what it refuses is told in those words."""
+        with self._writing, _reported(failed):
+            try:
+                yield
+            finally:
+                if self._pipe is not None:
+                    self._pipe.raise_interrupt()
 
     def close(self) -> None:
         """Finish the tracks and give a file its name. Without frames, raises and leaves none."""
@@ -221,7 +230,7 @@ class VideoSink:
         try:
             if self._last is None:
                 raise MediaError(f"{self.to}: not written, as there was no frame to write")
-            with self._writing, _reported(f"{self.to}: cannot be finished"):
+            with self._at_work(f"{self.to}: cannot be finished"):
                 self._container.mux(self._video.encode(None))
                 if self._audio is not None:
                     self._audio.finish(self._last.end_s, self._last.end_s - self._last.time_s)
@@ -312,27 +321,6 @@ class _AudioTrack:
         self._container.mux(self._stream.encode(None))
 
 
-class _Pipe:
-    """What PyAV writes a pipe through: everything at once, and a wait that can be ended."""
-
-    def __init__(self, number: int) -> None:
-        self.stopped = False
-        self._number = number
-        # A pipe that can be written to takes so much without a wait; a file takes anything.
-        waits = not stat.S_ISREG(os.fstat(number).st_mode)
-        self._most = getattr(select, "PIPE_BUF", 512) if waits else 1 << 20
-
-    def write(self, data: bytes) -> int:
-        """All of it."""
-        left = memoryview(data)
-        while left:
-            if self.stopped:
-                raise BrokenPipeError("the output was stopped")
-            if os.name != "posix" or select.select([], [self._number], [], 0.1)[1]:
-                left = left[os.write(self._number, left[: self._most]) :]
-        return len(data)
-
-
 @contextmanager
 def _killable() -> Iterator[None]:
     """Let Ctrl-C end the process at once, and what the commands treat likewise: PyAV waits for a
@@ -395,7 +383,10 @@ def _temporary_name(final: Path) -> Path:
     if final.is_dir():
         raise MediaError(f"{final}: is a folder; expected the name of a file")
     if not final.parent.is_dir():
-        raise MediaError(f"{final}: the folder {final.parent} does not exist; make it first")
+        raise MediaError(
+            f"{final}: the folder {final.parent} does not exist",
+            hint="make it first",
+        )
     return final.with_name(f".dithead-{secrets.token_hex(8)}{final.suffix}")
 
 

@@ -76,7 +76,10 @@ class Encoding:
                 f"unknown container {self.container!r}; expected one of {', '.join(ENCODERS)}"
             )
         if self.crf is not None and self.bitrate_bps is not None:
-            raise ConfigError("a quality (crf) and a bit rate exclude each other: give one")
+            raise ConfigError(
+                "a quality (crf) and a bit rate exclude each other",
+                hint="give one",
+            )
         if self.crf is not None and self.crf < 0:
             raise ConfigError(f"crf must be at least 0, not {self.crf}")
         if self.bitrate_bps is not None and self.bitrate_bps < 1:
@@ -93,8 +96,8 @@ class Encoding:
                 known = False
             if not known:
                 raise ConfigError(
-                    f"this FFmpeg has no video encoder {self.video_codec!r}; dithead-doctor lists "
-                    "those that matter here"
+                    f"this FFmpeg has no video encoder {self.video_codec!r}",
+                    hint="dithead-doctor lists those that matter here",
                 )
 
     def asked(self) -> dict[str, object]:
@@ -119,7 +122,10 @@ class Encoding:
             elif codec.endswith("_nvenc"):
                 options = {"rc": "vbr", "cq": quality, "b": "0"}
             elif self.crf is not None:
-                raise ConfigError(f"{codec} takes no crf: give a bit rate, or neither")
+                raise ConfigError(
+                    f"{codec} takes no crf",
+                    hint="give a bit rate, or neither",
+                )
         if codec in ("libx264", "libx265"):
             options["preset"] = self.preset or "veryfast"
         elif self.preset is not None:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError, MediaError
-from dithead.pipeline import FrameGenerator, Options
+from dithead.pipeline import FrameGenerator, LeftAlone, Options
 from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
 from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.lanes import Lanes, make_lanes
+from dithead.runtime.leftalone import left_alone_notes, nobody_spoke
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.outputs import Encoding, Output, as_output
@@ -43,7 +44,7 @@ class Summary:
     """Frames taken from the input."""
     faces: int = 0
     """Frames in which a face was found and re-voiced."""
-    left_alone: Counter[str] = field(default_factory=Counter)
+    left_alone: Counter[LeftAlone] = field(default_factory=Counter)
     """The others, which were handed through untouched: how many for which reason, see
     :data:`dithead.pipeline.LeftAlone`."""
     frames_written: int = 0
@@ -136,7 +137,9 @@ def stream_file(
             generator = FrameGenerator(graphs, options)
             summary.steps = generator.steps
             paced = output.live and not (video.live or audio.live)
-            writer = _Writer(sink, summary, interpolate, progress, _Pace() if paced else None)
+            writer = _Writer(
+                sink, sound, summary, interpolate, progress, _Pace() if paced else None
+            )
             stages = face_stages(
                 generator, _FileSound(sound), trim=True, interpolate=interpolate, batch=batch
             )
@@ -148,7 +151,7 @@ def stream_file(
                 BUFFERS,
                 slots=in_flight,
                 overlap=overlap,
-                waits=[source, sound, writer],
+                waits=[source, writer],
                 trace=trace,
             )
             try:
@@ -161,12 +164,9 @@ def stream_file(
             if writer.last is None:
                 raise MediaError(f"{video} has no frame before the end of {audio}")
             if summary.faces == 0:
-                which = "" if options.face == "largest" else f" number {options.face}"
-                raise MediaError(
-                    f"no face{which} in any of the {summary.frames} frames of {video}"
-                    + ("; faces are counted from the left, from 0" if which else "")
-                )
+                raise nobody_spoke(video, options, summary.left_alone)
             summary.dropped = source.dropped
+            summary.notes += left_alone_notes(summary.left_alone)
             summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
             sink.close()
     summary.seconds = time.perf_counter() - start
@@ -182,11 +182,14 @@ def _check(
         raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
     if extend in ("loop", "pingpong") and video.once:
         raise ConfigError(
-            f"{video} can be read but once, so it cannot be played again: extend it by freeze, or "
-            "write it to a file first"
+            f"{video} can be read but once, so it cannot be played again",
+            hint="extend it by freeze, or write it to a file first",
         )
     if not output.streamed and any(given.same_file(Path(output.text)) for given in (video, audio)):
-        raise MediaError(f"{output} is one of the inputs: choose another name for the output")
+        raise MediaError(
+            f"{output} is one of the inputs",
+            hint="choose another name for the output",
+        )
 
 
 class _FileSound:
@@ -230,6 +233,7 @@ class _Writer:
     def __init__(
         self,
         sink: VideoSink,
+        sound: AudioSource,
         summary: Summary,
         interpolate: int,
         progress: Callable[[int, float], None] | None,
@@ -239,15 +243,18 @@ class _Writer:
         self.done = False
         """Whether all frames are written."""
         self._sink = sink
+        self._sound = sound
         self._summary = summary
         self._interpolate = interpolate
         self._progress = progress
         self._pace = pace
 
     def stop(self) -> None:
-        """End the waiting for a frame's turn, and for a reader that does not read."""
+        """End the waiting for a frame's turn, and, unless all frames are written, for sound and for
+        a reader that does not read: the sink still asks for the last frame's sound."""
         if not self.done:
             self._sink.stop()
+            self._sound.stop()
         if self._pace is not None:
             self._pace.stop()
 

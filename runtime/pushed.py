@@ -18,6 +18,7 @@ from dithead.face.locate import Box, checked_box
 from dithead.pipeline import FrameGenerator, LeftAlone
 from dithead.runtime.batch import Batcher
 from dithead.runtime.channel import Channel, Closed, Stopped
+from dithead.runtime.checked import checked_picture, checked_rate, checked_time, checked_wait
 from dithead.runtime.lanes import Lanes
 from dithead.runtime.media import SPEECH_RATE_HZ
 from dithead.runtime.scheduler import Item, Scheduler
@@ -106,15 +107,17 @@ class PushedSound:
                 f"expected 1-D float32 samples in [-1, 1], mono, found {found[0]} {found[1]}"
             )
         if self._finished:
-            raise StreamError("sound after finish(): call reset() before a new sound")
+            raise StreamError(
+                "sound after finish()",
+                hint="call reset() before a new sound",
+            )
+        sample_rate_hz = checked_rate(sample_rate_hz)
         if self._rate_hz not in (None, sample_rate_hz):
             raise StreamError(
-                f"sound at {sample_rate_hz} Hz after sound at {self._rate_hz} Hz: resample it, or "
-                "call reset()"
+                f"sound at {sample_rate_hz} Hz after sound at {self._rate_hz} Hz",
+                hint="resample it, or call reset()",
             )
         if self._rate_hz is None and sample_rate_hz != SPEECH_RATE_HZ:
-            if sample_rate_hz < 1:
-                raise StreamError(f"expected a sample rate above 0, found {sample_rate_hz}")
             self._resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
         self._rate_hz = sample_rate_hz
         if self._resampler is None:
@@ -215,16 +218,17 @@ class PushedRun:
     ) -> bool:
         if self._portrait is not None:
             raise StreamError("this stream shows a still portrait: it takes sound alone")
-        at = Fraction(time_s)
+        at = checked_time(time_s)
         if self._last_s is not None and at <= self._last_s:
             raise StreamError(
                 f"a frame at {float(at):.6f} s after one at {float(self._last_s):.6f} s: times "
-                "must increase; call reset() to start again"
+                "must increase",
+                hint="call reset() to start again",
             )
         box = None if face_box is None else checked_box(face_box)
         frame = RgbFrame(self._pushed, at, checked_picture(image), box)
         try:
-            taken = self._inbox.put(frame, timeout_s)
+            taken = self._inbox.put(frame, checked_wait(timeout_s))
         except Stopped:
             self._raise_stopped()
         if taken:
@@ -233,7 +237,7 @@ class PushedRun:
 
     def pull(self, timeout_s: float | None) -> OutputFrame | None:
         try:
-            return self._outbox.get(timeout_s)
+            return self._outbox.get(checked_wait(timeout_s))
         except Closed:
             return None
         except TimeoutError:
@@ -264,8 +268,10 @@ class PushedRun:
     def _raise_stopped(self) -> NoReturn:
         """Say why nothing more goes in or out."""
         self._scheduler.raise_error()
+        if self._stopped:
+            raise StreamError(self._stopped) from None
         raise StreamError(
-            self._stopped or "a frame after finish(): call reset() before a new video"
+            "a frame after finish()", hint="call reset() before a new video"
         ) from None
 
     def _pushed_frames(self) -> Iterator[RgbFrame]:
@@ -292,18 +298,3 @@ def _held(portrait: np.ndarray, rate: Fraction) -> Iterator[RgbFrame]:
     while True:
         yield RgbFrame(index, index / rate, portrait)
         index += 1
-
-
-def checked_picture(image: np.ndarray) -> np.ndarray:
-    """Raise StreamError where a picture is of another shape or type."""
-    fits = (
-        isinstance(image, np.ndarray)
-        and image.ndim == 3
-        and image.shape[2] == 3
-        and image.dtype == np.uint8
-        and min(image.shape[:2]) >= 2
-    )
-    if not fits:
-        found = getattr(image, "shape", type(image)), getattr(image, "dtype", "")
-        raise StreamError(f"expected a picture (H, W, 3) uint8 RGB, found {found[0]} {found[1]}")
-    return np.ascontiguousarray(image)

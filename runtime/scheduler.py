@@ -339,9 +339,14 @@ class Scheduler:
         except (Stopped, Closed):
             raise
         except Exception as error:
-            kind = type(error) if isinstance(error, DitheadError) else StreamError
+            ours = error if isinstance(error, DitheadError) else StreamError(str(error))
             where = "at the end" if index is None else f"at frame {index}"
-            raise kind(f"stage '{stage}' failed {where}: {error}") from error
+            raise type(ours)(
+                f"stage '{stage}' failed {where}: {ours.message}",
+                hint=ours.hint,
+                stage=stage,
+                frame=index,
+            ) from error
         end = time.perf_counter()
         self.busy_s[stage] += end - start
         if self._trace is not None and index is not None:

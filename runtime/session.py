@@ -32,9 +32,10 @@ from dithead.face.locate import Box
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.batch import WAIT_S, Batcher
+from dithead.runtime.checked import checked_number, checked_picture, checked_time, checked_wait
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.lanes import Lanes, make_lanes
-from dithead.runtime.pushed import OutputFrame, PushedRun, checked_picture
+from dithead.runtime.pushed import OutputFrame, PushedRun
 from dithead.runtime.trace import Trace
 
 _SLICE_S = 0.1  # for which a thread waits before it asks whether it still should
@@ -127,7 +128,7 @@ class Session:
             portrait = checked_picture(portrait)
         if waiting < 1:
             raise ConfigError(f"waiting must be at least 1, not {waiting}")
-        rate = Fraction(fps).limit_denominator(100_100)
+        rate = checked_number(fps, "frames per second", ConfigError).limit_denominator(100_100)
         if rate <= 0:
             raise ConfigError(f"fps must be above 0, not {fps}")
 
@@ -199,8 +200,8 @@ class Stream:
 
         Args:
             image: (H, W, 3) uint8 RGB; not to be changed afterwards.
-            time_s: presentation time in seconds, on the clock on which the sound starts at 0; later
-                than the last frame's.
+            time_s: presentation time in seconds, a number of any type, on the clock on which the
+                sound starts at 0; later than the last frame's.
             timeout_s: how long to wait for room; None for as long as it takes, 0 not at all.
             face_box: where in this frame the face that speaks is, for a caller who knows: left,
                 top, right, bottom in pixels; (0, 0, 0, 0) where nobody speaks. None goes on with
@@ -246,7 +247,7 @@ class Stream:
         """
         with self._changing:
             if self._closed:
-                raise StreamError("the stream is closed: open another")
+                raise StreamError("the stream is closed", hint="open another")
             self._run.stop("the stream was reset")
             self._run = self._start()
 
@@ -267,10 +268,11 @@ class AsyncStream:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._pusher = ThreadPoolExecutor(1, "push")
-        self._puller = ThreadPoolExecutor(1, "pull")
+        self._pusher = ThreadPoolExecutor(1, "dithead push")
+        self._puller = ThreadPoolExecutor(1, "dithead pull")
         self._pulled: asyncio.Future[OutputFrame | None] | None = None
         self._pushed: tuple[Fraction, asyncio.Future[bool]] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -279,10 +281,15 @@ class AsyncStream:
         await self.close()
 
     async def close(self) -> None:
-        """See :meth:`Stream.close`."""
+        """See :meth:`Stream.close`. Ends the two threads, too."""
         left = self._given_up()
-        await asyncio.to_thread(self._stream.close)
-        await asyncio.gather(*left, return_exceptions=True)
+        try:
+            await asyncio.to_thread(self._stream.close)
+            await asyncio.gather(*left, return_exceptions=True)
+        finally:
+            self._closed = True
+            for thread in (self._pusher, self._puller):
+                thread.shutdown(wait=False)  # they end at once: nothing waits any more
 
     async def reset(self) -> None:
         """See :meth:`Stream.reset`."""
@@ -310,9 +317,12 @@ class AsyncStream:
         face_box: Box | None = None,
     ) -> bool:
         """See :meth:`Stream.push_frame`."""
-        loop, at = asyncio.get_running_loop(), Fraction(time_s)
+        loop, at = asyncio.get_running_loop(), checked_time(time_s)
+        timeout_s = checked_wait(timeout_s)
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
+            if self._closed:
+                return self._stream.push_frame(image, time_s, 0.0)  # says so
             if self._pushed is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
                 push = partial(self._stream.push_frame, image, time_s, left, face_box=face_box)
@@ -330,9 +340,11 @@ class AsyncStream:
 
     async def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
         """See :meth:`Stream.pull`."""
-        loop = asyncio.get_running_loop()
+        loop, timeout_s = asyncio.get_running_loop(), checked_wait(timeout_s)
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
+            if self._closed:
+                return self._stream.pull(0.0)  # says so
             if self._pulled is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
                 self._pulled = loop.run_in_executor(self._puller, self._stream.pull, left)

@@ -152,6 +152,10 @@ class Track(FaceStage):
         note.left, note.top, rectangle, local = self.generator.cut(
             picture, note.face.transform, lane.read
         )
+        note.face = self.generator.fitted(note.face, rectangle)
+        if note.face is None:
+            note.left_alone = self.generator.left_alone
+            return [item]
         lane.put(item.slot["rectangle"], rectangle)
         lane.put(item.slot["transform"], local)
         lane.put(item.slot["polygon"], note.face.polygon)

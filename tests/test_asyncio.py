@@ -11,6 +11,7 @@ import pytest
 import torch
 from streams import TIMES, same, threads_of_streams
 
+from dithead.errors import StreamError
 from dithead.pipeline import Options
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import AsyncStream, Session
@@ -81,6 +82,29 @@ def test_asyncio_streams_do_not_starve_each_other(
 
     assert asyncio.run(run()) == [2] * count
     assert not threads_of_streams()
+
+
+def test_a_closed_asyncio_stream_leaves_no_thread(
+    session: Session, pictures: list[np.ndarray]
+) -> None:
+    async def run() -> list[str]:
+        stream = AsyncStream(session.open_stream(Options(steps=1)))
+        assert await stream.push_frame(pictures[0], 0)
+        pulling = asyncio.create_task(stream.pull())
+        await asyncio.sleep(0.05)
+        assert threads_of_streams(0)
+        await stream.close()
+        with pytest.raises(StreamError, match="the stream is closed"):
+            await pulling
+        for _ in range(2):
+            with pytest.raises(StreamError, match="the stream is closed"):
+                await stream.pull()
+            with pytest.raises(StreamError, match="the stream is closed"):
+                await stream.push_frame(pictures[1], 1)
+            await stream.close()
+        return threads_of_streams()
+
+    assert asyncio.run(run()) == []
 
 
 def test_asyncio(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +18,11 @@ from bundles import cases
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.export.folder import claimed
 from dithead.pipeline import Models
 from dithead.runtime.backends import open_graphs
 from dithead.runtime.backends.onnxruntime import KEPT_SIZES, OnnxGraphs
+from dithead.runtime.doctor import look_at_bundle
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
@@ -95,6 +100,21 @@ def test_a_manifest_that_is_no_json_is_refused(bundle_copy: Path) -> None:
         mf.read_manifest(bundle_copy)
 
 
+@pytest.mark.parametrize("depth", [100_000, 300])
+def test_a_manifest_of_nested_brackets_is_refused(bundle_copy: Path, depth: int) -> None:
+    path = bundle_copy / mf.MANIFEST
+    values = json.loads(path.read_text())
+    nested = "[" * depth + "]" * depth
+    text = json.dumps({**values, "targets": "here"}).replace('"here"', nested)
+    for damaged in (nested, text):
+        path.write_text(damaged)
+        with pytest.raises(ExportError, match=r"damaged .nested more than 64 deep.: export again"):
+            mf.read_manifest(bundle_copy)
+        assert [found.state for found in look_at_bundle(bundle_copy)] == ["unusable"]
+        with claimed(bundle_copy):
+            pass  # it may be exported again
+
+
 def test_a_graph_that_the_bundle_lacks_is_named(small_bundle: Path) -> None:
     graphs = OnnxGraphs(small_bundle)
     with pytest.raises(ExportError, match="largest rectangle round a face is 1024"):
@@ -115,14 +135,29 @@ def test_wrong_inputs_are_named(small_bundle: Path) -> None:
         graphs.run("noise", torch.tensor([1.0]), torch.tensor([0]))
 
 
-def test_streams_open_graphs_at_the_same_time(small_bundle: Path, random_models: Models) -> None:
+def count_opened(graphs: OnnxGraphs, patch: pytest.MonkeyPatch) -> list[int]:
+    """How many graphs were opened from now on."""
+    opened, opener = [0], graphs._open
+
+    def counted(*arguments: Any) -> Any:
+        opened[0] += 1
+        return opener(*arguments)
+
+    patch.setattr(graphs, "_open", counted)
+    return opened
+
+
+def test_streams_open_graphs_at_the_same_time(
+    small_bundle: Path, random_models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs = OnnxGraphs(small_bundle, threads=1)
     inputs = list(cases("dit_context", random_models, 1)[0].values())
     (wanted,) = OnnxGraphs(small_bundle, threads=1).run("dit_context", *inputs)
+    opened = count_opened(graphs, monkeypatch)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: graphs.run("dit_context", *inputs)[0], range(32)))
     assert all(torch.equal(value, wanted) for value in found)
-    assert sum(map(len, graphs._sessions.values())) == 1
+    assert opened == [1]
 
 
 def test_back_ends_never_stand_in_for_each_other(small_bundle: Path, tmp_path: Path) -> None:
@@ -192,9 +227,29 @@ def test_a_graph_is_kept_open_for_a_few_sizes_only(shipped_bundle: Path) -> None
     for width in (*range(100, 100 + 2 * KEPT_SIZES), 100):
         (_, scores, _) = graphs.run("face_detector", torch.zeros(90, width, 3, dtype=torch.uint8))
         assert not scores.any()
-    kept = graphs._sessions["face_detector"]
+    gc.collect()
+    kept = graphs._sessions.kept("face_detector")
     assert len(kept) == KEPT_SIZES
-    assert next(reversed(kept)) == (("H", 90), ("W", 100))
+    assert (("H", 90), ("W", 100)) in kept
+
+
+def test_callers_of_many_sizes_do_not_close_each_others_graphs(
+    shipped_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs, callers, rounds = OnnxGraphs(shipped_bundle, threads=1), KEPT_SIZES + 3, 4
+    opened, together = count_opened(graphs, monkeypatch), threading.Barrier(callers)
+
+    def call(number: int) -> None:
+        frame = torch.zeros(90, 100 + number, 3, dtype=torch.uint8)
+        for _ in range(rounds):
+            together.wait(60)  # each meets all others between any two frames of its own
+            graphs.run("face_detector", frame)
+
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(call, range(callers)))
+    assert opened == [callers]
+    gc.collect()
+    assert len(graphs._sessions.kept("face_detector")) == KEPT_SIZES  # for whoever comes next
 
 
 @pytest.mark.parametrize("name", ["../outside.onnx", "/etc/passwd", None, ""])

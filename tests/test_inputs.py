@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -27,6 +29,7 @@ from clips import (
     write_wav,
 )
 
+from dithead.command import Terminated, terminate
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.deinterlace import deinterlaced
 from dithead.runtime.frame import VideoFrame, planes, upright
@@ -224,6 +227,41 @@ def test_an_interrupt_while_a_pipe_is_opened_is_none_of_its_faults(
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_pipe_stalls_is_not_its_end(
+    tmp_path: Path, pipe_of: Callable[..., Path], number: signal.Signals
+) -> None:
+    content = write_clip(tmp_path / "in.ts", b_frames=0).read_bytes()
+    source = VideoSource(pipe_of(content[: len(content) * 3 // 4], keep_open_s=5))
+    before = signal.signal(number, terminate)
+    try:
+        threading.Timer(0.5, signal.raise_signal, [number]).start()
+        with pytest.raises(Terminated, match=number.name):
+            list(source)
+    finally:
+        signal.signal(number, before)
+    assert source.decode_errors == 0
+
+
+def test_a_pipe_that_cannot_be_read_on_is_damaged(
+    tmp_path: Path, pipe_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_clip(tmp_path / "in.ts", b_frames=0, size=(320, 240), options={"crf": "1"})
+    source = VideoSource(pipe_of(clip.read_bytes()))
+
+    def fail(number: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        frames = iter(source)
+        next(frames)
+        patch.setattr(os, "read", fail)
+        assert 0 < len(list(frames)) < 39
+        assert source.decode_errors >= 1
+        with pytest.raises(MediaError, match=r"not a readable media file \(Input/output error"):
+            VideoSource(pipe_of(clip.read_bytes()))
+
+
 def test_picture_and_sound_too_far_apart_in_a_pipe(
     tmp_path: Path, pipe_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +417,73 @@ def test_a_picture_turned_four_times_is_itself() -> None:
     for _ in range(4):
         turned = upright(turned, 1)
     assert same_planes(as_frame(turned), as_frame(image))
+
+
+class Reluctant:
+    """A container that has nothing yet whenever it is asked first, like FFmpeg's devices of macOS,
+    and nothing any more after so many packets."""
+
+    def __init__(self, container: Any, count: int) -> None:
+        self._container = container
+        self._packets: Any = None
+        self._left = count
+        self._ready = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def demux(self, streams: Any) -> Iterator[Any]:
+        self._packets = self._packets or self._container.demux(streams)
+        while True:
+            self._ready = not self._ready
+            if self._ready or not self._left:
+                raise av.BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+            self._left -= 1
+            packet = next(self._packets, None)
+            if packet is None:
+                return
+            yield packet
+
+
+@pytest.fixture
+def device_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VideoSource]:
+    """Opens a file as such a device."""
+    opened = av.open
+
+    def make(clip: Path, count: int = sys.maxsize) -> VideoSource:
+        monkeypatch.setattr(av, "open", lambda *a, **k: Reluctant(opened(*a, **k), count))
+        return VideoSource(clip)
+
+    return make
+
+
+def test_a_device_that_has_no_frame_yet_has_not_ended(
+    tmp_path: Path, device_of: Callable[..., VideoSource]
+) -> None:
+    source = device_of(write_clip(tmp_path / "in.ts", b_frames=0, sound=tone(44100, 1.6)))
+    assert len(list(source)) == 40
+    assert source.decode_errors == 0
+
+
+def test_a_device_that_gives_nothing_more_has_ended(
+    tmp_path: Path, device_of: Callable[..., VideoSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dithead.runtime.inputs._SILENT_S", 0.2)
+    frames = iter(device_of(write_clip(tmp_path / "in.ts", b_frames=0), 20))
+    next(frames)
+    time.sleep(0.3)  # nobody asked meanwhile
+    assert 10 < len(list(frames)) < 20
+
+
+def test_a_silent_device_can_be_left(
+    tmp_path: Path, device_of: Callable[..., VideoSource], pipe_of: Callable[..., Path]
+) -> None:
+    clip = write_clip(tmp_path / "in.ts", b_frames=0)
+    source = device_of(pipe_of(clip.read_bytes()), 20)  # what is read but once can be stopped
+    threading.Timer(0.3, source.stop).start()
+    start = time.monotonic()
+    assert 10 < len(list(source)) <= 20
+    assert time.monotonic() - start < 2
 
 
 class Camera:

@@ -170,6 +170,32 @@ def test_a_reader_that_does_not_read_holds_nobody_up(
     assert reader.finish()
 
 
+def test_an_interrupt_while_nobody_reads_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(monkeypatch, at_once=False)
+    clip = write_clip(tmp_path / "in.mp4", size=(640, 480), count=40)
+
+    def interrupt() -> None:
+        assert reader.full_within(60)
+        signal.raise_signal(signal.SIGINT)
+        reader.start()  # whoever goes on writing comes to its end
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupting = threading.Thread(target=interrupt)
+    try:
+        with VideoSource(clip) as source, pytest.raises(KeyboardInterrupt):
+            with VideoSink("-", source.info, encoding=Encoding(crf=0)) as sink:
+                interrupting.start()
+                for frame in source:
+                    sink.write(frame)
+            interrupting.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupting.join()
+    reader.finish()
+
+
 OPENS = """
 import signal, sys, threading
 from dithead.command import terminate

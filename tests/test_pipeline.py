@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from clips import raw_times
+from safetensors.torch import save_file
 
 from dithead.config import DitHeadConfig
 from dithead.diffusion import InitialNoise
@@ -315,6 +316,10 @@ def test_checkpoint_round_trip_and_misfits(random_models: Models, tmp_path: Path
     checkpoint.save(path, broken, model.config.to_dict())
     with pytest.raises(CheckpointError, match="NaN"):
         DitHead.load(path)
+    for damaged in ("[" * 100_000 + "]" * 100_000, "[]", "{"):
+        save_file(model.state_dict(), path, {"dithead_config": damaged})
+        with pytest.raises(CheckpointError, match="carries a damaged configuration"):
+            DitHead.load(path)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="not a readable safetensors"):
         DitHead.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import threading
@@ -9,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -25,7 +27,7 @@ from dithead.face.mesh import INNER_LOWER
 from dithead.model import DitHead
 from dithead.pipeline import FrameGenerator, Models, Options, revoice
 from dithead.runtime.pushed import OutputFrame
-from dithead.runtime.session import Session, Stream
+from dithead.runtime.session import AsyncStream, Session, Stream
 
 
 def pieces(sound: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
@@ -332,6 +334,46 @@ def test_a_consumer_that_stops_leaves_no_thread(
     dropped = session.open_stream(Options(steps=1))
     del dropped
     assert not threads_of_streams()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [np.float32, np.float16, np.float64, np.int64, np.uint8, torch.tensor, Decimal, Fraction],
+)
+def test_numbers_of_any_type_are_taken(
+    session: Session, pictures: list[np.ndarray], sound: np.ndarray, number: Callable[[int], Any]
+) -> None:
+    with session.open_stream(Options(steps=1), fps=number(25)) as stream:
+        stream.push_audio(sound[:300], number(200))
+        for time_s in (0, 1):
+            assert stream.push_frame(pictures[0], number(time_s), timeout_s=number(5))
+        with pytest.raises(StreamError, match="times must increase"):
+            stream.push_frame(pictures[0], number(1))
+        stream.finish()
+        frames = [stream.pull(number(60)) for _ in range(2)]
+    found = [frame.time_s for frame in frames if frame is not None]
+    assert found == [0, 1]
+    assert {type(time_s.numerator) for time_s in found} == {int}
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "1/2", b"1", 1j, np.nan, float("inf"), np.float32("inf"), np.zeros(2), object()]
+)
+def test_what_is_no_number_is_refused(
+    session: Session, pictures: list[np.ndarray], sound: np.ndarray, wrong: Any
+) -> None:
+    with pytest.raises(ConfigError, match="expected frames per second, found"):
+        session.open_stream(fps=wrong)
+    with session.open_stream() as stream:
+        with pytest.raises(StreamError, match="expected a time in seconds, found"):
+            stream.push_frame(pictures[0], wrong)
+        with pytest.raises(StreamError, match="expected a time in seconds, found"):
+            asyncio.run(AsyncStream(stream).push_frame(pictures[0], wrong))
+        with pytest.raises(StreamError, match="expected a sample rate in Hz"):
+            stream.push_audio(sound, wrong)
+        if wrong is not None:
+            with pytest.raises(StreamError, match="expected a timeout in seconds or None"):
+                stream.pull(wrong)
 
 
 def test_misuse(session: Session, pictures: list[np.ndarray], sound: np.ndarray) -> None:

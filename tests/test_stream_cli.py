@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clips import heed_interrupts
 
 from dithead import checkpoint
+from dithead.command import run_command
 from dithead.pipeline import Models
 from dithead.runtime.cli import main
+from dithead.runtime.progress import Progress
 
 TIMES = [Fraction(i, 25) for i in range(10)]
 
@@ -150,6 +155,162 @@ def test_bad_input_gives_one_line_and_no_file(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("case", ["missing video", "unknown checkpoint", "two qualities"])
+def test_a_failure_is_one_line_of_json(
+    case: str,
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    portrait_clip("in.mp4", TIMES)
+    tone_file(1.0)
+    command, code, named = _bad_commands(tmp_path)[case]
+    if "--checkpoint" not in command:
+        command += ["--checkpoint", str(weights)]
+    assert main([*command, "--json"]) == code
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1
+    failure = json.loads(printed.out)
+    assert failure.keys() == {"error", "stage", "frame", "hint"}
+    assert named in failure["error"]
+    assert printed.err == f"dithead-stream: {failure['error']}\n"
+    assert failure["stage"] is failure["frame"] is None
+    hint = {"unknown checkpoint": "give the path of a .safetensors file instead"}
+    assert failure["hint"] == (hint | {"two qualities": "give one"}).get(case)
+    command[command.index("-o") + 1] = "-"  # there the video would go to stdout
+    assert main([*command, "--format", "mp4", "--json"]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert json.loads(printed.err)["error"] == failure["error"]
+
+
+def test_a_failure_names_stage_and_frame(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [str(portrait_clip("in.mp4", TIMES, blank={3})), str(tone_file(1.0)), "--json"]
+    command += ["-o", str(tmp_path / "o.mp4"), "--checkpoint", str(weights)]
+    assert main([*command, "--on-no-face", "error"]) == 1
+    failure = json.loads(capsys.readouterr().out)
+    assert (failure["stage"], failure["frame"]) == ("track", 3)
+    assert failure["error"].startswith("stage 'track' failed at frame 3: no face in frame 3")
+
+
+def test_whatever_ends_a_command_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    def end_by(error: BaseException) -> Callable[[], None]:
+        def action() -> None:
+            raise error
+
+        return action
+
+    assert run_command("dithead", end_by(KeyboardInterrupt()), "all is well", sys.stdout) == 130
+    assert json.loads(capsys.readouterr().out)["error"] == "interrupted; all is well"
+    with pytest.raises(ZeroDivisionError):
+        run_command("dithead", end_by(ZeroDivisionError("by 0")), "", sys.stdout)
+    assert json.loads(capsys.readouterr().out)["error"] == "ZeroDivisionError: by 0"
+    with pytest.raises(SystemExit):
+        main(["in.mp4", "--json"])
+    printed = capsys.readouterr()
+    failure = json.loads(printed.out)
+    assert failure["error"].startswith("the following arguments are required: AUDIO")
+    assert failure["hint"] == "dithead-stream --help lists what it takes"
+    assert "usage:" in printed.err
+    with pytest.raises(SystemExit):
+        main(["in.mp4", "--json", "-o", "-"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert '{"error": "the following' in printed.err
+
+
+class Deaf:
+    """Is interrupted where Python cannot raise anything."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+class DeafFile:
+    """Likewise, once."""
+
+    interrupted = False
+
+    def read(self, size: int) -> bytes:
+        if not self.interrupted:
+            self.interrupted = True
+            signal.raise_signal(signal.SIGTERM)
+        return b""
+
+
+@pytest.mark.parametrize("deaf", [Deaf, lambda: av.open(DeafFile())])
+def test_an_interrupt_that_python_drops_is_sent_again(
+    deaf: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        with suppress(av.FFmpegError):
+            deaf()
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    try:
+        assert run_command("dithead", action, "all is well") == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.endswith("dithead: interrupted; all is well\n")
+    assert sys.unraisablehook is hook
+
+
+def test_progress_as_json(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dithead.runtime.progress._EVERY_S", 0.0)
+    command = [str(portrait_clip("in.mp4", TIMES)), str(tone_file(1.0)), "--quiet"]
+    command += ["-o", str(tmp_path / "o.mp4"), "--checkpoint", str(weights), "--steps", "1"]
+    assert main([*command, "--progress", "json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    shown = [json.loads(line) for line in printed.err.splitlines()]
+    assert [line["frames"] for line in shown] == list(range(1, 11))
+    assert {line["total"] for line in shown} == {10}
+    assert shown[-1]["time_s"] == 0.4
+    assert shown[-1]["eta_s"] == 0
+    assert all(line["fps"] > 0 and line["eta_s"] >= 0 for line in shown)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main([*command, "--progress", "none"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(command[:2] + command[3:]) == 0
+    assert "\r10 of 10 frames, " in capsys.readouterr().err
+
+
+def test_progress_comes_twice_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    shown = io.StringIO()
+    progress = Progress(shown, None, as_json=True)
+    for frames in range(1, 12):
+        now[0] += 0.125
+        progress.show(frames, frames / 25)
+    progress.end()
+    lines = [json.loads(line) for line in shown.getvalue().splitlines()]
+    assert [line["frames"] for line in lines] == [4, 8, 11]
+    assert all(line["fps"] == 8 for line in lines)
+    assert all(line["total"] is line["eta_s"] is None for line in lines)
+    shown.close()  # nobody reads any more
+    progress.show(12, 0.5)
+    progress.end()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -197,6 +358,43 @@ def test_interrupted_run_leaves_nothing(
     _, printed = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert printed.strip() == "dithead-stream: interrupted; nothing was written"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_pipe_stalls_leaves_nothing(
+    number: signal.Signals,
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    clip = portrait_clip("in.ts", [Fraction(i, 25) for i in range(40)])
+    content, folder = clip.read_bytes(), tmp_path / "out"
+    folder.mkdir()
+    code = "import sys; from dithead.runtime.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "-", str(tone_file(2.0)), "--no-overlap"]
+    command += ["-o", str(folder / "out.mp4"), "--checkpoint", str(weights), "--steps", "1"]
+    process = subprocess.Popen(
+        command,
+        preexec_fn=heed_interrupts,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(content[: len(content) * 3 // 4])
+    process.stdin.flush()
+    limit = time.monotonic() + 120
+    while not any(folder.iterdir()):  # the temporary file shows that it has begun
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(2)  # all that came is worked on
+    process.send_signal(number)
+    out, printed = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + number, b"")
+    assert printed == b"dithead-stream: interrupted; nothing was written\n"
     assert list(folder.iterdir()) == []
 
 

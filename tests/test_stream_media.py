@@ -16,14 +16,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from clips import LISTENER, beside, free_address, raw_times, said
+from clips import LISTENER, all_samples, beside, free_address, raw_times, said
 
 from dithead import checkpoint
 from dithead.errors import ConfigError, MediaError
 from dithead.pipeline import Models, Options
 from dithead.runtime.frame import planes
 from dithead.runtime.inputs import Input
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.outputs import Encoding
 from dithead.runtime.pipeline import Summary, stream_file
 
@@ -193,6 +193,28 @@ def test_a_pipe_gives_both_tracks(
     assert (found.frames, found.faces, found.video_s) == (10, 10, wanted.video_s)
     pairs = zip(frames_of(tmp_path / "file.mkv"), frames_of(tmp_path / "pipe.mkv"), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_a_piped_soundtrack_is_kept_to_the_end_of_a_long_frame(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    with VideoSource(portrait_clip("in.mp4", TIMES[:3])) as source:
+        for frame in source:
+            frame.picture.save(tmp_path / f"{frame.index}.png")
+    video = Input(tmp_path / "%d.png", fps=Fraction(2, 5))
+    audio, pipe = tone_file(7.5), tmp_path / "pipe"
+    job(video, tmp_path / "file.mkv", audio)
+    os.mkfifo(pipe)
+    feeder = threading.Thread(target=lambda: pipe.write_bytes(audio.read_bytes()), daemon=True)
+    feeder.start()
+    job(video, tmp_path / "pipe.mkv", pipe)
+    feeder.join(5)
+    wanted = all_samples(AudioSource(tmp_path / "file.mkv"))
+    assert np.abs(wanted[:, -4800:]).max() > 0.1  # there is sound to lose
+    assert np.array_equal(all_samples(AudioSource(tmp_path / "pipe.mkv")), wanted)
 
 
 def test_what_can_be_read_once_cannot_be_repeated(

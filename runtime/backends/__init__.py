@@ -54,21 +54,23 @@ def open_graphs(
     """
     if backend not in get_args(Backend):
         raise ConfigError(
-            f"unknown back end {backend!r}; choose one of {', '.join(get_args(Backend))}"
+            f"unknown back end {backend!r}",
+            hint=f"choose one of {', '.join(get_args(Backend))}",
         )
     where = torch.device(device)
     if backend == "torch":
         if bundle is not None:
             raise ConfigError(
-                "the back end 'torch' reads a checkpoint, not a bundle: leave one out"
+                "the back end 'torch' reads a checkpoint, not a bundle",
+                hint="leave one out",
             )
         from dithead.pipeline import Models
 
         return Models.load(checkpoint, where, audio_weights)
     if bundle is None:
         raise ConfigError(
-            f"the back end {backend!r} reads a bundle: make one with dithead-export -o FOLDER and "
-            "give it with --bundle FOLDER"
+            f"the back end {backend!r} reads a bundle",
+            hint="make one with dithead-export -o FOLDER and give it with --bundle FOLDER",
         )
     if backend == "onnxruntime":
         from dithead.runtime.backends.onnxruntime import OnnxGraphs

@@ -48,7 +48,8 @@ class BundleGraphs:
             ports = self._entries[name].inputs if name in self._entries else ()
             if any(port.name == state and port.shape != (size,) for port in ports):
                 raise ExportError(
-                    f"graph '{name}' of {bundle} is of another version of DiT-Head: export again"
+                    f"graph '{name}' of {bundle} is of another version of DiT-Head",
+                    hint="export again",
                 )
         if not self._manifest.checkpoint_sha256:
             log.warning(
@@ -75,6 +76,11 @@ class BundleGraphs:
     def config(self) -> DitHeadConfig:
         """The model's configuration."""
         return self._config
+
+    @property
+    def largest_rectangle(self) -> int:
+        """Side in pixels of the largest rectangle round a face that there are graphs for."""
+        return self._manifest.largest_rectangle
 
     @property
     def device(self) -> torch.device:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,11 @@ from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamE
 from dithead.export.manifest import GraphEntry, check_file
 from dithead.export.onnx import load_onnxruntime
 from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs, open_sizes
+from dithead.runtime.backends.opened import Opened, Sizes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 KEPT_SIZES = 4
-"""Sizes, such as a frame's, for which a graph is kept open at a time."""
+"""Sizes, such as a frame's, for which a graph is kept open at a time, for each thread."""
 
 
 class OnnxGraphs(BundleGraphs):
@@ -26,7 +25,8 @@ class OnnxGraphs(BundleGraphs):
     On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened by
     :meth:`preload` or at their first use, and checked against the manifest before. Where a graph
     leaves dimensions open, it is opened for each size that it meets: then no arithmetic on shapes
-    is left to run, which the CUDA provider would hand to the CPU.
+    is left to run, which the CUDA provider would hand to the CPU. Of each graph a thread's latest
+    sizes stay open, so streams of different sizes do not close each other's.
 
     Args:
         bundle: folder written by dithead-export.
@@ -50,21 +50,21 @@ class OnnxGraphs(BundleGraphs):
         if self.provider not in self._ort.get_available_providers():
             raise BackendUnavailable(
                 f"this ONNX Runtime has no {self.provider}, only "
-                f"{', '.join(self._ort.get_available_providers())}: pip install 'dithead[gpu]' "
-                "in place of 'dithead[cpu]', or choose --device cpu"
+                f"{', '.join(self._ort.get_available_providers())}",
+                hint="pip install 'dithead[gpu]' in place of 'dithead[cpu]', or choose "
+                "--device cpu",
             )
         super().__init__(bundle, where)
         target = "cpu" if where.type == "cpu" else "gpu"
         if target not in self._manifest.targets:
             raise ExportError(
-                f"{bundle} was made for {', '.join(self._manifest.targets)} alone: export again "
-                f"with --targets {target}"
+                f"{bundle} was made for {', '.join(self._manifest.targets)} alone",
+                hint=f"export again with --targets {target}",
             )
         self._precision = "fp32" if target == "cpu" else self._manifest.precision
         self._threads = threads or torch.get_num_threads()
-        self._opening = threading.Lock()  # streams, and their stages, ask from their own threads
         self._paths: dict[str, Path] = {}
-        self._sessions: dict[str, OrderedDict[tuple[tuple[str, int], ...], Any]] = {}
+        self._sessions: Opened[Any] = Opened(KEPT_SIZES)
 
     @property
     def precision(self) -> str:
@@ -128,14 +128,9 @@ class OnnxGraphs(BundleGraphs):
 
     def _session(self, entry: GraphEntry, open_to: dict[str, int]) -> Any:
         sizes = tuple(sorted(open_to.items()))
-        with self._opening:
-            sessions = self._sessions.setdefault(entry.name, OrderedDict())
-            if sizes not in sessions:
-                sessions[sizes] = self._open(self._path(entry), entry.name, sizes)
-                if len(sessions) > KEPT_SIZES:
-                    sessions.popitem(last=False)
-            sessions.move_to_end(sizes)
-            return sessions[sizes]
+        return self._sessions.get(
+            entry.name, sizes, lambda: self._open(self._path(entry), entry.name, sizes)
+        )
 
     def _path(self, entry: GraphEntry) -> Path:
         """The file of a graph, checked once."""
@@ -143,8 +138,8 @@ class OnnxGraphs(BundleGraphs):
             file = entry.onnx_for(self._precision)
             if file is None:
                 raise ExportError(
-                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}: export "
-                    "again"
+                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}",
+                    hint="export again",
                 )
             path = check_file(self._bundle, file.file)
             if file.weights is not None:
@@ -152,7 +147,7 @@ class OnnxGraphs(BundleGraphs):
             self._paths[entry.name] = path
         return self._paths[entry.name]
 
-    def _open(self, path: Path, name: str, sizes: tuple[tuple[str, int], ...]) -> Any:
+    def _open(self, path: Path, name: str, sizes: Sizes) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         for dimension, size in sizes:

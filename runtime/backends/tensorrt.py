@@ -130,8 +130,8 @@ class EngineGraphs(BundleGraphs):
                 capability = ".".join(map(str, torch.cuda.get_device_capability(self._device)))
                 raise ExportError(
                     f"{path} does not open on this GPU (compute capability {capability}; built "
-                    f"for {file.compute_capability}): export again on this machine with --engines "
-                    f"{self.flavour}"
+                    f"for {file.compute_capability})",
+                    hint=f"export again on this machine with --engines {self.flavour}",
                 )
             self._engines[key] = engine
         return self._engines[key]
@@ -194,10 +194,11 @@ def find_engine(
         have = ",".join(str(engine.batch) for engine in fitting)
         raise ExportError(
             f"{bundle} has engines of graph '{entry.name}' for {have} streams at once, not for "
-            f"{batch}: export again with --batch {have},{batch}"
+            f"{batch}",
+            hint=f"export again with --batch {have},{batch}",
         )
     found = ", ".join(f"{e.flavour} {e.version}" for e in entry.engines) or "no engine"
     raise ExportError(
-        f"{bundle} has {found} for graph '{entry.name}', here {flavour} {version} is installed: "
-        f"export again with --engines {flavour}"
+        f"{bundle} has {found} for graph '{entry.name}', here {flavour} {version} is installed",
+        hint=f"export again with --engines {flavour}",
     )

@@ -37,8 +37,9 @@ def _new_stream(device: torch.device) -> Any:
         from cuda.bindings import driver
     except ImportError as error:
         raise BackendUnavailable(
-            "--device cuda needs the package cuda-bindings, which recent PyTorch for Linux brings "
-            "along: pip install cuda-bindings"
+            "--device cuda needs the package cuda-bindings, which recent PyTorch for Linux "
+            "brings along",
+            hint="pip install cuda-bindings",
         ) from error
     with torch.cuda.device(device):
         torch.cuda.current_stream().query()  # lets the device's context be this thread's, too

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dithead.errors import MediaError
+from dithead.jsontext import parse_json
 
 MEAN = "mean"
 
@@ -31,7 +31,7 @@ def read_report(path: Path) -> dict[str, Any]:
         MediaError: it is none.
     """
     try:
-        report = json.loads(path.read_text())
+        report = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise MediaError(f"{path} is not what dithead-eval --json wrote: {error}") from error
     if not isinstance(report, dict) or not all(isinstance(v, dict) for v in report.values()):

@@ -1,0 +1,65 @@
+"""What users of the library hand in, checked, and in the types that the rest counts on."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Rational
+from threading import TIMEOUT_MAX
+from typing import Any
+
+import numpy as np
+
+from dithead.errors import DitheadError, StreamError
+
+
+def checked_picture(image: np.ndarray) -> np.ndarray:
+    """Raise StreamError where a picture is of another shape or type."""
+    fits = (
+        isinstance(image, np.ndarray)
+        and image.ndim == 3
+        and image.shape[2] == 3
+        and image.dtype == np.uint8
+        and min(image.shape[:2]) >= 2
+    )
+    if not fits:
+        found = getattr(image, "shape", type(image)), getattr(image, "dtype", "")
+        raise StreamError(f"expected a picture (H, W, 3) uint8 RGB, found {found[0]} {found[1]}")
+    return np.ascontiguousarray(image)
+
+
+def checked_number(value: Any, expected: str, raises: type[DitheadError] = StreamError) -> Fraction:
+    """A number of whatever type, Python's, NumPy's or PyTorch's, exactly.
+
+    Raises:
+        DitheadError: it is none, or not finite; of the type that is asked for.
+    """
+    try:
+        if isinstance(value, Rational):  # NumPy's integers would overflow within a Fraction
+            return Fraction(int(value.numerator), int(value.denominator))
+        if isinstance(value, str | bytes):
+            raise TypeError("no number")
+        return Fraction(value) if isinstance(value, Decimal) else Fraction(float(value))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise raises(f"expected {expected}, found {value!r}") from error
+
+
+def checked_time(time_s: Any) -> Fraction:
+    """A time in seconds. Raises StreamError: it is none."""
+    return checked_number(time_s, "a time in seconds")
+
+
+def checked_wait(timeout_s: Any) -> float | None:
+    """A limit of waiting in seconds, None for none. Raises StreamError: it is neither."""
+    if timeout_s is None:
+        return None
+    return min(float(checked_number(timeout_s, "a timeout in seconds or None")), TIMEOUT_MAX)
+
+
+def checked_rate(sample_rate_hz: Any) -> int:
+    """A sample rate in Hz. Raises StreamError: it is no whole number above 0."""
+    expected = "a sample rate in Hz, a whole number above 0"
+    rate_hz = checked_number(sample_rate_hz, expected)
+    if rate_hz < 1 or rate_hz.denominator != 1:
+        raise StreamError(f"expected {expected}, found {sample_rate_hz!r}")
+    return int(rate_hz)

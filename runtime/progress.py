@@ -1,0 +1,71 @@
+"""How far a run is: a line for a terminal that is written over, or lines of JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from typing import Literal, TextIO, get_args
+
+Wanted = Literal["auto", "none", "json"]
+WANTED: tuple[Wanted, ...] = get_args(Wanted)
+
+_EVERY_S = 0.5
+
+
+class Progress:
+    """Shows progress on a stream, at most twice a second, and at the end.
+
+    Args:
+        to: usually stderr; one that nobody reads any more is no fault of the run.
+        as_json: a line of JSON each time, with ``frames`` done, their ``total`` (null where it is
+            not known), ``time_s`` of the video that they reach to, ``fps`` since the start, and
+            ``eta_s``, seconds that are left (null likewise). Else one line of text.
+    """
+
+    def __init__(self, to: TextIO, total: int | None, as_json: bool) -> None:
+        self._to = to
+        self._total = total
+        self._as_json = as_json
+        self._start = self._last = time.monotonic()
+        self._done: tuple[int, float] | None = None  # not shown yet
+
+    def show(self, frames: int, time_s: float) -> None:
+        """Take in how many frames are done, and the time that they reach to."""
+        self._done = frames, time_s
+        now = time.monotonic()
+        if now - self._last >= _EVERY_S:
+            self._last = now
+            self._print()
+
+    def end(self) -> None:
+        """Show what was not shown yet; make room on a terminal."""
+        if self._as_json and self._done is not None:
+            self._print()
+        if not self._as_json:
+            self._write("\r" + " " * 60 + "\r")
+
+    def _print(self) -> None:
+        assert self._done is not None
+        (frames, time_s), self._done = self._done, None
+        fps = frames / max(1e-6, time.monotonic() - self._start)
+        total = self._total
+        eta_s = None if total is None else max(0, total - frames) / fps
+        if self._as_json:
+            told = {
+                "frames": frames,
+                "total": total,
+                "time_s": round(time_s, 3),
+                "fps": round(fps, 2),
+                "eta_s": None if eta_s is None else round(eta_s, 1),
+            }
+            self._write(json.dumps(told) + "\n")
+            return
+        of = "" if total is None else f" of {total}"
+        left = "" if eta_s is None else f", {eta_s:.0f} s left"
+        self._write(f"\r{frames}{of} frames, {fps:.1f} fps{left}   ")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._to.write(text)
+            self._to.flush()
