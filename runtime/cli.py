@@ -215,7 +215,9 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         help="FFmpeg's encoder, such as libx265, h264_nvenc or ffv1 (libx264; libvpx-vp9 for "
         "WebM); none takes its place",
     )
-    group.add_argument("--crf", type=int, help="constant quality, lower is better (18)")
+    group.add_argument(
+        "--crf", type=int, help="constant quality within the encoder's range, lower is better (18)"
+    )
     group.add_argument(
         "--bitrate", metavar="BITS", type=_bits_per_s, help="bits per second instead, such as 4M"
     )
@@ -275,7 +277,8 @@ def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
     encoding = Encoding(
         args.format, args.video_codec, args.crf, args.bitrate, args.preset, args.pix_fmt
     )
-    Output(args.output).muxer(encoding)
+    output = Output(args.output)
+    encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # refused early
     if args.output == "-" and sys.stdout.isatty():
         raise ConfigError("standard output is a terminal: send it to a program or a file")
     return video, replace(audio, audio_track=args.audio_track), encoding

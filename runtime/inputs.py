@@ -34,6 +34,7 @@ _LIVE_SCHEMES = {"rtmp", "rtmps", "rtsp", "rtsps", "rtp", "srt", "udp", "rist", 
 _SILENT_S = 10.0  # a network source that gives nothing for so long has ended
 _OPENING_S = 60.0  # and for so long it may take to begin
 _APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
+_NAME_MAX = 1000  # characters of a name in a message; paths may be longer
 _NUMBER = re.compile(r"%0?(\d*)d")
 
 
@@ -72,7 +73,7 @@ class Input:
             raise ConfigError(f"audio tracks count from 0; found {self.audio_track}")
 
     def __str__(self) -> str:
-        return "standard input" if self.text == "-" else self.text
+        return "standard input" if self.text == "-" else shortened(self.text)
 
     @property
     def text(self) -> str:
@@ -241,8 +242,8 @@ class Demuxer:
             target = os.path.abspath(given.text)
             if given.pattern and not os.path.exists(target):
                 options.setdefault("start_number", str(_first_number(given)))
-            elif not os.path.exists(target):
-                raise MediaError(f"{given}: no such file")
+            elif (reason := _unreachable(target)) is not None:
+                raise MediaError(f"{given}: {reason}")
             elif os.path.isdir(target):
                 raise MediaError(
                     f"{given}: a folder; expected a media file, or a pattern of numbered pictures "
@@ -306,6 +307,22 @@ class _Pipe:
         except BaseException as error:  # Ctrl-C, which FFmpeg would take for damage
             self.interrupt = error
         return b""
+
+
+def shortened(name: str) -> str:
+    """A name as it may stand in a message: of one that is longer than any file's, both ends."""
+    return name if len(name) <= _NAME_MAX else f"{name[:100]}...{name[-100:]}"
+
+
+def _unreachable(path: str) -> str | None:
+    """Why there is no such file, in words; None where there is one."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except (OSError, ValueError) as error:  # a folder that may not be entered, too long a name
+        return f"cannot be opened: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def _first_number(given: Input) -> int:

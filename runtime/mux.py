@@ -34,7 +34,15 @@ from av.video.stream import VideoStream
 
 from dithead.command import terminate
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture, has_alpha, upright
+from dithead.runtime.frame import (
+    VideoFrame,
+    convert_picture,
+    copy_picture,
+    has_alpha,
+    has_transparency,
+    upright,
+)
+from dithead.runtime.inputs import shortened
 from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
 
@@ -116,10 +124,10 @@ class VideoSink:
         self._writing = threading.Lock()  # held while the container is in use
         self._pipe: _Pipe | None = None
         self._last: VideoFrame | None = None
+        self._opaque_codec = ""  # the encoder's name, if what is transparent is yet to be told of
         encoding = encoding or Encoding()
         muxer = self.to.muxer(encoding)
-        codec, audio_codec = ENCODERS[muxer]
-        codec = encoding.video_codec or codec
+        codec, audio_codec = encoding.codec(muxer), ENCODERS[muxer][1]
         options = encoding.options(codec, self.to.streamed)
         self._turns = 0 if muxer in _ROTATING else like.rotation_deg // 90 % 4
         self._final: Path | None = None
@@ -171,10 +179,7 @@ class VideoSink:
                 # Opens the encoders and writes the header: what they refuse shows now.
                 with _killable() if self.to.live else nullcontext(), _priorities_kept():
                     self._container.start_encoding()
-            if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
-                self.notes.append(
-                    f"the transparency was left out, which {codec} has not; a .webm keeps it"
-                )
+            self._opaque_codec = "" if has_alpha(self._video.format.name) else codec
         except BaseException:
             self.abort()
             raise
@@ -197,6 +202,12 @@ class VideoSink:
         if self._last is not None and frame.time_s <= self._last.time_s:
             raise ValueError(f"frame {frame.index} at {float(frame.time_s):.3f} s is out of order")
         picture, width, height = frame.picture, self._video.width, self._video.height
+        if self._opaque_codec and has_transparency(picture):
+            self.notes.append(
+                f"the transparency was left out, which {self._opaque_codec} has not; "
+                "a .webm keeps it"
+            )
+            self._opaque_codec = ""
         if self._turns:
             picture = upright(picture, self._turns)
         if (picture.width, picture.height) != (width, height):
@@ -392,6 +403,13 @@ def _reported(message: str, asked: Sequence[str] = ()) -> Iterator[None]:
 
 def _temporary_name(final: Path) -> Path:
     """The hidden file beside the final one that will be renamed to it."""
+    try:
+        final.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the folder is looked at below
+    except (OSError, ValueError) as error:  # a name that is too long, or has a zero in it
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{shortened(str(final))}: cannot be the output: {reason}") from error
     if final.is_dir():
         raise MediaError(f"{final}: is a folder; expected the name of a file")
     if not final.parent.is_dir():

@@ -24,12 +24,13 @@ from clips import (
     same_planes,
     tone,
     write_clip,
+    write_gif,
     write_wav,
 )
 
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.deinterlace import deinterlaced
-from dithead.runtime.frame import VideoFrame, planes, upright
+from dithead.runtime.frame import VideoFrame, has_alpha, planes, upright
 from dithead.runtime.inputs import Demuxer, Input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.media import AudioSource, VideoSource
@@ -271,6 +272,25 @@ def test_transparency_is_kept_where_the_encoder_has_it(tmp_path: Path) -> None:
             assert np.abs(alpha.astype(int) - wanted).mean() < 4
     with VideoSource(tmp_path / "out.mp4") as result:
         assert result.info.pix_fmt == "yuv420p"
+
+
+@pytest.mark.parametrize("name", ["in.gif", "in.mkv"])
+def test_what_could_be_transparent_and_is_not_leaves_nothing_out(tmp_path: Path, name: str) -> None:
+    if name == "in.gif":
+        write_gif(tmp_path / name, 3)
+    else:
+        image = picture(0, 64, 48, "yuva420p")
+        planes(image)[3][:] = 255
+        with av.open(str(tmp_path / name), "w") as container:
+            stream: Any = container.add_stream("ffv1", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuva420p"
+            container.mux([*stream.encode(image), *stream.encode(None)])
+    with VideoSource(tmp_path / name) as source:
+        assert has_alpha(source.info.pix_fmt)  # as every GIF might be
+        with VideoSink(tmp_path / "out.mp4", source.info) as sink:
+            for frame in source:
+                sink.write(frame)
+        assert sink.notes == []
 
 
 def moving_bar(moment: int) -> np.ndarray:

@@ -295,6 +295,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[type, Path, str]]:
     for kind in (VideoSource, AudioSource):
         yield kind, folder / "missing.mp4", "no such file"
         yield kind, folder, "a folder"
+        yield kind, folder / f"{'x' * 300}.mp4", "cannot be opened: File name too long"
         yield kind, folder / "empty.mp4", "not a readable media file"
         yield kind, folder / "text.mp4", "not a readable media file"
         yield kind, folder / "no_index.mp4", "not a readable media file"
@@ -353,6 +354,14 @@ def test_bad_output_is_refused_before_any_work(tmp_path: Path) -> None:
         (tmp_path / "out.mp4", {"preset": "nonsense"}, "libx264"),
         (tmp_path / "out.mp4", {"crf": 20, "bitrate_bps": 10**6}, "exclude each other"),
         (tmp_path / "out.mp4", {"crf": -1}, "crf must be at least 0"),
+        (tmp_path / "out.mp4", {"crf": 52}, "libx264 takes a crf from 0 to 51, not 52"),
+        (tmp_path / "out.mp4", {"crf": 52, "video_codec": "libx265"}, "libx265 takes a crf from"),
+        (tmp_path / "out.mp4", {"crf": 64, "video_codec": "libsvtav1"}, "from 0 to 63, not 64"),
+        (tmp_path / "out.webm", {"crf": 64}, "libvpx-vp9 takes a crf from 0 to 63, not 64"),
+        (tmp_path / f"{'x' * 300}.mp4", {}, "cannot be the output: File name too long"),
+        (tmp_path / ("x" * 300) / "out.mp4", {}, "cannot be the output: File name too long"),
+        (tmp_path / f"{'x' * 5000}.mp4", {}, r"x\.\.\.x.*: cannot be the output: File name too"),
+        (f"{tmp_path}/a\0b.mp4", {}, "cannot be the output: .*null"),
         (tmp_path / "out.mp4", {"bitrate_bps": 0}, "bit rate must be above 0"),
         (tmp_path / "out.mp4", {"pix_fmt": "nonsense"}, "unknown pixel format"),
         (tmp_path / "out.mp4", {"pix_fmt": "gbrp16le"}, "libx264 takes no gbrp16le; it takes"),
@@ -360,8 +369,10 @@ def test_bad_output_is_refused_before_any_work(tmp_path: Path) -> None:
         (tmp_path / "out.webm", {"preset": "slow"}, "libvpx-vp9 takes no preset"),
         (tmp_path / "out.webm", {"video_codec": "libx264"}, "libx264"),
     ]:
-        with pytest.raises((ConfigError, MediaError), match=reason):
+        with pytest.raises((ConfigError, MediaError), match=reason) as caught:
             VideoSink(target, info, encoding=Encoding(**encoding))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1200
         assert sorted(tmp_path.iterdir()) == before
 
 

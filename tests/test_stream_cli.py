@@ -95,6 +95,9 @@ def _bad_commands(folder: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown container": ([video, audio, "-o", out, "--format", "avi"], 2, "avi"),
         "unknown encoder": ([video, audio, "-o", out, "--video-codec", "h266"], 2, "h266"),
         "two qualities": ([video, audio, "-o", out, "--crf", "9", "--bitrate", "4M"], 2, "crf"),
+        "no such quality": ([video, audio, "-o", out, "--crf", "99"], 2, "from 0 to 51"),
+        "long output": ([video, audio, "-o", str(folder / f"{'x' * 300}.mp4")], 1, "too long"),
+        "long input": ([str(folder / ("x" * 300)), audio, "-o", out], 1, "too long"),
         "repeated pipe": (["-", audio, "-o", out, "--extend", "loop"], 2, "read but once"),
         "unknown scheme": ([video, audio, "-o", "ftp://host/out.mp4"], 1, "ftp"),
     }
@@ -121,6 +124,9 @@ BAD = (
     "unknown container",
     "unknown encoder",
     "two qualities",
+    "no such quality",
+    "long output",
+    "long input",
     "repeated pipe",
     "unknown scheme",
 )
