@@ -18,6 +18,7 @@ import numpy as np
 from av.format import Flags as FormatFlags
 
 from dithead.errors import MediaError
+from dithead.runtime.clock import FORWARD_S, Ahead, SampleClock, VideoClock
 from dithead.runtime.deinterlace import deinterlaced
 from dithead.runtime.frame import VideoFrame, convert_picture, working_format
 from dithead.runtime.inputs import Demuxer, Input, as_input
@@ -26,12 +27,6 @@ from dithead.runtime.shared import Shared
 from dithead.runtime.track import Track
 
 SPEECH_RATE_HZ = 16_000
-
-# An audio track's times may be off by less than this much (rounded time stamps).
-_AUDIO_JITTER_S = Fraction(1, 10)
-# A clock that goes back by more than the one, or, where that may be (sound, and containers in which
-# time starts anew), forward by more than the other is a new one: it continues the old one's time.
-_BACK_S, _FORWARD_S = Fraction(1), Fraction(60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +89,7 @@ class VideoSource:
         decode_errors: damaged packets and frames of the last full pass; what decodes is kept.
         seekable: whether its time stamps are sound enough to start a pass in the middle.
         interlaced: whether there were interlaced frames in the last pass.
+        restarts: how often the clock went back, or started anew, in the last pass.
         dropped: frames of what is live that were not taken in time.
 
     Raises:
@@ -110,6 +106,7 @@ class VideoSource:
         self.decode_errors = 0
         self.seekable = not self.given.once
         self.interlaced = False
+        self.restarts = 0
         self.dropped = 0
         self._opened: _VideoPass | None = _VideoPass(self._open)
         self.info = self._opened.info
@@ -152,6 +149,7 @@ class VideoSource:
                 self.dropped = newest.dropped
             self.decode_errors = frames.errors
             self.interlaced = frames.interlaced
+            self.restarts = frames.clock.restarts
             self.seekable = self.seekable and not frames.clock.repaired
             frames.close()
 
@@ -197,6 +195,7 @@ class AudioSource:
         layout: FFmpeg's name of the channel layout ("mono", "stereo", "5.1").
         channels: number of channels.
         decode_errors: damaged packets of the last pass.
+        restarts: how often the clock went back, or started anew, in the last full pass.
 
     Raises:
         MediaError: the file is missing, is not media, has no audio track, or one without samples.
@@ -206,6 +205,7 @@ class AudioSource:
         self._open = given if isinstance(given, Demuxer) else as_input(given)
         self.given = given.given if isinstance(given, Demuxer) else as_input(given)
         self.decode_errors = 0
+        self.restarts = 0
         self._duration_s: Fraction | None = None
         track = Track(self._open, "audio")
         try:
@@ -300,26 +300,29 @@ class AudioSource:
 
     def _decoded(self, track: Track, frames: Iterable[av.AudioFrame]) -> Iterator[np.ndarray]:
         """Yield (channels, S) float32 at the track's own rate, without gaps from time zero on."""
-        rate = self.sample_rate_hz
-        written = 0
-        shift = 0  # samples by which a broken clock is put right
+        rate, clock, coming = self.sample_rate_hz, SampleClock(self.sample_rate_hz), Ahead(frames)
+
+        def start_of(frame: av.AudioFrame | None) -> int | None:
+            if frame is None or frame.pts is None:
+                return None
+            return round((frame.pts * track.stream.time_base - track.start_s) * rate)
+
         try:
-            for frame, samples in _uniform(frames, rate, self.layout):
-                if frame is not None and frame.pts is not None:
-                    due = round((frame.pts * track.stream.time_base - track.start_s) * rate) + shift
-                    late = due - written
-                    if written and not -_BACK_S * rate <= late <= _FORWARD_S * rate:
-                        shift -= late
-                    elif written == 0 or abs(late) > _AUDIO_JITTER_S * rate:
-                        samples = samples[:, max(0, -late) :]
-                        for start in range(0, late, rate):
-                            silence = min(rate, late - start)
-                            yield np.zeros((self.channels, silence), np.float32)
-                            written += silence
+            for frame, samples in _uniform(coming, rate, self.layout):
+                start = start_of(frame)
+                if start is not None:
+                    following = start_of(coming.peek()) if clock.goes_back(start) else None
+                    late = clock.place(start, samples.shape[1], following)
+                    samples = samples[:, max(0, -late) :]
+                    for begin in range(0, late, rate):
+                        silence = min(rate, late - begin)
+                        yield np.zeros((self.channels, silence), np.float32)
+                        clock.written += silence
                 if samples.shape[1]:
                     yield samples
-                    written += samples.shape[1]
-            self._duration_s = Fraction(written, rate)
+                    clock.written += samples.shape[1]
+            self._duration_s = Fraction(clock.written, rate)
+            self.restarts = clock.restarts
         finally:
             self.decode_errors = track.errors
             track.close()
@@ -381,17 +384,17 @@ class _VideoPass:
         except BaseException:
             self._track.close()
             raise
-        self._decoded = chain([first], decoded)
+        self._decoded = Ahead(chain([first], decoded))
         self._index = 0
         self._start = round(self.info.start_s / self.info.time_base)
         self._period = 1 / (self.info.average_rate * self.info.time_base)
         self.clock = self._new_clock()
 
-    def _new_clock(self) -> _Clock:
+    def _new_clock(self) -> VideoClock:
         starts_anew = cast(int, FormatFlags.ts_discont.value)
         flags = self.demuxer.container.format.flags
-        forward_s = _FORWARD_S if flags & starts_anew else None
-        return _Clock(self._start, self._period, self.info.time_base, forward_s)
+        forward_s = FORWARD_S if flags & starts_anew else None
+        return VideoClock(self._start, self._period, self.info.time_base, forward_s)
 
     @property
     def demuxer(self) -> Demuxer:
@@ -410,10 +413,12 @@ class _VideoPass:
         decoded = next(self._decoded)
         info, index = self.info, self._index
         self._index += 1
+        following = self._decoded.peek() if self.clock.goes_back(decoded.pts) else None
+        following_pts = None if following is None else following.pts
         self.interlaced |= decoded.interlaced_frame
         return VideoFrame(
             index=index,
-            pts=self.clock.stamp(decoded.pts, decoded.dts),
+            pts=self.clock.stamp(decoded.pts, decoded.dts, following_pts),
             time_base=info.time_base,
             duration=decoded.duration or max(1, round(self._period)),
             picture=convert_picture(decoded, info.pix_fmt, info.width, info.height),
@@ -426,7 +431,7 @@ class _VideoPass:
             self._track.seek(pts + self._start)
         except av.FFmpegError:
             return None
-        self._decoded = chain(self._track)
+        self._decoded = Ahead(self._track)
         self.clock = self._new_clock()
         first = next(self, None)
         intact = first is not None and first.picture.key_frame and not first.picture.is_corrupt
@@ -434,56 +439,6 @@ class _VideoPass:
 
     def close(self) -> None:
         self._track.close()
-
-
-class _Clock:
-    """Gives every decoded frame a time that exists and is later than the one before.
-
-    A missing time is derived from the decoding times, or else from the rate. A time that does not
-    increase becomes one tick more than the last; one that falls back by more than a second starts
-    a new timeline, which continues where the old one stopped.
-
-    Args:
-        start: the stream's time that counts as zero, in ticks.
-        period: ticks between frames at the average rate.
-        time_base: seconds in one tick.
-        forward_s: a leap by more starts a new timeline, too; None where any may be meant.
-    """
-
-    def __init__(
-        self, start: int, period: Fraction, time_base: Fraction, forward_s: Fraction | None = None
-    ) -> None:
-        self.repaired = False
-        self._shift = -start
-        self._period = period
-        self._back = _BACK_S / time_base
-        self._forward = None if forward_s is None else forward_s / time_base
-        self._last: Fraction | None = None
-        self._last_dts: int | None = None
-
-    def stamp(self, pts: int | None, dts: int | None) -> int:
-        """Return the time of the next frame in ticks."""
-        last = self._last
-        if pts is not None:
-            now = Fraction(pts + self._shift)
-        elif last is None:
-            now = Fraction(0)
-        elif dts is not None and self._last_dts is not None and dts > self._last_dts:
-            now = last + (dts - self._last_dts)
-        else:
-            now = last + self._period
-        earliest = 0 if last is None else round(last) + 1
-        if self._forward is not None and last is not None and now - last > self._forward:
-            self._shift += round(last + self._period - now)
-            self.repaired, now = True, last + self._period
-        self.repaired |= pts is None or round(now) < earliest
-        if round(now) < earliest:
-            given, now = now, Fraction(earliest)
-            if last is None or last - given > self._back:
-                now = now if last is None else last + self._period
-                self._shift += round(now - given)
-        self._last, self._last_dts = now, dts
-        return round(now)
 
 
 def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:

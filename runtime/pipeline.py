@@ -287,6 +287,12 @@ def _notes(
     if source.interlaced:
         notes.append("the video is interlaced: the lines of its frames were made whole")
     for track, name in ((source, "video"), (sound, "audio")):
+        if track.restarts:
+            times = "once" if track.restarts == 1 else f"{track.restarts} times"
+            notes.append(
+                f"the clock of the {name} goes back, or starts anew, {times}: "
+                "the pieces follow each other"
+            )
         if track.decode_errors:
             notes.append(f"{track.decode_errors} damaged pieces of the {name} were left out")
     return notes

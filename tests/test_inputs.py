@@ -132,6 +132,24 @@ def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path: Path, starts_s: int)
     assert float(AudioSource(joined).duration_s) == pytest.approx(3.2, abs=0.1)
 
 
+def test_a_clock_that_goes_back_a_little_goes_on(tmp_path: Path) -> None:
+    part = write_clip(tmp_path / "a.ts", count=20, sound=tone(44100, 0.8)).read_bytes()
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(3 * part)
+    with VideoSource(joined) as source:
+        frames = list(source)
+        assert source.restarts == 2
+    assert [frame.time_s for frame in frames] == [
+        frames[0].time_s + Fraction(i, 25) for i in range(60)
+    ]
+    sound = AudioSource(joined)
+    samples = all_samples(sound)[0]
+    assert sound.restarts == 2
+    assert len(samples) / 44100 == pytest.approx(2.4, abs=0.15)  # blocks of AAC
+    bursts = np.abs(samples[: len(samples) // 256 * 256]).reshape(-1, 256).max(1) > 0.4
+    assert np.diff(bursts.astype(int)).clip(0).sum() == 6  # two in each part, none cut
+
+
 def test_a_still_picture(tmp_path: Path) -> None:
     write_pictures(tmp_path / "p", 0, 1)
     with VideoSource(tmp_path / "p" / "Bild 0000.png") as source:

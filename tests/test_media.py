@@ -32,6 +32,7 @@ from clips import (
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime import extend as extend_module
 from dithead.runtime import mux
+from dithead.runtime.clock import SampleClock, VideoClock
 from dithead.runtime.extend import EXTEND_MODES, ExtendMode, extend_frames
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
@@ -101,13 +102,38 @@ def test_missing_times_follow_from_the_rate(tmp_path: Path) -> None:
         ([60, 100], [0, 40]),  # before the start
         ([100, 140, 95_140, 95_180], [0, 40, 80, 120]),  # set forward, by more than a minute
         ([100, 140, 40_140, 40_180], [0, 40, 40_040, 40_080]),  # a still scene
+        ([900, 940, 100, 140], [800, 840, 880, 920]),  # set back by less than a second
+        ([100, 140, 180, 100, 140, 180, 100], [0, 40, 80, 120, 160, 200, 240]),  # again and again
+        ([5100, 5140, 100, 5220], [5000, 5040, 5041, 5120]),  # a single wrong time
     ],
 )
 def test_times_always_increase(given_pts: list[int | None], expected: list[int]) -> None:
-    from dithead.runtime.media import _Clock
+    clock = VideoClock(100, Fraction(40), Fraction(1, 1000), forward_s=Fraction(60))
+    following = [*given_pts[1:], None]
+    found = [clock.stamp(*pts) for pts in zip(given_pts, itertools.repeat(None), following)]
+    assert found == expected
 
-    clock = _Clock(100, Fraction(40), Fraction(1, 1000), forward_s=Fraction(60))
-    assert [clock.stamp(pts, None) for pts in given_pts] == expected
+
+@pytest.mark.parametrize(
+    ("starts", "restarts", "expected"),
+    [
+        ([0, 100, 200, 300], 0, [0, 0, 0, 0]),
+        ([300, 400], 0, [300, 0]),  # begins late
+        ([-30, 70], 0, [-30, 0]),  # begins before time zero
+        ([0, 100, 700, 800], 0, [0, 0, 500, 0]),  # a gap
+        ([0, 100, 0, 100, 0], 2, [0, 0, 0, 0, 0]),  # set back by 0.2 s
+        ([0, 100, 5000, 0, 100], 1, [0, 0, 4800, 0, 0]),  # and by 5 s
+        ([0, 100, 30, 300], 0, [0, 0, 0, 0]),  # a single wrong time
+        ([0, 99, 198, 297, 396], 0, [0, 0, 0, 0, 0]),  # rounded
+    ],
+)
+def test_sound_has_its_place(starts: list[int], restarts: int, expected: list[int]) -> None:
+    clock, found = SampleClock(1000), []
+    for start, following in itertools.zip_longest(starts, starts[1:]):
+        late = clock.place(start, 100, following)
+        clock.written += 100 + late
+        found.append(late)
+    assert (found, clock.restarts) == (expected, restarts)
 
 
 @pytest.mark.parametrize("size", [(63, 47), (64, 48)])

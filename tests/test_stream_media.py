@@ -231,6 +231,20 @@ def test_interlaced_video_is_said_to_be(
     assert any("interlaced" in note for note in summary.notes)
 
 
+def test_recordings_that_were_joined_follow_each_other_and_it_is_said(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    part = portrait_clip("part.ts", TIMES).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(2 * part)
+    summary = job(tmp_path / "joined.ts", tmp_path / "out.mp4", tone_file(2.0))
+    assert raw_times(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(28)]
+    wanted = "the clock of the video goes back, or starts anew, once: the pieces follow each other"
+    assert wanted in summary.notes
+
+
 def test_a_server_gets_the_video_at_the_pace_of_playing(
     portrait_clip: Callable[..., Path], job: Callable[..., Summary], tmp_path: Path
 ) -> None:
