@@ -198,7 +198,21 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         type=_rate,
         help="frames per second of pictures or a device (25, or the device's own)",
     )
-    group.add_argument("--audio-format", metavar="NAME", help="FFmpeg's format or device of AUDIO")
+    group.add_argument(
+        "--audio-format",
+        metavar="NAME",
+        help="FFmpeg's format or device of AUDIO; raw sound needs it, such as s16le, and its rate "
+        "and channels",
+    )
+    group.add_argument(
+        "--audio-option",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="for FFmpeg's reader of AUDIO, such as rate=24000 and channels=1 of raw sound; may be "
+        "repeated",
+    )
     group.add_argument(
         "--audio-track", metavar="N", type=int, default=0, help="audio track to take, from 0"
     )
@@ -270,10 +284,11 @@ def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
     from dithead.runtime.outputs import Encoding, Output
 
     video = Input(args.video, args.input_format, args.fps, tuple(args.input_option))
+    settings = tuple(args.audio_option)
     if args.audio == args.video and args.audio_format is None:
-        audio = Input(args.video, args.input_format, None, tuple(args.input_option))
+        audio = Input(args.video, args.input_format, None, (*args.input_option, *settings))
     else:
-        audio = Input(args.audio, args.audio_format)
+        audio = Input(args.audio, args.audio_format, None, settings)
     encoding = Encoding(
         args.format, args.video_codec, args.crf, args.bitrate, args.preset, args.pix_fmt
     )

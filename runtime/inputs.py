@@ -22,6 +22,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 
 from dithead.errors import ConfigError, MediaError
+from dithead.runtime import rawsound
 from dithead.runtime.shared import Shared
 
 Kind = Literal["video", "audio"]
@@ -49,6 +50,7 @@ class Input:
         fps: frames per second of pictures in a row, of a still or of a device; None takes FFmpeg's
             25, or the device's own.
         options: of FFmpeg's demuxer or protocol, such as ``rtsp_transport``, handed on unchecked.
+            Raw sound ("s16le") needs ``rate`` in Hz and ``channels``.
         audio_track: number of the audio track to take, from 0.
 
     Raises:
@@ -142,6 +144,7 @@ class Demuxer:
     def __init__(self, given: Input, kinds: Sequence[Kind]) -> None:
         self.given = given
         self.errors = 0
+        self._kinds = tuple(kinds)
         self._pipe: _Pipe | None = None
         self.container = self._open()
         try:
@@ -228,6 +231,11 @@ class Demuxer:
         options = dict(given.options)
         if given.fps is not None:
             options["framerate"] = str(given.fps)
+        hears = "audio" in self._kinds
+        if rawsound.is_raw(given.format):
+            options = rawsound.raw_options(str(given), options)
+        elif hears and given.format is None and rawsound.named_raw(given.text):
+            raise ConfigError(f"{given}: a file of that name has no header: {rawsound.HOW}")
         target: Any = given.text
         if given.text == "-":
             target = self._pipe = _Pipe(sys.stdin.buffer)
@@ -251,7 +259,7 @@ class Demuxer:
                 )
         timeout = (_OPENING_S, _SILENT_S) if given.live and given.scheme else None
         try:
-            return av.open(
+            container = av.open(
                 target,
                 "r",
                 format=given.format,
@@ -265,7 +273,14 @@ class Demuxer:
             if self._pipe is not None and self._pipe.interrupt is not None:
                 raise self._pipe.interrupt from None
             reason = getattr(error, "strerror", None) or error
-            raise MediaError(f"{given}: not a readable media file ({reason}){self.hint}") from error
+            hint = self.hint or (
+                f"; {rawsound.HOW}" if hears and "video" not in self._kinds else ""
+            )
+            raise MediaError(f"{given}: not a readable media file ({reason}){hint}") from error
+        if given.format is None and rawsound.is_raw(container.format.name):  # told by its name
+            container.close()
+            rawsound.raw_options(str(given), {})
+        return container
 
     def _stream(self, kind: Kind) -> Any:
         found = _streams(self.container, kind)
