@@ -24,6 +24,7 @@ from av.stream import Discard, Disposition
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime import rawsound
 from dithead.runtime.shared import Shared
+from dithead.runtime.wholeness import damage
 
 Kind = Literal["video", "audio"]
 
@@ -111,6 +112,12 @@ class Input:
             return False
         return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
+    @property
+    def damage(self) -> str | None:
+        """What is missing of a file, in words, where its container tells."""
+        special = self.once or self.scheme or self.pattern or self.format in _LIVE_FORMATS
+        return None if special else damage(self.text)
+
     def same_file(self, path: Path) -> bool:
         """Whether it reads this very file."""
         try:
@@ -164,9 +171,12 @@ class Demuxer:
     @property
     def hint(self) -> str:
         """What to add where nothing can be decoded."""
-        if self._pipe is None:
-            return ""
-        return "; an MP4 or MOV in a pipe must have its index in front (+faststart)"
+        if self._pipe is not None:
+            if not self._pipe.taken:
+                return "; nothing came"
+            return "; an MP4 or MOV in a pipe must have its index in front (+faststart)"
+        missing = self.given.damage
+        return "" if missing is None else f"; the file {missing}"
 
     def stream(self, kind: Kind) -> Any:
         """PyAV's stream of a track."""
@@ -273,9 +283,9 @@ class Demuxer:
             if self._pipe is not None and self._pipe.interrupt is not None:
                 raise self._pipe.interrupt from None
             reason = getattr(error, "strerror", None) or error
-            hint = self.hint or (
-                f"; {rawsound.HOW}" if hears and "video" not in self._kinds else ""
-            )
+            if (missing := given.damage) is not None:
+                raise MediaError(f"{given}: the file {missing}") from error
+            hint = self.hint or (f"; {rawsound.HOW}" if self._kinds == ("audio",) else "")
             raise MediaError(f"{given}: not a readable media file ({reason}){hint}") from error
         if given.format is None and rawsound.is_raw(container.format.name):  # told by its name
             container.close()
@@ -286,7 +296,9 @@ class Demuxer:
         found = _streams(self.container, kind)
         number = self.given.audio_track if kind == "audio" else 0
         if not found:
-            raise MediaError(f"{self.given}: no {kind} track; expected a file with {kind}")
+            missing = self.given.damage
+            hint = "" if missing is None else f"; the file {missing}"
+            raise MediaError(f"{self.given}: no {kind} track; expected a file with {kind}{hint}")
         if number >= len(found):
             raise MediaError(
                 f"{self.given}: no audio track {number}; it has {len(found)}, counted from 0"
@@ -311,6 +323,7 @@ class _Pipe:
     def __init__(self, file: IO[bytes]) -> None:
         self.stopped = False
         self.interrupt: BaseException | None = None
+        self.taken = 0  # bytes
         self._file = file
 
     def read(self, size: int) -> bytes:
@@ -318,7 +331,9 @@ class _Pipe:
         try:
             while not self.stopped:
                 if select.select([self._file], [], [], 0.1)[0]:
-                    return os.read(self._file.fileno(), size)
+                    data = os.read(self._file.fileno(), size)
+                    self.taken += len(data)
+                    return data
         except BaseException as error:  # Ctrl-C, which FFmpeg would take for damage
             self.interrupt = error
         return b""

@@ -286,6 +286,9 @@ def _notes(
         notes.append(f"{source.dropped} frames of the live source came too fast and were dropped")
     if source.interlaced:
         notes.append("the video is interlaced: the lines of its frames were made whole")
+    for given in {given.text: given for given in (source.given, sound.given)}.values():
+        if (missing := given.damage) is not None:
+            notes.append(f"{given}: the file {missing}")
     for track, name in ((source, "video"), (sound, "audio")):
         if track.restarts:
             times = "once" if track.restarts == 1 else f"{track.restarts} times"

@@ -278,6 +278,11 @@ def test_an_index_at_the_end_of_a_pipe_is_explained(
         VideoSource(pipe_of(clip.read_bytes()))
 
 
+def test_an_empty_pipe_is_said_to_be_empty(pipe_of: Callable[..., Path]) -> None:
+    with pytest.raises(MediaError, match="nothing came"):
+        VideoSource(pipe_of(b""))
+
+
 def test_a_silent_pipe_can_be_left(tmp_path: Path, pipe_of: Callable[..., Path]) -> None:
     content = write_clip(tmp_path / "in.ts", b_frames=0).read_bytes()
     source = VideoSource(pipe_of(content[: len(content) * 3 // 4], keep_open_s=20))

@@ -37,6 +37,7 @@ from dithead.runtime.extend import EXTEND_MODES, ExtendMode, extend_frames
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.outputs import Encoding
+from dithead.runtime.wholeness import damage
 
 STATUS = Path("/proc/self/status")
 
@@ -312,6 +313,12 @@ def bad_inputs(folder: Path) -> Iterator[tuple[type, Path, str]]:
     (folder / "text.mp4").write_text("not a video " * 100)
     whole = write_clip(folder / "whole.mp4").read_bytes()
     (folder / "no_index.mp4").write_bytes(whole[: len(whole) // 2])
+    start = whole.index(b"mdat") - 4
+    unfinished = whole[:start] + bytes(4) + whole[start + 4 : len(whole) // 2]  # as while recording
+    (folder / "unfinished.mp4").write_bytes(unfinished)
+    for name in ("head.mkv", "head.avi"):
+        clip = write_clip(folder / name, codec="mpeg4", b_frames=0)
+        clip.write_bytes(clip.read_bytes()[:90])
     sound = write_wav(folder / "sound.wav", tone(16000, 0.5))
     silent = write_clip(folder / "silent.mkv", count=2)
     avi = bytearray(write_clip(folder / "whole.avi", codec="mpeg4", b_frames=0).read_bytes())
@@ -322,9 +329,12 @@ def bad_inputs(folder: Path) -> Iterator[tuple[type, Path, str]]:
         yield kind, folder / "missing.mp4", "no such file"
         yield kind, folder, "a folder"
         yield kind, folder / f"{'x' * 300}.mp4", "cannot be opened: File name too long"
-        yield kind, folder / "empty.mp4", "not a readable media file"
+        yield kind, folder / "empty.mp4", "the file is empty"
         yield kind, folder / "text.mp4", "not a readable media file"
-        yield kind, folder / "no_index.mp4", "not a readable media file"
+        yield kind, folder / "no_index.mp4", "truncated: .* bytes are missing .* its index"
+        yield kind, folder / "unfinished.mp4", "the file has no index"
+        yield kind, folder / "head.mkv", "the file is truncated: .* bytes are missing at its end"
+        yield kind, folder / "head.avi", "the file is truncated: .* bytes are missing at its end"
     yield VideoSource, sound, "no video track"
     yield VideoSource, folder / "damaged.avi", "not one frame"
     yield AudioSource, silent, "no audio track"
@@ -341,6 +351,44 @@ def test_bad_input_gives_one_clear_line(tmp_path: Path) -> None:
             kind(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def whole_files(folder: Path) -> Iterator[Path]:
+    """Files of every container that states its length."""
+    sound = tone(44100, 1.6)
+    for name in ("in.mp4", "in.mov", "in.mkv", "in.webm", "in.avi", "pieces.mp4"):
+        codec = {"in.webm": "libvpx", "in.avi": "mpeg4"}.get(name, "libx264")
+        options = {"movflags": "frag_keyframe+empty_moov"} if name == "pieces.mp4" else None
+        heard = None if name == "in.webm" else sound  # which takes no AAC
+        yield write_clip(
+            folder / name, codec=codec, b_frames=0, sound=heard, container_options=options
+        )
+    yield write_wav(folder / "in.wav", sound, 44100)
+    rng = np.random.default_rng(0)
+    image = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), np.uint8), "rgb24")
+    for name in ("in.png", "in.jpg"):
+        image.save(folder / name)
+        yield folder / name
+
+
+def test_what_is_missing_of_a_file_is_told(tmp_path: Path) -> None:
+    for path in whole_files(tmp_path):
+        assert damage(path) is None, path
+        content = path.read_bytes()
+        path.write_bytes(content[:-30])
+        said = damage(path)
+        assert said is not None and said.startswith("is truncated"), path
+        if path.suffix != ".jpg" and path.name != "in.png":
+            assert "30 bytes are missing" in said
+        for kept in (1, 5, 9, 12, 20, 40):  # whatever is left, nothing is raised
+            path.write_bytes(content[:kept])
+            damage(path)
+        path.write_bytes(b"")
+        assert damage(path) == "is empty"
+    for name in ("in.ts", "in.flv"):  # state no length
+        assert damage(write_clip(tmp_path / name, b_frames=0)) is None
+    assert damage(tmp_path / "missing.mp4") is None
+    assert damage(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts"])

@@ -231,6 +231,20 @@ def test_interlaced_video_is_said_to_be(
     assert any("interlaced" in note for note in summary.notes)
 
 
+def test_a_truncated_video_is_used_and_said_to_be_truncated(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    video, audio = portrait_clip("in.mkv", TIMES), tone_file(0.4)
+    video.write_bytes(video.read_bytes()[:-1000])
+    audio.write_bytes(audio.read_bytes()[:-100])
+    notes = job(video, tmp_path / "out.mp4", audio).notes
+    assert f"{video}: the file is truncated: 1,000 bytes are missing at its end" in notes
+    assert f"{audio}: the file is truncated: 100 bytes are missing at its end" in notes
+
+
 def test_recordings_that_were_joined_follow_each_other_and_it_is_said(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
