@@ -260,8 +260,8 @@ class Demuxer:
             target = os.path.abspath(given.text)
             if given.pattern and not os.path.exists(target):
                 options.setdefault("start_number", str(_first_number(given)))
-            elif (reason := _unreachable(target)) is not None:
-                raise MediaError(f"{given}: {reason}")
+            elif (unreachable := _unreachable(target)) is not None:
+                raise MediaError(f"{given}: {unreachable}")
             elif os.path.isdir(target):
                 raise MediaError(
                     f"{given}: a folder; expected a media file, or a pattern of numbered pictures "
@@ -304,15 +304,12 @@ class Demuxer:
                 f"{self.given}: no audio track {number}; it has {len(found)}, counted from 0"
             )
         stream = found[number]
+        if kind == "video" and stream.frames == 1:  # an animated picture's cover: take what moves
+            stream = next((other for other in found if other.frames > 1), stream)
         if stream.codec_context is None:
             raise MediaError(
-                f"{self.given}: {kind} of an unknown codec; expected a file with {kind}"
-            )
-        rate = stream.average_rate if kind == "video" else None
-        if self.given.fps is not None and rate is not None and rate != self.given.fps:
-            raise MediaError(
-                f"{self.given}: has a frame rate of its own, {float(rate):g}; a rate can be given "
-                "for pictures, and for what a device offers"
+                f"{self.given}: this FFmpeg cannot decode its {kind} "
+                f"({self.container.format.long_name}): convert it first"
             )
         return stream
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from typing import cast
@@ -20,54 +20,15 @@ from av.format import Flags as FormatFlags
 from dithead.errors import MediaError
 from dithead.runtime.clock import FORWARD_S, Ahead, SampleClock, VideoClock
 from dithead.runtime.deinterlace import deinterlaced
-from dithead.runtime.frame import VideoFrame, convert_picture, working_format
+from dithead.runtime.frame import VideoFrame, convert_picture
 from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.shared import Shared
+from dithead.runtime.sidedata import Mirror
 from dithead.runtime.track import Track
+from dithead.runtime.videoinfo import VideoInfo, video_info
 
 SPEECH_RATE_HZ = 16_000
-
-
-@dataclass(frozen=True, slots=True)
-class VideoInfo:
-    """What is known of a video stream before all its frames are read.
-
-    Attributes:
-        width: pixels, as stored.
-        height: pixels, as stored.
-        average_rate: frames per second; the mean of a variable rate.
-        time_base: seconds in one tick of the presentation times.
-        pix_fmt: the frames' pixel format, one of `WORKING_FORMATS`.
-        source_pix_fmt: the file's own pixel format.
-        color_range: FFmpeg's number (0 not said, 1 limited, 2 full); so the next three.
-        colorspace: the colour matrix.
-        color_primaries: the primaries.
-        color_trc: the transfer function.
-        sample_aspect_ratio: a pixel's width over its height, where the file says it.
-        rotation_deg: counter-clockwise turn that a player gives the picture, a multiple of 90.
-        start_s: the container's time that counts as zero.
-        duration_s: length the file claims, where it does.
-        frame_count: number of frames the file claims, where it does.
-        still: whether it is a single picture.
-    """
-
-    width: int
-    height: int
-    average_rate: Fraction
-    time_base: Fraction
-    pix_fmt: str
-    source_pix_fmt: str
-    color_range: int
-    colorspace: int
-    color_primaries: int
-    color_trc: int
-    sample_aspect_ratio: Fraction | None
-    rotation_deg: int
-    start_s: Fraction
-    duration_s: Fraction | None
-    frame_count: int | None
-    still: bool
 
 
 class VideoSource:
@@ -135,7 +96,7 @@ class VideoSource:
     def __iter__(self) -> Iterator[VideoFrame]:
         if self._opened is None and self.given.once:
             raise MediaError(f"{self.given} can be read once only, from front to back")
-        frames, self._opened = self._opened or _VideoPass(self._open), None
+        frames, self._opened = self._opened or _VideoPass(self._open, self.info), None
         whole, newest = deinterlaced(frames), None
         if self.given.live:
             newest = self._newest = NewestFrames(whole, self._behind_s)
@@ -159,7 +120,7 @@ class VideoSource:
         Seeks to the key frame before it; where the file cannot do that, decodes from the start.
         """
         for margin_s in (0, 2, 10) if self.seekable else ():
-            frames = _VideoPass(self._open)
+            frames = _VideoPass(self._open, self.info)
             try:
                 target = max(0, pts - round(margin_s / self.info.time_base))
                 first = frames.seek(target)
@@ -170,7 +131,7 @@ class VideoSource:
                     return
             finally:
                 frames.close()
-        frames = _VideoPass(self._open)
+        frames = _VideoPass(self._open, self.info)
         try:
             later = (frame for frame in deinterlaced(frames) if frame.pts >= pts)
             yield from (replace(frame, index=i) for i, frame in enumerate(later))
@@ -367,9 +328,14 @@ def _joined(frames: Sequence[av.AudioFrame | None], layout: str) -> np.ndarray:
 
 
 class _VideoPass:
-    """One pass over the video stream of a file, frames in working format on the clip's timeline."""
+    """One pass over the video stream of a file, frames in working format on the clip's timeline.
 
-    def __init__(self, given: Input | Demuxer) -> None:
+    Args:
+        given: what to open.
+        info: what an earlier pass found.
+    """
+
+    def __init__(self, given: Input | Demuxer, info: VideoInfo | None = None) -> None:
         self.interlaced = False
         self._track = Track(given, "video")
         try:
@@ -380,11 +346,17 @@ class _VideoPass:
                 raise MediaError(
                     f"{demuxer.given}: not one frame of the video could be decoded{demuxer.hint}"
                 )
-            self.info = _video_info(self._track, first)
+            if info is None:
+                coming = decoded = Ahead(decoded)
+                # A pipe, or what is live, is not read on before it is asked for its frames.
+                alone = not self._track.demuxer.given.once and coming.peek() is None
+                info = video_info(self._track, first, alone)
+            self.info = info
+            self._decoded = Ahead(chain([first], decoded))
+            self._mirror = Mirror(self._working(first)) if self.info.mirrored else None
         except BaseException:
             self._track.close()
             raise
-        self._decoded = Ahead(chain([first], decoded))
         self._index = 0
         self._start = round(self.info.start_s / self.info.time_base)
         self._period = 1 / (self.info.average_rate * self.info.time_base)
@@ -413,17 +385,28 @@ class _VideoPass:
         decoded = next(self._decoded)
         info, index = self.info, self._index
         self._index += 1
-        following = self._decoded.peek() if self.clock.goes_back(decoded.pts) else None
-        following_pts = None if following is None else following.pts
+        pts, duration = (0, 1) if info.still else self._time(decoded)
         self.interlaced |= decoded.interlaced_frame
+        picture = self._working(decoded)
         return VideoFrame(
             index=index,
-            pts=self.clock.stamp(decoded.pts, decoded.dts, following_pts),
+            pts=pts,
             time_base=info.time_base,
-            duration=decoded.duration or max(1, round(self._period)),
-            picture=convert_picture(decoded, info.pix_fmt, info.width, info.height),
+            duration=duration,
+            picture=picture if self._mirror is None else self._mirror(picture),
             turns=info.rotation_deg // 90 % 4,
         )
+
+    def _time(self, decoded: av.VideoFrame) -> tuple[int, int]:
+        """A frame's time and duration in ticks."""
+        following = self._decoded.peek() if self.clock.goes_back(decoded.pts) else None
+        pts = self.clock.stamp(
+            decoded.pts, decoded.dts, None if following is None else following.pts
+        )
+        return pts, decoded.duration or max(1, round(self._period))
+
+    def _working(self, decoded: av.VideoFrame) -> av.VideoFrame:
+        return convert_picture(decoded, self.info.pix_fmt, self.info.width, self.info.height)
 
     def seek(self, pts: int) -> VideoFrame | None:
         """Go to the key frame before a presentation time and return it, or None if that fails."""
@@ -439,33 +422,3 @@ class _VideoPass:
 
     def close(self) -> None:
         self._track.close()
-
-
-def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:
-    stream = track.stream
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
-    pix_fmt = working_format(first.format.name)
-    working = convert_picture(first, pix_fmt, first.width, first.height)
-    duration_s = stream.duration and stream.duration * stream.time_base
-    container = track.demuxer.container
-    if not duration_s and container.duration:
-        duration_s = Fraction(container.duration, 1_000_000)
-    single = container.format.name.endswith("_pipe") or container.format.name == "image2"
-    return VideoInfo(
-        width=first.width,
-        height=first.height,
-        average_rate=rate,
-        time_base=stream.time_base,
-        pix_fmt=pix_fmt,
-        source_pix_fmt=first.format.name,
-        color_range=working.color_range,
-        colorspace=working.colorspace,
-        color_primaries=working.color_primaries,
-        color_trc=working.color_trc,
-        sample_aspect_ratio=stream.sample_aspect_ratio or None,
-        rotation_deg=round(first.rotation / 90) * 90,
-        start_s=track.start_s,
-        duration_s=duration_s or None,
-        frame_count=stream.frames or None,
-        still=single and not (track.demuxer.given.pattern or track.demuxer.given.once),
-    )

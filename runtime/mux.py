@@ -43,8 +43,9 @@ from dithead.runtime.frame import (
     upright,
 )
 from dithead.runtime.inputs import shortened
-from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
+from dithead.runtime.media import AudioSource, audio_frame
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
+from dithead.runtime.videoinfo import VideoInfo
 
 #: What every file says about itself; Matroska turns the names to upper case.
 DISCLOSURE = {

@@ -12,7 +12,7 @@ from av.video.format import VideoFormat
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.frame import has_alpha
 from dithead.runtime.inputs import shortened
-from dithead.runtime.media import VideoInfo
+from dithead.runtime.videoinfo import VideoInfo
 
 # FFmpeg's muxers that are known to keep what is promised, and their usual encoders.
 ENCODERS = {

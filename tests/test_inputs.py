@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -37,6 +38,7 @@ from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.outputs import Encoding
 from dithead.runtime.shared import Shared
+from dithead.runtime.sidedata import Mirror
 
 
 def write_pictures(folder: Path, first: int, count: int) -> Path:
@@ -98,8 +100,11 @@ def test_ffmpegs_own_pictures() -> None:
         assert len(list(source)) == 5
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_photograph_is_shown_upright(tmp_path: Path, orientation: int) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.webp", "photo.tiff"])
+def test_a_photograph_is_shown_upright_and_not_mirrored(
+    tmp_path: Path, name: str, orientation: int
+) -> None:
     images = pytest.importorskip("PIL.Image", reason="writes photographs")
     ops = pytest.importorskip("PIL.ImageOps", reason="turns photographs")
     pixels = np.zeros((96, 64, 3), np.uint8)
@@ -107,12 +112,22 @@ def test_a_photograph_is_shown_upright(tmp_path: Path, orientation: int) -> None
     image = images.fromarray(pixels)
     exif = image.getexif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    wanted = ops.exif_transpose(images.open(tmp_path / "photo.jpg"))
-    with VideoSource(tmp_path / "photo.jpg") as source:
+    image.save(tmp_path / name, exif=exif, quality=95)
+    wanted = ops.exif_transpose(images.open(tmp_path / name))
+    with VideoSource(tmp_path / name) as source:
+        assert source.info.mirrored == (orientation in (2, 4, 5, 7))
         found = next(iter(source)).rgb()
     assert found.shape == np.array(wanted).shape
     assert np.abs(found.astype(int) - np.array(wanted)).mean() < 4
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le", "yuva420p"])
+def test_a_mirrored_picture_is_the_same_the_other_way_round(pix_fmt: str) -> None:
+    image = declared_interlaced(picture(0, 64, 48, pix_fmt, seed=3))
+    found = Mirror(image)(image)
+    assert found.interlaced_frame
+    for plane, before in zip(planes(found), planes(image), strict=True):
+        assert np.array_equal(plane, before[:, ::-1])
 
 
 @pytest.mark.parametrize("starts_s", [0, 300])
@@ -150,11 +165,63 @@ def test_a_clock_that_goes_back_a_little_goes_on(tmp_path: Path) -> None:
     assert np.diff(bursts.astype(int)).clip(0).sum() == 6  # two in each part, none cut
 
 
-def test_a_still_picture(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "p", 0, 1)
-    with VideoSource(tmp_path / "p" / "Bild 0000.png") as source:
-        assert source.info.still
-        assert len(list(source)) == 1
+def write_stills(folder: Path) -> Iterator[Path]:
+    """One picture in files of many kinds, some under a wrong name or none."""
+    images = pytest.importorskip("PIL.Image", reason="writes pictures")
+    features = pytest.importorskip("PIL.features", reason="knows which")
+    image = images.fromarray(np.full((48, 64, 3), 120, np.uint8))
+    for name in ("a.png", "a.jpg", "a.gif", "a.bmp", "a.tiff", "a.webp", "a.avif", "a.jp2"):
+        needs = {"a.webp": "webp", "a.avif": "avif", "a.jp2": "jpg_2000"}.get(name)
+        if needs is None or features.check(needs):
+            image.save(folder / name)
+            yield folder / name
+    yield (folder / "a.png").rename(folder / "portrait")
+    yield (folder / "a.jpg").rename(folder / "portrait.mp4")
+    yield write_clip(folder / "one.mp4", count=1)
+    yield write_clip(folder / "one.mkv", count=1)
+
+
+def test_a_still_picture_is_known_by_what_it_holds(tmp_path: Path) -> None:
+    for path in write_stills(tmp_path):
+        for given, rate in ((Input(path), 25), (Input(path, fps=Fraction(30000, 1001)), None)):
+            with VideoSource(given) as source:
+                assert source.info.still, path
+                assert source.info.average_rate == (rate or given.fps)
+                assert source.info.duration_s is None
+                assert [(f.time_s, f.end_s) for f in source] == [(0, 1 / source.info.average_rate)]
+
+
+def test_pictures_that_move_are_no_still(tmp_path: Path, pipe_of: Callable[..., Path]) -> None:
+    images = pytest.importorskip("PIL.Image", reason="writes animated pictures")
+    features = pytest.importorskip("PIL.features", reason="knows which")
+    frames = [images.fromarray(np.full((48, 64, 3), 40 * i, np.uint8)) for i in range(5)]
+    for name in ("a.gif", "a.png", "a.avif"):
+        if name == "a.avif" and not features.check("avif"):
+            continue
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
+        with VideoSource(tmp_path / name) as source:
+            assert not source.info.still
+            assert [frame.time_s for frame in source] == [Fraction(i, 10) for i in range(5)], name
+    clip = write_clip(tmp_path / "one.mkv", count=1).read_bytes()
+    with VideoSource(pipe_of(clip)) as source:  # a pipe is not read on to find out
+        assert not source.info.still
+
+
+# 16 x 16 pixels, all of them grey.
+_JPEG_XL = (
+    "ff0a43060013880200b400b59f200000152aa38c1bbc9cebf9f24387c5b48deb0c6db56d610963b3bd304848384ba0"
+    "6d0606000c21402509"
+)
+
+
+def test_jpeg_xl_is_held_or_said_not_to_be_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").write_bytes(bytes.fromhex(_JPEG_XL))
+    try:
+        with VideoSource(tmp_path / "a.jxl") as source:
+            assert source.info.still
+            assert len(list(source)) == 1
+    except MediaError as error:  # PyAV's wheels come without the decoder
+        assert re.search(r"this FFmpeg cannot decode its video \(.*jpegxl", str(error))
 
 
 @pytest.mark.parametrize(

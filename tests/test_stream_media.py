@@ -143,6 +143,21 @@ def test_a_still_picture_is_held_for_as_long_as_there_is_sound(
     assert job(tmp_path / "portrait.png", tmp_path / "one.mp4", extend="trim").frames == 1
 
 
+def test_an_avif_is_held_like_any_picture(
+    astronaut: np.ndarray,
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    images = pytest.importorskip("PIL.Image", reason="writes AVIF")
+    if not pytest.importorskip("PIL.features", reason="knows it").check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    images.fromarray(astronaut[:300, 100:400]).save(tmp_path / "portrait.avif")
+    summary = job(tmp_path / "portrait.avif", tmp_path / "out.mp4", tone_file(0.41))
+    assert (summary.frames, summary.faces, summary.notes) == (11, 11, [])
+    assert raw_times(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(11)]
+
+
 def test_numbered_pictures(
     portrait_clip: Callable[..., Path], job: Callable[..., Summary], tmp_path: Path
 ) -> None:
