@@ -9,6 +9,7 @@ import av
 
 from dithead.errors import MediaError
 from dithead.runtime.frame import convert_picture, working_format
+from dithead.runtime.hdr import Hdr, hdr_of
 from dithead.runtime.sidedata import orientation, side_data
 from dithead.runtime.track import Track
 
@@ -40,6 +41,7 @@ class VideoInfo:
         duration_s: length the file claims, where it does.
         frame_count: number of frames the file claims, where it does.
         still: whether it is a single picture, whatever kind of file holds it.
+        hdr: what it says of HDR, where it does.
     """
 
     width: int
@@ -59,6 +61,7 @@ class VideoInfo:
     frame_count: int | None
     still: bool
     mirrored: bool = False
+    hdr: Hdr | None = None
 
 
 def video_info(track: Track, first: av.VideoFrame, alone: bool) -> VideoInfo:
@@ -100,6 +103,7 @@ def video_info(track: Track, first: av.VideoFrame, alone: bool) -> VideoInfo:
         frame_count=stream.frames or None,
         still=False,
         mirrored=mirrored,
+        hdr=hdr_of(found),
     )
     given = track.demuxer.given
     # Of a damaged video one frame may be all that decodes.
