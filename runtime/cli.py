@@ -224,6 +224,13 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         "extension's; for - matroska",
     )
     group.add_argument(
+        "--keep-tracks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="carry further sounds, subtitles, attachments, cover, chapters and tags of IN over, "
+        "as far as OUT has room for them",
+    )
+    group.add_argument(
         "--video-codec",
         metavar="NAME",
         help="FFmpeg's encoder, such as libx265, h264_nvenc or ffv1 (libx264; libvpx-vp9 for "
@@ -370,6 +377,7 @@ def _run(args: argparse.Namespace) -> Summary:
             interpolate=args.interpolate,
             extend=extend,
             encoding=encoding,
+            keep_tracks=args.keep_tracks,
             in_flight=args.in_flight,
             batch=args.batch,
             overlap=overlap,

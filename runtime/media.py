@@ -25,6 +25,7 @@ from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.shared import Shared
 from dithead.runtime.sidedata import Mirror
+from dithead.runtime.tags import labels, read_tags
 from dithead.runtime.track import Track
 from dithead.runtime.videoinfo import VideoInfo, video_info
 
@@ -47,6 +48,8 @@ class VideoSource:
     Attributes:
         given: the input.
         info: the stream's properties.
+        tags: what the file says of itself.
+        demuxer: what is read, closed with the first pass.
         decode_errors: damaged packets and frames of the last full pass; what decodes is kept.
         seekable: whether its time stamps are sound enough to start a pass in the middle.
         interlaced: whether there were interlaced frames in the last pass.
@@ -71,6 +74,10 @@ class VideoSource:
         self.dropped = 0
         self._opened: _VideoPass | None = _VideoPass(self._open)
         self.info = self._opened.info
+        self.demuxer = self._opened.demuxer
+        self.tags = read_tags(
+            self.demuxer.container, self.demuxer.stream("video"), self.demuxer.start_s
+        )
         self._only = self._opened.demuxer if self.given.once else None
         self._newest: NewestFrames | None = None
 
@@ -155,6 +162,7 @@ class AudioSource:
         sample_rate_hz: the track's own rate.
         layout: FFmpeg's name of the channel layout ("mono", "stereo", "5.1").
         channels: number of channels.
+        labels: its language and title, as far as it has them.
         decode_errors: damaged packets of the last pass.
         restarts: how often the clock went back, or started anew, in the last full pass.
 
@@ -186,6 +194,7 @@ class AudioSource:
             track.close()
         self.sample_rate_hz: int = first.sample_rate
         self.channels: int = first.layout.nb_channels
+        self.labels = labels(track.stream.metadata)
         # "3 channels" means that the file does not say which; "3c" is the usual layout of three.
         usual = first.layout.name.replace(" channels", "c")
         try:

@@ -41,6 +41,8 @@ from dithead.runtime.inputs import shortened
 from dithead.runtime.media import AudioSource
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
 from dithead.runtime.soundtrack import Soundtrack
+from dithead.runtime.tags import Tags
+from dithead.runtime.tracks import OtherTracks
 from dithead.runtime.videoinfo import VideoInfo
 
 #: What every file says about itself; Matroska turns the names to upper case.
@@ -85,6 +87,8 @@ class VideoSink:
             with silence. None for no track.
         encoding: the container and the encoder.
         interpolate: output frames for one input frame; makes the time base finer.
+        tags: what the output says of itself beside that it is generated; None for nothing.
+        tracks: what goes in beside picture and sound; None for nothing.
 
     Attributes:
         time_base: seconds in one tick of the encoder's clock.
@@ -106,8 +110,11 @@ class VideoSink:
         audio: AudioSource | None = None,
         encoding: Encoding | None = None,
         interpolate: int = 1,
+        tags: Tags | None = None,
+        tracks: OtherTracks | None = None,
     ) -> None:
         self.to = as_output(to)
+        self._tags, self._tracks = tags, tracks
         self.time_base = like.time_base / interpolate
         self.frames_written = 0
         self.notes: list[str] = []
@@ -117,7 +124,7 @@ class VideoSink:
         self._last: VideoFrame | None = None
         self._opaque_codec = ""  # the encoder's name, if what is transparent is yet to be told of
         encoding = encoding or Encoding()
-        muxer = self.to.muxer(encoding)
+        muxer = self._muxer = self.to.muxer(encoding)
         codec, audio_codec = encoding.codec(muxer), ENCODERS[muxer][1]
         options = encoding.options(codec, self.to.streamed)
         if like.hdr is not None:
@@ -153,8 +160,6 @@ class VideoSink:
                     format=muxer,
                     container_options=_muxer_options(muxer, self.to.streamed),
                 )
-            # The name of the service is all that MPEG-TS has room for.
-            self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
             with _reported(refused, asked):
                 self._video = _add_video(
                     self._container,
@@ -171,6 +176,14 @@ class VideoSink:
                 self._audio = (
                     None if audio is None else Soundtrack(self._container, audio, audio_codec)
                 )
+                if tags is not None:
+                    tags.write(self._container, self._video, muxer)
+                    if self.to.streamed:
+                        tags.write_chapters(self._container, muxer, None)
+                # The name of the service is all that MPEG-TS has room for.
+                self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
+                if tracks is not None:
+                    tracks.add_to(self._container, muxer, self.to.streamed)
                 # Opens the encoders and writes the header: what they refuse shows now.
                 with _killable() if self.to.live else nullcontext(), _priorities_kept():
                     self._container.start_encoding()
@@ -217,6 +230,8 @@ class VideoSink:
             self._container.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.advance(frame.time_s)
+            if self._tracks is not None:
+                self._tracks.advance(self._container, frame.time_s)
         self.frames_written += 1
         self._last = frame
 
@@ -231,6 +246,10 @@ class VideoSink:
                 self._container.mux(self._video.encode(None))
                 if self._audio is not None:
                     self._audio.finish(self._last.end_s, self._last.end_s - self._last.time_s)
+                if self._tracks is not None:
+                    self._tracks.finish(self._container, self._last.end_s)
+                if self._tags is not None and not self.to.streamed:
+                    self._tags.write_chapters(self._container, self._muxer, self._last.end_s)
                 self._container.close()
                 if self._final is not None:
                     os.replace(self._temporary, self._final)
@@ -240,6 +259,13 @@ class VideoSink:
         self._closed = True
         if self._final is not None:
             self._remove_temporary.detach()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of what there was beside picture and sound, and found no room; complete at the
+        end."""
+        tags = [] if self._tags is None else self._tags.left_out(self._muxer)
+        return tags + ([] if self._tracks is None else self._tracks.left_out)
 
     def stop(self) -> None:
         """End a wait for whoever reads standard output, from any thread."""

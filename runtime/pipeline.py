@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,7 @@ from dithead.runtime.outputs import Encoding, Output, as_output
 from dithead.runtime.scheduler import Item, Scheduler
 from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace
+from dithead.runtime.tracks import OtherTracks, other_streams
 
 _BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
 
@@ -79,6 +81,7 @@ def stream_file(
     interpolate: int = 1,
     extend: ExtendMode | None = None,
     encoding: Encoding | None = None,
+    keep_tracks: bool = True,
     in_flight: int = IN_FLIGHT,
     batch: int = 1,
     overlap: bool = True,
@@ -103,6 +106,8 @@ def stream_file(
         extend: what to do when the audio is longer than the video; see :func:`extend_frames`. None
             holds a still picture and else cuts the audio.
         encoding: the container and the encoder.
+        keep_tracks: whether the video's further sounds, its subtitles, attachments, cover, chapters
+            and tags go into the output, as far as its container has room for them.
         in_flight: frames that may be on their way through the stages at a time.
         batch: frames that are denoised at a time, with a fixed reference.
         overlap: whether stages run side by side; else one after the other, in one thread.
@@ -126,9 +131,19 @@ def stream_file(
     with VideoSource(shared or video, behind_s) as source:
         sound = AudioSource(shared or audio)
         extend = extend or ("freeze" if source.info.still else "trim")
-        with VideoSink(
-            output, source.info, audio=sound, encoding=encoding, interpolate=interpolate
-        ) as sink:
+        tracks, lost = _beside(source, audio) if keep_tracks else (None, [])
+        with (
+            tracks or nullcontext(),
+            VideoSink(
+                output,
+                source.info,
+                audio=sound,
+                encoding=encoding,
+                interpolate=interpolate,
+                tags=source.tags if keep_tracks else None,
+                tracks=tracks,
+            ) as sink,
+        ):
             generator = FrameGenerator(graphs, options)
             summary.steps = generator.steps
             paced = output.live and not (video.live or audio.live)
@@ -163,11 +178,28 @@ def stream_file(
                     + ("; faces are counted from the left, from 0" if which else "")
                 )
             summary.dropped = source.dropped
-            summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
+            summary.notes += _notes(source, sound, writer.last, extend) + sink.notes + lost
             sink.close()
+            if sink.left_out:
+                summary.notes.append(
+                    f"left out, as {output} has no room for it: {', '.join(sink.left_out)}"
+                )
     summary.seconds = time.perf_counter() - start
     summary.frames_written = sink.frames_written
     return summary
+
+
+def _beside(source: VideoSource, audio: Input) -> tuple[OtherTracks | None, list[str]]:
+    """What a video has beside its picture and first sound, and a note on what cannot be had."""
+    given, picture = source.given, source.demuxer.stream("video")
+    spoken = audio.audio_track if audio.text == given.text else None
+    others = other_streams(source.demuxer.container, picture, spoken)
+    if not others:
+        return None, []
+    if given.once:
+        names = ", ".join(name for name, _ in others)
+        return None, [f"left out, as {given} can be read but once: {names}"]
+    return OtherTracks(given, picture.index, spoken), []
 
 
 def _check(

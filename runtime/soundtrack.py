@@ -10,8 +10,10 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.codec.codec import Codec
 from av.container import OutputContainer
+from av.stream import Disposition
 
 from dithead.runtime.media import AudioSource, audio_frame
+from dithead.runtime.tags import labels_for
 
 _AUDIO_BITS_PER_S = 192_000
 _AUDIO_BITS_PER_SAMPLE_MAX = 6  # AAC's limit, for each channel
@@ -42,6 +44,8 @@ class Soundtrack:
         bits_per_s = min(_AUDIO_BITS_PER_S, _AUDIO_BITS_PER_SAMPLE_MAX * rate_hz * channels)
         stream = container.add_stream(codec, rate=rate_hz, layout=layout, bit_rate=bits_per_s)
         assert isinstance(stream, AudioStream)
+        stream.metadata.update(labels_for(container.format.name, source.labels))
+        stream.disposition = Disposition.default
         self._stream = stream
 
     def advance(self, until_s: Fraction) -> None:

@@ -260,6 +260,44 @@ def test_a_truncated_video_is_used_and_said_to_be_truncated(
     assert f"{audio}: the file is truncated: 100 bytes are missing at its end" in notes
 
 
+def test_what_is_beside_the_picture_is_carried_or_named(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    clip, rich = portrait_clip("in.mp4", TIMES), tmp_path / "rich.mkv"
+    with av.open(str(clip)) as source, av.open(str(rich), "w") as target:
+        target.metadata["title"] = "A title"
+        video = target.add_stream_from_template(source.streams.video[0])
+        sounds: list[Any] = [target.add_stream("aac", rate=16000, layout="mono") for _ in range(2)]
+        sounds[1].metadata["language"] = "deu"
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                target.mux(packet)
+        for sound in sounds:
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 9000), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 16000, 0
+            target.mux([*sound.encode(frame), *sound.encode(None)])
+    found = {}
+    for name, settings in (("out.mp4", {}), ("out.webm", {}), ("bare.mp4", {"keep_tracks": False})):
+        summary = job(rich, tmp_path / name, **settings)
+        with av.open(str(tmp_path / name)) as result:
+            languages = [stream.metadata.get("language") for stream in result.streams.audio]
+            left = [note for note in summary.notes if note.startswith("left out")]
+            found[name] = (languages, result.metadata.get("title"), left)
+    assert found["out.mp4"] == (["und", "deu"], "A title", [])
+    no_room = f"left out, as {tmp_path / 'out.webm'} has no room for it: audio track 2 (aac, deu)"
+    assert found["out.webm"] == ([None], "A title", [no_room])
+    assert found["bare.mp4"] == (["und"], None, [])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(rich.read_bytes()), daemon=True).start()
+    notes = job(pipe, tmp_path / "piped.mp4").notes
+    assert f"left out, as {pipe} can be read but once: audio track 2 (aac, deu)" in notes
+
+
 def test_recordings_that_were_joined_follow_each_other_and_it_is_said(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
