@@ -36,6 +36,7 @@ _LIVE_SCHEMES = {"rtmp", "rtmps", "rtsp", "rtsps", "rtp", "srt", "udp", "rist", 
 _SILENT_S = 10.0  # a network source that gives nothing for so long has ended
 _OPENING_S = 60.0  # and for so long it may take to begin
 _APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
+_OTHERS = -1  # stands for all tracks that nobody reads by themselves
 _NAME_MAX = 1000  # characters of a name in a message; paths may be longer
 _NUMBER = re.compile(r"%0?(\d*)d")
 
@@ -159,9 +160,9 @@ class Demuxer:
         except BaseException:
             self.container.close()
             raise
-        chosen = list(self._streams.values())
+        self._read = list(self._streams.values())
         for other in self.container.streams:
-            if other not in chosen:
+            if other not in self._read:
                 other.discard = Discard.all
         self.start_s = _start_s(self.container)
         self._held_bytes = 0
@@ -194,6 +195,22 @@ class Demuxer:
                 self._held_bytes -= packet.size
         return packet
 
+    def read_also(self, streams: Sequence[Any]) -> None:
+        """Read other sounds and subtitles in the same pass, for `other_packet`; before any packet
+        is taken."""
+        for stream in streams:
+            if stream.type in ("audio", "subtitle"):
+                stream.discard = Discard.default
+                self._read.append(stream)
+
+    def other_packet(self) -> Packet | None:
+        """A packet of another track, if one was met on the way to what has been taken."""
+        packet = self._packets.waiting(_OTHERS)
+        if packet is not None:
+            with self._counting:
+                self._held_bytes -= packet.size
+        return packet
+
     def seek(self, pts: int, stream: Any) -> None:
         """Go to the key frame at or before a time of a stream."""
         self.container.seek(pts, stream=stream)
@@ -201,11 +218,16 @@ class Demuxer:
         self._packets = self._shared()
 
     def _shared(self) -> Shared[Packet]:
-        numbers = [stream.index for stream in self._streams.values()]
-        return Shared(self._demuxed(), numbers, lambda packet: (packet.stream_index,))
+        numbers = {stream.index for stream in self._streams.values()}
+
+        def meant_for(packet: Packet) -> tuple[int]:
+            index = packet.stream_index
+            return (index if index in numbers else _OTHERS,)
+
+        return Shared(self._demuxed(), (*numbers, _OTHERS), meant_for)
 
     def _demuxed(self) -> Iterator[Packet]:
-        packets = self.container.demux(list(self._streams.values()))
+        packets = self.container.demux(self._read)
         while True:
             try:
                 packet = next(packets)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
-from dithead.runtime.inputs import Demuxer, Input, as_input
+from dithead.runtime.inputs import Demuxer, Input, Kind, as_input
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
@@ -123,15 +124,19 @@ def stream_file(
     _check(video, audio, output, interpolate, extend)
     summary = Summary(output, backend=backend, device=str(graphs.device))
     start = time.perf_counter()
-    shared = None
-    if video.once and audio.text == video.text:
-        shared = Demuxer(replace(video, audio_track=audio.audio_track), ["video", "audio"])
+    opened: Demuxer | None = None
+    one_pass = video.once and audio.text == video.text
+    if video.once:
+        kinds: list[Kind] = ["video", "audio"] if one_pass else ["video"]
+        opened = Demuxer(replace(video, audio_track=audio.audio_track), kinds)
+        if keep_tracks:
+            opened.read_also([stream for _, stream in _others(opened, audio)])
     # Beside live sound, a frame may have to wait for its own.
     behind_s = _BEHIND_S if audio.live else 0.0
-    with VideoSource(shared or video, behind_s) as source:
-        sound = AudioSource(shared or audio)
+    with VideoSource(opened or video, behind_s) as source:
+        sound = AudioSource(opened if opened is not None and one_pass else audio)
         extend = extend or ("freeze" if source.info.still else "trim")
-        tracks, lost = _beside(source, audio) if keep_tracks else (None, [])
+        tracks = _beside(source, audio) if keep_tracks else None
         with (
             tracks or nullcontext(),
             VideoSink(
@@ -178,28 +183,28 @@ def stream_file(
                     + ("; faces are counted from the left, from 0" if which else "")
                 )
             summary.dropped = source.dropped
-            summary.notes += _notes(source, sound, writer.last, extend) + sink.notes + lost
+            summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
             sink.close()
             if sink.left_out:
-                summary.notes.append(
-                    f"left out, as {output} has no room for it: {', '.join(sink.left_out)}"
-                )
+                summary.notes.append(f"left out of {output}: {', '.join(sink.left_out)}")
     summary.seconds = time.perf_counter() - start
     summary.frames_written = sink.frames_written
     return summary
 
 
-def _beside(source: VideoSource, audio: Input) -> tuple[OtherTracks | None, list[str]]:
-    """What a video has beside its picture and first sound, and a note on what cannot be had."""
-    given, picture = source.given, source.demuxer.stream("video")
+def _others(demuxer: Demuxer, audio: Input) -> list[tuple[str, Any]]:
+    spoken = audio.audio_track if audio.text == demuxer.given.text else None
+    return other_streams(demuxer.container, demuxer.stream("video"), spoken)
+
+
+def _beside(source: VideoSource, audio: Input) -> OtherTracks | None:
+    """What a video has beside its picture and first sound; None for nothing."""
+    given, demuxer = source.given, source.demuxer
+    if not _others(demuxer, audio):
+        return None
     spoken = audio.audio_track if audio.text == given.text else None
-    others = other_streams(source.demuxer.container, picture, spoken)
-    if not others:
-        return None, []
-    if given.once:
-        names = ", ".join(name for name, _ in others)
-        return None, [f"left out, as {given} can be read but once: {names}"]
-    return OtherTracks(given, picture.index, spoken), []
+    picture = demuxer.stream("video").index
+    return OtherTracks(demuxer if given.once else given, picture, spoken)
 
 
 def _check(

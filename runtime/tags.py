@@ -87,9 +87,10 @@ def read_tags(container: InputContainer, picture: Any, start_s: Fraction) -> Tag
     """Read them from an input whose time zero is at a time in seconds."""
     found = {}
     for name, value in container.metadata.items():
-        name = name.lower()
-        if name not in _NOT_KEPT and not name.startswith("_"):
-            found[_COMMENT if name == "comment" else name] = value
+        low = name.lower()
+        if low not in _NOT_KEPT and not name.startswith("_"):
+            name = low if name.isupper() else name  # Matroska's spelling of any name
+            found[_COMMENT if low == "comment" else name] = value
     chapters = []
     for chapter in container.chapters():
         base = chapter["time_base"] or Fraction(1, 1_000_000)

@@ -84,7 +84,8 @@ class OtherTracks:
     where it takes text. No more is read than the output has come to. Use it as a context manager.
 
     Args:
-        given: the input, to be opened once more.
+        given: the input, to be opened once more; one that can be read but once as it was opened,
+            with its others: of those comes what was met on the way to the picture.
         picture: index of the stream that is decoded elsewhere.
         spoken: as for :func:`other_streams`.
 
@@ -92,9 +93,10 @@ class OtherTracks:
         left_out: names of what is not carried; complete when the output is finished.
     """
 
-    def __init__(self, given: Input, picture: int, spoken: int | None = None) -> None:
+    def __init__(self, given: Input | Demuxer, picture: int, spoken: int | None = None) -> None:
         self.left_out: list[str] = []
-        self._demuxer = Demuxer(given, [])
+        self._shared = isinstance(given, Demuxer)
+        self._demuxer = given if isinstance(given, Demuxer) else Demuxer(given, [])
         self._picture = self._demuxer.container.streams[picture]
         self._others = other_streams(self._demuxer.container, self._picture, spoken)
         self._carried: dict[int, _Carried] = {}
@@ -108,8 +110,9 @@ class OtherTracks:
         self.close()
 
     def close(self) -> None:
-        """Close the input."""
-        self._demuxer.close()
+        """Close the input, if it is not another's."""
+        if not self._shared:
+            self._demuxer.close()
 
     def add_to(self, container: OutputContainer, muxer: str, streamed: bool) -> None:
         """Make streams in a container, before its header is written.
@@ -130,7 +133,7 @@ class OtherTracks:
                 added = self._add(container, muxer, stream, name, streamed)
             if not added:
                 self.left_out.append(name)
-        if self._carried:
+        if self._carried and not self._shared:
             shift = self._shift(self._picture)
             self._carried[self._picture.index] = _Carried("", None, None, False, shift)
             wanted = [self._picture, *(s for _, s in self._others if s.index in self._carried)]
@@ -181,7 +184,10 @@ class OtherTracks:
         encoder = spelling(muxer, codec) if stream.type == "subtitle" else None
         respelt = None
         if encoder is not None and not native(muxer, codec):
-            respelt = Respelt(container, stream, encoder)
+            try:
+                respelt = Respelt(container, stream, encoder)
+            except (av.FFmpegError, ValueError):  # this FFmpeg cannot read or spell them
+                return False
             made = respelt.stream
         elif _takes(muxer, stream, codec):
             made = container.add_stream_from_template(stream, opaque=True)
@@ -203,7 +209,7 @@ class OtherTracks:
         """Matroska's covers are attachments; the tags that say that the video is generated leave
         MP4 no room for one."""
         kind = _PICTURES.get(stream.codec_context.codec.canonical_name)
-        if muxer != "matroska" or kind is None:
+        if muxer != "matroska" or kind is None or self._shared:
             return False
         stream.discard = Discard.default
         packet = next(self._demuxer.container.demux(stream), None)
@@ -215,16 +221,22 @@ class OtherTracks:
     def _peek(self) -> Packet | None:
         """The next packet, brought to the output's time; None at the end."""
         while self._coming is None:
-            try:
-                packet = next(self._packets, None)
-            except av.FFmpegError:  # the rest cannot be read; of the picture that is said
-                packet = None
+            packet = self._next()
             if packet is None:
-                self._packets = iter(())
                 return None
-            if packet.size and _moved(self._carried[packet.stream_index], packet):
+            carried = self._carried.get(packet.stream_index)
+            if carried is not None and packet.size and _moved(carried, packet):
                 self._coming = packet
         return self._coming
+
+    def _next(self) -> Packet | None:
+        if self._shared:
+            return self._demuxer.other_packet()
+        try:
+            return next(self._packets, None)
+        except av.FFmpegError:  # the rest cannot be read; of the picture that is said
+            self._packets = iter(())
+            return None
 
     def _write(self, container: OutputContainer, carried: _Carried, end_s: Fraction | None) -> None:
         given = carried.waiting.pop(0)

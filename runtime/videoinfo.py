@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import av
+from av.container import InputContainer
 
 from dithead.errors import MediaError
 from dithead.runtime.frame import convert_picture, working_format
@@ -15,6 +18,7 @@ from dithead.runtime.track import Track
 
 # FFmpeg's formats that hold one picture: what it makes of a damaged one is held as well.
 _PICTURES = ("_pipe", "image2")
+_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _STILL_RATE = Fraction(25)  # frames a second of a picture that is held, as FFmpeg shows pictures
 
 
@@ -79,10 +83,7 @@ def video_info(track: Track, first: av.VideoFrame, alone: bool) -> VideoInfo:
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
     pix_fmt = working_format(first.format.name)
     working = convert_picture(first, pix_fmt, first.width, first.height)
-    duration_s = stream.duration and stream.duration * stream.time_base
     container = track.demuxer.container
-    if not duration_s and container.duration:
-        duration_s = Fraction(container.duration, 1_000_000)
     found = side_data(first)
     mirrored, rotation_deg = orientation(found)
     info = VideoInfo(
@@ -99,7 +100,7 @@ def video_info(track: Track, first: av.VideoFrame, alone: bool) -> VideoInfo:
         sample_aspect_ratio=stream.sample_aspect_ratio or None,
         rotation_deg=rotation_deg,
         start_s=track.start_s,
-        duration_s=duration_s or None,
+        duration_s=_duration_s(stream, container),
         frame_count=stream.frames or None,
         still=False,
         mirrored=mirrored,
@@ -116,6 +117,17 @@ def video_info(track: Track, first: av.VideoFrame, alone: bool) -> VideoInfo:
             "pictures, and for what a device offers"
         )
     return info
+
+
+def _duration_s(stream: Any, container: InputContainer) -> Fraction | None:
+    """The length that a file claims for its picture, or else for the longest of its tracks."""
+    if stream.duration:
+        return Fraction(stream.duration * stream.time_base)
+    said = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))  # as Matroska spells it
+    if said is not None:
+        hours, minutes, seconds = said.groups()
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    return Fraction(container.duration, 1_000_000) if container.duration else None
 
 
 def _held(info: VideoInfo, rate: Fraction) -> VideoInfo:

@@ -137,6 +137,12 @@ def test_sound_has_its_place(starts: list[int], restarts: int, expected: list[in
     assert (found, clock.restarts) == (expected, restarts)
 
 
+@pytest.mark.parametrize("name", ["in.mkv", "in.mp4"])
+def test_a_longer_sound_makes_no_longer_picture(tmp_path: Path, name: str) -> None:
+    with VideoSource(write_clip(tmp_path / name, sound=tone(44100, 3.0))) as source:
+        assert float(source.info.duration_s or 0) == pytest.approx(1.6, abs=0.002)
+
+
 @pytest.mark.parametrize("size", [(63, 47), (64, 48)])
 def test_odd_sizes_survive_the_usual_encoder(tmp_path: Path, size: tuple[int, int]) -> None:
     clip = write_clip(tmp_path / "in.mkv", codec="ffv1", size=size, count=5)

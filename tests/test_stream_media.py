@@ -210,6 +210,21 @@ def test_a_pipe_gives_both_tracks(
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_a_sound_of_a_pipe_that_nobody_takes_does_not_pile_up(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = with_sound(portrait_clip("in.mp4", TIMES), tone_file(0.56), tmp_path / "both.mkv")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(both.read_bytes()), daemon=True).start()
+    monkeypatch.setattr("dithead.runtime.inputs._APART_BYTES", 20_000)  # the sound has 24,000
+    assert job(pipe, tmp_path / "out.mp4").frames == 14
+
+
 def test_what_can_be_read_once_cannot_be_repeated(
     job: Callable[..., Summary], tmp_path: Path
 ) -> None:
@@ -285,17 +300,23 @@ def test_what_is_beside_the_picture_is_carried_or_named(
         summary = job(rich, tmp_path / name, **settings)
         with av.open(str(tmp_path / name)) as result:
             languages = [stream.metadata.get("language") for stream in result.streams.audio]
-            left = [note for note in summary.notes if note.startswith("left out")]
-            found[name] = (languages, result.metadata.get("title"), left)
+            found[name] = (languages, result.metadata.get("title"), summary.notes)
     assert found["out.mp4"] == (["und", "deu"], "A title", [])
-    no_room = f"left out, as {tmp_path / 'out.webm'} has no room for it: audio track 2 (aac, deu)"
+    no_room = f"left out of {tmp_path / 'out.webm'}: audio track 2 (aac, deu)"
     assert found["out.webm"] == ([None], "A title", [no_room])
     assert found["bare.mp4"] == (["und"], None, [])
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     threading.Thread(target=lambda: pipe.write_bytes(rich.read_bytes()), daemon=True).start()
-    notes = job(pipe, tmp_path / "piped.mp4").notes
-    assert f"left out, as {pipe} can be read but once: audio track 2 (aac, deu)" in notes
+    job(pipe, tmp_path / "piped.mp4")
+    with (
+        av.open(str(tmp_path / "piped.mp4")) as piped,
+        av.open(str(tmp_path / "out.mp4")) as result,
+    ):
+        both = [[bytes(p) for p in c.demux(c.streams.audio[1]) if p.size] for c in (piped, result)]
+        assert len(both[1]) > 5
+        assert both[0][: len(both[1]) - 2] == both[1][:-2]
+        assert piped.metadata["title"] == "A title"
 
 
 def test_recordings_that_were_joined_follow_each_other_and_it_is_said(
