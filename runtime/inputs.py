@@ -328,6 +328,11 @@ class Demuxer:
         stream = found[number]
         if kind == "video" and stream.frames == 1:  # an animated picture's cover: take what moves
             stream = next((other for other in found if other.frames > 1), stream)
+            if stream.frames == 1 and any(s.disposition & Disposition.dependent for s in found):
+                raise MediaError(
+                    f"{self.given}: a picture in tiles, which are not put together here: convert "
+                    "it first, such as to PNG or JPEG"
+                )
         if stream.codec_context is None:
             raise MediaError(
                 f"{self.given}: this FFmpeg cannot decode its {kind} "

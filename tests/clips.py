@@ -148,6 +148,23 @@ def write_clip(
     return path
 
 
+def declared_interlaced(image: av.VideoFrame) -> av.VideoFrame:
+    """The same picture with FFmpeg's mark of an interlaced one."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=image.width, height=image.height, format=image.format, time_base=Fraction(1, 25)
+    )
+    mark, sink = graph.add("setfield", "mode=tff"), graph.add("buffersink")
+    source.link_to(mark)
+    mark.link_to(sink)
+    graph.configure()
+    graph.push(image)
+    marked = graph.pull()
+    assert isinstance(marked, av.VideoFrame)
+    assert marked.interlaced_frame
+    return marked
+
+
 def write_gif(path: Path, count: int) -> Path:
     """Write a GIF of so many frames, ten a second, by PyAV alone."""
     with av.open(str(path), "w") as container:

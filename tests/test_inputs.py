@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import threading
 import time
@@ -20,6 +18,7 @@ from clips import (
     all_samples,
     as_frame,
     copy_through,
+    declared_interlaced,
     picture,
     raw_times,
     same_planes,
@@ -38,7 +37,6 @@ from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.outputs import Encoding
 from dithead.runtime.shared import Shared
-from dithead.runtime.sidedata import Mirror
 
 
 def write_pictures(folder: Path, first: int, count: int) -> Path:
@@ -50,29 +48,6 @@ def write_pictures(folder: Path, first: int, count: int) -> Path:
         )
         image.save(folder / f"Bild {number:04d}.png")
     return folder / "Bild %04d.png"
-
-
-@pytest.fixture
-def pipe_of(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file's bytes into a pipe as they are asked for; the pipe's path."""
-
-    def make(content: bytes, keep_open_s: float = 0.0) -> Path:
-        path = tmp_path / f"pipe{len(list(tmp_path.iterdir()))}"
-        os.mkfifo(path)
-
-        def feed() -> None:
-            try:
-                with open(path, "wb", buffering=0) as pipe:
-                    for start in range(0, len(content), 5000):
-                        pipe.write(content[start : start + 5000])
-                    time.sleep(keep_open_s)
-            except BrokenPipeError:
-                pass
-
-        threading.Thread(target=feed, daemon=True).start()
-        return path
-
-    return make
 
 
 def test_pictures_in_a_row(tmp_path: Path) -> None:
@@ -98,36 +73,6 @@ def test_a_number_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_ffmpegs_own_pictures() -> None:
     with VideoSource(Input("testsrc=duration=0.2:size=64x48:rate=25", "lavfi")) as source:
         assert len(list(source)) == 5
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.webp", "photo.tiff"])
-def test_a_photograph_is_shown_upright_and_not_mirrored(
-    tmp_path: Path, name: str, orientation: int
-) -> None:
-    images = pytest.importorskip("PIL.Image", reason="writes photographs")
-    ops = pytest.importorskip("PIL.ImageOps", reason="turns photographs")
-    pixels = np.zeros((96, 64, 3), np.uint8)
-    pixels[:40, :24], pixels[60:, 40:] = 220, 120
-    image = images.fromarray(pixels)
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / name, exif=exif, quality=95)
-    wanted = ops.exif_transpose(images.open(tmp_path / name))
-    with VideoSource(tmp_path / name) as source:
-        assert source.info.mirrored == (orientation in (2, 4, 5, 7))
-        found = next(iter(source)).rgb()
-    assert found.shape == np.array(wanted).shape
-    assert np.abs(found.astype(int) - np.array(wanted)).mean() < 4
-
-
-@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le", "yuva420p"])
-def test_a_mirrored_picture_is_the_same_the_other_way_round(pix_fmt: str) -> None:
-    image = declared_interlaced(picture(0, 64, 48, pix_fmt, seed=3))
-    found = Mirror(image)(image)
-    assert found.interlaced_frame
-    for plane, before in zip(planes(found), planes(image), strict=True):
-        assert np.array_equal(plane, before[:, ::-1])
 
 
 @pytest.mark.parametrize("starts_s", [0, 300])
@@ -165,65 +110,6 @@ def test_a_clock_that_goes_back_a_little_goes_on(tmp_path: Path) -> None:
     assert np.diff(bursts.astype(int)).clip(0).sum() == 6  # two in each part, none cut
 
 
-def write_stills(folder: Path) -> Iterator[Path]:
-    """One picture in files of many kinds, some under a wrong name or none."""
-    images = pytest.importorskip("PIL.Image", reason="writes pictures")
-    features = pytest.importorskip("PIL.features", reason="knows which")
-    image = images.fromarray(np.full((48, 64, 3), 120, np.uint8))
-    for name in ("a.png", "a.jpg", "a.gif", "a.bmp", "a.tiff", "a.webp", "a.avif", "a.jp2"):
-        needs = {"a.webp": "webp", "a.avif": "avif", "a.jp2": "jpg_2000"}.get(name)
-        if needs is None or features.check(needs):
-            image.save(folder / name)
-            yield folder / name
-    yield (folder / "a.png").rename(folder / "portrait")
-    yield (folder / "a.jpg").rename(folder / "portrait.mp4")
-    yield write_clip(folder / "one.mp4", count=1)
-    yield write_clip(folder / "one.mkv", count=1)
-
-
-def test_a_still_picture_is_known_by_what_it_holds(tmp_path: Path) -> None:
-    for path in write_stills(tmp_path):
-        for given, rate in ((Input(path), 25), (Input(path, fps=Fraction(30000, 1001)), None)):
-            with VideoSource(given) as source:
-                assert source.info.still, path
-                assert source.info.average_rate == (rate or given.fps)
-                assert source.info.duration_s is None
-                assert [(f.time_s, f.end_s) for f in source] == [(0, 1 / source.info.average_rate)]
-
-
-def test_pictures_that_move_are_no_still(tmp_path: Path, pipe_of: Callable[..., Path]) -> None:
-    images = pytest.importorskip("PIL.Image", reason="writes animated pictures")
-    features = pytest.importorskip("PIL.features", reason="knows which")
-    frames = [images.fromarray(np.full((48, 64, 3), 40 * i, np.uint8)) for i in range(5)]
-    for name in ("a.gif", "a.png", "a.avif"):
-        if name == "a.avif" and not features.check("avif"):
-            continue
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
-        with VideoSource(tmp_path / name) as source:
-            assert not source.info.still
-            assert [frame.time_s for frame in source] == [Fraction(i, 10) for i in range(5)], name
-    clip = write_clip(tmp_path / "one.mkv", count=1).read_bytes()
-    with VideoSource(pipe_of(clip)) as source:  # a pipe is not read on to find out
-        assert not source.info.still
-
-
-# 16 x 16 pixels, all of them grey.
-_JPEG_XL = (
-    "ff0a43060013880200b400b59f200000152aa38c1bbc9cebf9f24387c5b48deb0c6db56d610963b3bd304848384ba0"
-    "6d0606000c21402509"
-)
-
-
-def test_jpeg_xl_is_held_or_said_not_to_be_decoded(tmp_path: Path) -> None:
-    (tmp_path / "a.jxl").write_bytes(bytes.fromhex(_JPEG_XL))
-    try:
-        with VideoSource(tmp_path / "a.jxl") as source:
-            assert source.info.still
-            assert len(list(source)) == 1
-    except MediaError as error:  # PyAV's wheels come without the decoder
-        assert re.search(r"this FFmpeg cannot decode its video \(.*jpegxl", str(error))
-
-
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -239,63 +125,6 @@ def test_inputs_that_cannot_be(tmp_path: Path, given: Callable[[Path], Input], r
     write_clip(tmp_path / "in.mp4", count=2)
     with pytest.raises(MediaError, match=reason):
         VideoSource(given(tmp_path))
-
-
-def write_raw(path: Path, rate_hz: int, channels: int, dtype: str = "<i2") -> np.ndarray:
-    """Samples without a header, a tone on each channel; (channels, S) float32 in [-1, 1]."""
-    sound = np.stack([tone(rate_hz, 1.2) / (n + 1) for n in range(channels)])
-    full = np.iinfo(dtype).max if dtype[1] == "i" else 1
-    path.write_bytes(np.ascontiguousarray(sound.T * full).astype(dtype).tobytes())
-    return sound
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("s16le", "<i2"), ("s16be", ">i2"), ("s32le", "<i4"), ("f32le", "<f4")]
-)
-@pytest.mark.parametrize("channels", [1, 2])
-def test_raw_sound_is_read_as_it_is_said_to_be(
-    tmp_path: Path, pipe_of: Callable[..., Path], name: str, dtype: str, channels: int
-) -> None:
-    wanted = write_raw(tmp_path / "speech.pcm", 24000, channels, dtype)
-    said = (("rate", "24000"), ("channels", str(channels)))
-    piped = pipe_of((tmp_path / "speech.pcm").read_bytes())
-    for path in (tmp_path / "speech.pcm", piped):
-        source = AudioSource(Input(path, name, options=said))
-        assert (source.sample_rate_hz, source.channels) == (24000, channels)
-        assert np.abs(all_samples(source) - wanted).max() < 1e-3
-    ffmpegs = (("sample_rate", "24000"), ("ch_layout", "stereo" if channels == 2 else "mono"))
-    source = AudioSource(Input(tmp_path / "speech.pcm", name, options=ffmpegs))
-    assert source.duration_s == Fraction(12, 10)
-
-
-@pytest.mark.parametrize("suffix", ["pcm", "raw", "s16", "s16le", "f32", "sw", "ul", "PCM", "dat"])
-def test_raw_sound_that_nobody_describes_is_an_error(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"speech.{suffix}"
-    write_raw(path, 24000, 1)
-    how = "--audio-format s16le --audio-option rate=24000 --audio-option channels=1"
-    with pytest.raises((ConfigError, MediaError), match=how):
-        AudioSource(path)
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ((), "raw sound without its rate and channels: for"),
-        ((("channels", "1"),), "raw sound without its rate: for"),
-        ((("rate", "24000"),), "raw sound without its channels: for"),
-        (
-            (("rate", "24k"), ("channels", "1")),
-            "the rate must be a whole number above 0, not '24k'",
-        ),
-        ((("rate", "24000"), ("channels", "0")), "the channels must be a whole number above 0"),
-    ],
-)
-def test_raw_sound_that_is_half_described_is_an_error(
-    tmp_path: Path, options: tuple[tuple[str, str], ...], reason: str
-) -> None:
-    write_raw(tmp_path / "speech.pcm", 24000, 1)
-    with pytest.raises(ConfigError, match=reason):
-        AudioSource(Input(tmp_path / "speech.pcm", "s16le", options=options))
 
 
 def test_settings_that_cannot_be() -> None:
@@ -445,23 +274,6 @@ def moving_bar(moment: int) -> np.ndarray:
     level = np.full((48, 64), 60, np.uint8)
     level[:, 4 + 4 * moment : 16 + 4 * moment] = 180
     return level
-
-
-def declared_interlaced(image: av.VideoFrame) -> av.VideoFrame:
-    """The same picture with FFmpeg's mark of an interlaced one."""
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=image.width, height=image.height, format=image.format, time_base=Fraction(1, 25)
-    )
-    mark, sink = graph.add("setfield", "mode=tff"), graph.add("buffersink")
-    source.link_to(mark)
-    mark.link_to(sink)
-    graph.configure()
-    graph.push(image)
-    marked = graph.pull()
-    assert isinstance(marked, av.VideoFrame)
-    assert marked.interlaced_frame
-    return marked
 
 
 def interlaced_frames(whole: int, count: int) -> list[VideoFrame]:

@@ -32,12 +32,10 @@ from clips import (
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime import extend as extend_module
 from dithead.runtime import mux
-from dithead.runtime.clock import SampleClock, VideoClock
 from dithead.runtime.extend import EXTEND_MODES, ExtendMode, extend_frames
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.outputs import Encoding
-from dithead.runtime.wholeness import damage
 
 STATUS = Path("/proc/self/status")
 
@@ -89,52 +87,6 @@ def test_missing_times_follow_from_the_rate(tmp_path: Path) -> None:
     with VideoSource(clip) as source:
         assert [frame.time_s for frame in source] == [Fraction(i, 25) for i in range(40)]
         assert not source.seekable
-
-
-@pytest.mark.parametrize(
-    ("given_pts", "expected"),
-    [
-        ([100, 140, 180], [0, 40, 80]),  # counted from the start
-        ([100, 140, 140, 180], [0, 40, 41, 80]),  # repeated
-        ([100, 140, 130, 180], [0, 40, 41, 80]),  # in the wrong order
-        ([None, None, None], [0, 40, 80]),
-        ([100, None, 180], [0, 40, 80]),
-        ([5100, 5140, 100, 140], [5000, 5040, 5080, 5120]),  # the clock was set back
-        ([60, 100], [0, 40]),  # before the start
-        ([100, 140, 95_140, 95_180], [0, 40, 80, 120]),  # set forward, by more than a minute
-        ([100, 140, 40_140, 40_180], [0, 40, 40_040, 40_080]),  # a still scene
-        ([900, 940, 100, 140], [800, 840, 880, 920]),  # set back by less than a second
-        ([100, 140, 180, 100, 140, 180, 100], [0, 40, 80, 120, 160, 200, 240]),  # again and again
-        ([5100, 5140, 100, 5220], [5000, 5040, 5041, 5120]),  # a single wrong time
-    ],
-)
-def test_times_always_increase(given_pts: list[int | None], expected: list[int]) -> None:
-    clock = VideoClock(100, Fraction(40), Fraction(1, 1000), forward_s=Fraction(60))
-    following = [*given_pts[1:], None]
-    found = [clock.stamp(*pts) for pts in zip(given_pts, itertools.repeat(None), following)]
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("starts", "restarts", "expected"),
-    [
-        ([0, 100, 200, 300], 0, [0, 0, 0, 0]),
-        ([300, 400], 0, [300, 0]),  # begins late
-        ([-30, 70], 0, [-30, 0]),  # begins before time zero
-        ([0, 100, 700, 800], 0, [0, 0, 500, 0]),  # a gap
-        ([0, 100, 0, 100, 0], 2, [0, 0, 0, 0, 0]),  # set back by 0.2 s
-        ([0, 100, 5000, 0, 100], 1, [0, 0, 4800, 0, 0]),  # and by 5 s
-        ([0, 100, 30, 300], 0, [0, 0, 0, 0]),  # a single wrong time
-        ([0, 99, 198, 297, 396], 0, [0, 0, 0, 0, 0]),  # rounded
-    ],
-)
-def test_sound_has_its_place(starts: list[int], restarts: int, expected: list[int]) -> None:
-    clock, found = SampleClock(1000), []
-    for start, following in itertools.zip_longest(starts, starts[1:]):
-        late = clock.place(start, 100, following)
-        clock.written += 100 + late
-        found.append(late)
-    assert (found, clock.restarts) == (expected, restarts)
 
 
 @pytest.mark.parametrize("name", ["in.mkv", "in.mp4"])
@@ -357,44 +309,6 @@ def test_bad_input_gives_one_clear_line(tmp_path: Path) -> None:
             kind(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-
-
-def whole_files(folder: Path) -> Iterator[Path]:
-    """Files of every container that states its length."""
-    sound = tone(44100, 1.6)
-    for name in ("in.mp4", "in.mov", "in.mkv", "in.webm", "in.avi", "pieces.mp4"):
-        codec = {"in.webm": "libvpx", "in.avi": "mpeg4"}.get(name, "libx264")
-        options = {"movflags": "frag_keyframe+empty_moov"} if name == "pieces.mp4" else None
-        heard = None if name == "in.webm" else sound  # which takes no AAC
-        yield write_clip(
-            folder / name, codec=codec, b_frames=0, sound=heard, container_options=options
-        )
-    yield write_wav(folder / "in.wav", sound, 44100)
-    rng = np.random.default_rng(0)
-    image = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), np.uint8), "rgb24")
-    for name in ("in.png", "in.jpg"):
-        image.save(folder / name)
-        yield folder / name
-
-
-def test_what_is_missing_of_a_file_is_told(tmp_path: Path) -> None:
-    for path in whole_files(tmp_path):
-        assert damage(path) is None, path
-        content = path.read_bytes()
-        path.write_bytes(content[:-30])
-        said = damage(path)
-        assert said is not None and said.startswith("is truncated"), path
-        if path.suffix != ".jpg" and path.name != "in.png":
-            assert "30 bytes are missing" in said
-        for kept in (1, 5, 9, 12, 20, 40):  # whatever is left, nothing is raised
-            path.write_bytes(content[:kept])
-            damage(path)
-        path.write_bytes(b"")
-        assert damage(path) == "is empty"
-    for name in ("in.ts", "in.flv"):  # state no length
-        assert damage(write_clip(tmp_path / name, b_frames=0)) is None
-    assert damage(tmp_path / "missing.mp4") is None
-    assert damage(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts"])
