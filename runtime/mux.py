@@ -41,15 +41,10 @@ from dithead.runtime.inputs import shortened
 from dithead.runtime.media import AudioSource
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
 from dithead.runtime.soundtrack import Soundtrack
-from dithead.runtime.tags import Tags
+from dithead.runtime.tags import DISCLOSURE, Tags
 from dithead.runtime.tracks import OtherTracks
 from dithead.runtime.videoinfo import VideoInfo
 
-#: What every file says about itself; Matroska turns the names to upper case.
-DISCLOSURE = {
-    "comment": "AI-generated: mouth region synthesised by DiT-Head",
-    "synthetic_media": "yes",
-}
 _SERVICE = {"service_name": "AI-generated video", "service_provider": "DiT-Head"}
 
 _ROTATING = {"mp4", "mov", "matroska", "webm"}  # they tell players to turn the picture

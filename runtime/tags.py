@@ -9,6 +9,12 @@ from typing import Any
 
 from av.container import InputContainer, OutputContainer
 
+#: What every file says about itself; Matroska turns the names to upper case.
+DISCLOSURE = {
+    "comment": "AI-generated: mouth region synthesised by DiT-Head",
+    "synthetic_media": "yes",
+}
+
 # What a container says of its own making, or what the output says in its place.
 _NOT_KEPT = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
 _NOT_KEPT |= {"synthetic_media", "service_name", "service_provider", "variant_bitrate"}
@@ -88,7 +94,8 @@ def read_tags(container: InputContainer, picture: Any, start_s: Fraction) -> Tag
     found = {}
     for name, value in container.metadata.items():
         low = name.lower()
-        if low not in _NOT_KEPT and not name.startswith("_"):
+        ours = value == DISCLOSURE.get(low)  # of a video that was generated before
+        if low not in _NOT_KEPT and not name.startswith("_") and not ours:
             name = low if name.isupper() else name  # Matroska's spelling of any name
             found[_COMMENT if low == "comment" else name] = value
     chapters = []

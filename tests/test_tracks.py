@@ -205,6 +205,16 @@ def test_everything_is_carried_where_there_is_room(
     assert np.abs(heard).max() > 0.7  # the first sound is the new one; the others are 0.4 and 0.6
 
 
+def test_what_was_generated_before_says_so_once(tmp_path: Path, speech: AudioSource) -> None:
+    first, second = tmp_path / "first.mkv", tmp_path / "second.mp4"
+    copied(write_rich(tmp_path / "in.mkv"), first, speech)
+    copied(first, second, speech)
+    for out in (first, second):
+        tags = said(out)
+        assert DISCLOSURE.items() <= tags.items()
+        assert tags["source_comment"] == "Said before"
+
+
 @pytest.mark.parametrize(
     ("suffix", "left"),
     [
