@@ -41,6 +41,7 @@ _SCHEMES = {
     "rtsp": "rtsp",
     "rtsps": "rtsp",
 }
+_BITS_PER_S_MAX = 10**12
 # The worst quality that each encoder knows. x264 and x265 take more and use this without a word;
 # the others would refuse it by a number that says nothing.
 _CRF_MAX = {"libx264": 51, "libx265": 51, "libsvtav1": 63, "libvpx": 63, "libvpx-vp9": 63}
@@ -84,8 +85,11 @@ class Encoding:
             raise ConfigError("a quality (crf) and a bit rate exclude each other: give one")
         if self.crf is not None and self.crf < 0:
             raise ConfigError(f"crf must be at least 0, not {self.crf}")
-        if self.bitrate_bps is not None and self.bitrate_bps < 1:
-            raise ConfigError(f"the bit rate must be above 0, not {self.bitrate_bps}")
+        if self.bitrate_bps is not None and not 1 <= self.bitrate_bps <= _BITS_PER_S_MAX:
+            raise ConfigError(
+                f"the bit rate must be above 0 and at most {_BITS_PER_S_MAX // 10**9} Gbit/s, not "
+                f"{self.bitrate_bps}"
+            )
         if self.pix_fmt is not None:
             try:
                 VideoFormat(self.pix_fmt)

@@ -357,6 +357,7 @@ def test_bad_output_is_refused_before_any_work(tmp_path: Path) -> None:
         (tmp_path / f"{'x' * 5000}.mp4", {}, r"x\.\.\.x.*: cannot be the output: File name too"),
         (f"{tmp_path}/a\0b.mp4", {}, "cannot be the output: .*null"),
         (tmp_path / "out.mp4", {"bitrate_bps": 0}, "bit rate must be above 0"),
+        (tmp_path / "out.mp4", {"bitrate_bps": 10**30}, "bit rate must be above 0 and at most"),
         (tmp_path / "out.mp4", {"pix_fmt": "nonsense"}, "unknown pixel format"),
         (tmp_path / "out.mp4", {"pix_fmt": "gbrp16le"}, "libx264 takes no gbrp16le; it takes"),
         (tmp_path / "out.mov", {"video_codec": "prores_ks", "crf": 3}, "prores_ks takes no crf"),
