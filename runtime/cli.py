@@ -226,7 +226,21 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         type=_rate,
         help="frames per second of pictures or a device (25, or the device's own)",
     )
-    group.add_argument("--audio-format", metavar="NAME", help="FFmpeg's format or device of AUDIO")
+    group.add_argument(
+        "--audio-format",
+        metavar="NAME",
+        help="FFmpeg's format or device of AUDIO; raw sound needs it, such as s16le, and its rate "
+        "and channels",
+    )
+    group.add_argument(
+        "--audio-option",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="for FFmpeg's reader of AUDIO, such as rate=24000 and channels=1 of raw sound; may be "
+        "repeated",
+    )
     group.add_argument(
         "--audio-track", metavar="N", type=int, default=0, help="audio track to take, from 0"
     )
@@ -238,12 +252,21 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         "extension's; for - matroska",
     )
     group.add_argument(
+        "--keep-tracks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="carry further sounds, subtitles, attachments, cover, chapters and tags of IN over, "
+        "as far as OUT has room for them",
+    )
+    group.add_argument(
         "--video-codec",
         metavar="NAME",
         help="FFmpeg's encoder, such as libx265, h264_nvenc or ffv1 (libx264; libvpx-vp9 for "
         "WebM); none takes its place",
     )
-    group.add_argument("--crf", type=int, help="constant quality, lower is better (18)")
+    group.add_argument(
+        "--crf", type=int, help="constant quality within the encoder's range, lower is better (18)"
+    )
     group.add_argument(
         "--bitrate", metavar="BITS", type=_bits_per_s, help="bits per second instead, such as 4M"
     )
@@ -279,14 +302,16 @@ def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
     from dithead.runtime.outputs import Encoding, Output
 
     video = Input(args.video, args.input_format, args.fps, tuple(args.input_option))
+    settings = tuple(args.audio_option)
     if args.audio == args.video and args.audio_format is None:
-        audio = Input(args.video, args.input_format, None, tuple(args.input_option))
+        audio = Input(args.video, args.input_format, None, (*args.input_option, *settings))
     else:
-        audio = Input(args.audio, args.audio_format)
+        audio = Input(args.audio, args.audio_format, None, settings)
     encoding = Encoding(
         args.format, args.video_codec, args.crf, args.bitrate, args.preset, args.pix_fmt
     )
-    Output(args.output).muxer(encoding)
+    output = Output(args.output)
+    encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # refused early
     if args.output == "-" and sys.stdout.isatty():
         raise ConfigError(
             "standard output is a terminal",
@@ -371,6 +396,7 @@ def _run(args: argparse.Namespace) -> Summary:
             interpolate=args.interpolate,
             extend=extend,
             encoding=encoding,
+            keep_tracks=args.keep_tracks,
             in_flight=args.in_flight,
             batch=args.batch,
             overlap=overlap,

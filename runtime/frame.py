@@ -264,6 +264,14 @@ def has_alpha(pix_fmt: str) -> bool:
     return any(component.is_alpha for component in VideoFormat(pix_fmt).components)
 
 
+def has_transparency(picture: av.VideoFrame) -> bool:
+    """Whether a picture in working format shows what lies behind it anywhere."""
+    if not has_alpha(picture.format.name):
+        return False
+    opaque = (1 << picture.format.components[3].bits) - 1
+    return bool((planes(picture)[3] < opaque).any())
+
+
 def convert_picture(picture: av.VideoFrame, pix_fmt: str, width: int, height: int) -> av.VideoFrame:
     """Bring a picture to a YUV format and size; returned as it is if it has them already.
 

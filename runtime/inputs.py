@@ -22,8 +22,10 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 
 from dithead.errors import ConfigError, MediaError
+from dithead.runtime import rawsound
 from dithead.runtime.pipes import ReadPipe
 from dithead.runtime.shared import Shared
+from dithead.runtime.wholeness import damage
 
 Kind = Literal["video", "audio"]
 
@@ -36,6 +38,8 @@ _SILENT_S = 10.0  # a network source or a device that gives nothing for so long 
 _AGAIN_S = 0.002  # until a device that had nothing is asked again
 _OPENING_S = 60.0  # and for so long it may take to begin
 _APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
+_OTHERS = -1  # stands for all tracks that nobody reads by themselves
+_NAME_MAX = 1000  # characters of a name in a message; paths may be longer
 _NUMBER = re.compile(r"%0?(\d*)d")
 
 
@@ -50,6 +54,7 @@ class Input:
         fps: frames per second of pictures in a row, of a still or of a device; None takes FFmpeg's
             25, or the device's own.
         options: of FFmpeg's demuxer or protocol, such as ``rtsp_transport``, handed on unchecked.
+            Raw sound ("s16le") needs ``rate`` in Hz and ``channels``.
         audio_track: number of the audio track to take, from 0.
 
     Raises:
@@ -74,7 +79,7 @@ class Input:
             raise ConfigError(f"audio tracks count from 0; found {self.audio_track}")
 
     def __str__(self) -> str:
-        return "standard input" if self.text == "-" else self.text
+        return "standard input" if self.text == "-" else shortened(self.text)
 
     @property
     def text(self) -> str:
@@ -110,6 +115,12 @@ class Input:
             return False
         return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
+    @property
+    def damage(self) -> str | None:
+        """What is missing of a file, in words, where its container tells."""
+        special = self.once or self.scheme or self.pattern or self.format in _LIVE_FORMATS
+        return None if special else damage(self.text)
+
     def same_file(self, path: Path) -> bool:
         """Whether it reads this very file."""
         try:
@@ -143,6 +154,7 @@ class Demuxer:
     def __init__(self, given: Input, kinds: Sequence[Kind]) -> None:
         self.given = given
         self.errors = 0
+        self._kinds = tuple(kinds)
         self._pipe: ReadPipe | None = None
         self.container = self._open()
         try:
@@ -150,9 +162,9 @@ class Demuxer:
         except BaseException:
             self.container.close()
             raise
-        chosen = list(self._streams.values())
+        self._read = list(self._streams.values())
         for other in self.container.streams:
-            if other not in chosen:
+            if other not in self._read:
                 other.discard = Discard.all
         self.start_s = _start_s(self.container)
         self._held_bytes = 0
@@ -161,9 +173,17 @@ class Demuxer:
         self._packets = self._shared()
 
     @property
+    def cause(self) -> str:
+        """Why nothing can be decoded, if that is known: begins with a semicolon, or is empty."""
+        if self._pipe is not None:
+            return "" if self._pipe.taken else "; nothing came"
+        missing = self.given.damage
+        return "" if missing is None else f"; the file {missing}"
+
+    @property
     def hint(self) -> str | None:
         """What may help where nothing can be decoded."""
-        if self._pipe is None:
+        if self._pipe is None or not self._pipe.taken:
             return None
         return "an MP4 or MOV in a pipe must have its index in front (+faststart)"
 
@@ -183,6 +203,22 @@ class Demuxer:
                 self._held_bytes -= packet.size
         return packet
 
+    def read_also(self, streams: Sequence[Any]) -> None:
+        """Read other sounds and subtitles in the same pass, for `other_packet`; before any packet
+        is taken."""
+        for stream in streams:
+            if stream.type in ("audio", "subtitle"):
+                stream.discard = Discard.default
+                self._read.append(stream)
+
+    def other_packet(self) -> Packet | None:
+        """A packet of another track, if one was met on the way to what has been taken."""
+        packet = self._packets.waiting(_OTHERS)
+        if packet is not None:
+            with self._counting:
+                self._held_bytes -= packet.size
+        return packet
+
     def seek(self, pts: int, stream: Any) -> None:
         """Go to the key frame at or before a time of a stream."""
         self.container.seek(pts, stream=stream)
@@ -190,8 +226,13 @@ class Demuxer:
         self._packets = self._shared()
 
     def _shared(self) -> Shared[Packet]:
-        numbers = [stream.index for stream in self._streams.values()]
-        return Shared(self._demuxed(), numbers, lambda packet: (packet.stream_index,))
+        numbers = {stream.index for stream in self._streams.values()}
+
+        def meant_for(packet: Packet) -> tuple[int]:
+            index = packet.stream_index
+            return (index if index in numbers else _OTHERS,)
+
+        return Shared(self._demuxed(), (*numbers, _OTHERS), meant_for)
 
     def _demuxed(self) -> Iterator[Packet]:
         packets, asked_s = self._packets_of_all(), time.monotonic()
@@ -229,7 +270,7 @@ class Demuxer:
 
     def _packets_of_all(self) -> Iterator[Packet]:
         """The tracks' packets from here on; what has raised gives none any more."""
-        return self.container.demux(list(self._streams.values()))
+        return self.container.demux(self._read)
 
     def stop(self) -> None:
         """End it early, from any thread: whoever waits for a pipe, or for a device that has nothing
@@ -249,6 +290,11 @@ class Demuxer:
         options = dict(given.options)
         if given.fps is not None:
             options["framerate"] = str(given.fps)
+        hears = "audio" in self._kinds
+        if rawsound.is_raw(given.format):
+            options = rawsound.raw_options(str(given), options)
+        elif hears and given.format is None and rawsound.named_raw(given.text):
+            raise ConfigError(f"{given}: a file of that name has no header: {rawsound.HOW}")
         target: Any = given.text
         if given.text == "-":
             target = self._pipe = ReadPipe(sys.stdin.buffer)
@@ -263,8 +309,8 @@ class Demuxer:
             target = os.path.abspath(given.text)
             if given.pattern and not os.path.exists(target):
                 options.setdefault("start_number", str(_first_number(given)))
-            elif not os.path.exists(target):
-                raise MediaError(f"{given}: no such file")
+            elif (unreachable := _unreachable(target)) is not None:
+                raise MediaError(f"{given}: {unreachable}")
             elif os.path.isdir(target):
                 raise MediaError(
                     f"{given}: a folder; expected a media file, or a pattern of numbered pictures "
@@ -272,7 +318,7 @@ class Demuxer:
                 )
         timeout = (_OPENING_S, _SILENT_S) if given.live and given.scheme else None
         try:
-            return av.open(
+            container = av.open(
                 target,
                 "r",
                 format=given.format,
@@ -287,31 +333,58 @@ class Demuxer:
                 self._pipe.raise_interrupt()
                 error = self._pipe.error or error
             reason = getattr(error, "strerror", None) or error
+            if (missing := given.damage) is not None:
+                raise MediaError(f"{given}: the file {missing}") from error
+            hint = self.hint or (rawsound.HOW if self._kinds == ("audio",) else None)
             raise MediaError(
-                f"{given}: not a readable media file ({reason})", hint=self.hint
+                f"{given}: not a readable media file ({reason}){self.cause}", hint=hint
             ) from error
+        if given.format is None and rawsound.is_raw(container.format.name):  # told by its name
+            container.close()
+            rawsound.raw_options(str(given), {})
+        return container
 
     def _stream(self, kind: Kind) -> Any:
         found = _streams(self.container, kind)
         number = self.given.audio_track if kind == "audio" else 0
         if not found:
-            raise MediaError(f"{self.given}: no {kind} track; expected a file with {kind}")
+            missing = self.given.damage
+            hint = "" if missing is None else f"; the file {missing}"
+            raise MediaError(f"{self.given}: no {kind} track; expected a file with {kind}{hint}")
         if number >= len(found):
             raise MediaError(
                 f"{self.given}: no audio track {number}; it has {len(found)}, counted from 0"
             )
         stream = found[number]
+        if kind == "video" and stream.frames == 1:  # an animated picture's cover: take what moves
+            stream = next((other for other in found if other.frames > 1), stream)
+            if stream.frames == 1 and any(s.disposition & Disposition.dependent for s in found):
+                raise MediaError(
+                    f"{self.given}: a picture in tiles, which are not put together here: convert "
+                    "it first, such as to PNG or JPEG"
+                )
         if stream.codec_context is None:
             raise MediaError(
-                f"{self.given}: {kind} of an unknown codec; expected a file with {kind}"
-            )
-        rate = stream.average_rate if kind == "video" else None
-        if self.given.fps is not None and rate is not None and rate != self.given.fps:
-            raise MediaError(
-                f"{self.given}: has a frame rate of its own, {float(rate):g}; a rate can be given "
-                "for pictures, and for what a device offers"
+                f"{self.given}: this FFmpeg cannot decode its {kind} "
+                f"({self.container.format.long_name}): convert it first"
             )
         return stream
+
+
+def shortened(name: str) -> str:
+    """A name as it may stand in a message: of one that is longer than any file's, both ends."""
+    return name if len(name) <= _NAME_MAX else f"{name[:100]}...{name[-100:]}"
+
+
+def _unreachable(path: str) -> str | None:
+    """Why there is no such file, in words; None where there is one."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except (OSError, ValueError) as error:  # a folder that may not be entered, too long a name
+        return f"cannot be opened: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def _first_number(given: Input) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from typing import cast
@@ -18,61 +18,18 @@ import numpy as np
 from av.format import Flags as FormatFlags
 
 from dithead.errors import MediaError
+from dithead.runtime.clock import FORWARD_S, Ahead, SampleClock, VideoClock
 from dithead.runtime.deinterlace import deinterlaced
-from dithead.runtime.frame import VideoFrame, convert_picture, working_format
+from dithead.runtime.frame import VideoFrame, convert_picture
 from dithead.runtime.inputs import Demuxer, Input, as_input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.shared import Shared
+from dithead.runtime.sidedata import Mirror
+from dithead.runtime.tags import labels, read_tags
 from dithead.runtime.track import Track
+from dithead.runtime.videoinfo import VideoInfo, video_info
 
 SPEECH_RATE_HZ = 16_000
-
-# An audio track's times may be off by less than this much (rounded time stamps).
-_AUDIO_JITTER_S = Fraction(1, 10)
-# A clock that goes back by more than the one, or, where that may be (sound, and containers in which
-# time starts anew), forward by more than the other is a new one: it continues the old one's time.
-_BACK_S, _FORWARD_S = Fraction(1), Fraction(60)
-
-
-@dataclass(frozen=True, slots=True)
-class VideoInfo:
-    """What is known of a video stream before all its frames are read.
-
-    Attributes:
-        width: pixels, as stored.
-        height: pixels, as stored.
-        average_rate: frames per second; the mean of a variable rate.
-        time_base: seconds in one tick of the presentation times.
-        pix_fmt: the frames' pixel format, one of `WORKING_FORMATS`.
-        source_pix_fmt: the file's own pixel format.
-        color_range: FFmpeg's number (0 not said, 1 limited, 2 full); so the next three.
-        colorspace: the colour matrix.
-        color_primaries: the primaries.
-        color_trc: the transfer function.
-        sample_aspect_ratio: a pixel's width over its height, where the file says it.
-        rotation_deg: counter-clockwise turn that a player gives the picture, a multiple of 90.
-        start_s: the container's time that counts as zero.
-        duration_s: length the file claims, where it does.
-        frame_count: number of frames the file claims, where it does.
-        still: whether it is a single picture.
-    """
-
-    width: int
-    height: int
-    average_rate: Fraction
-    time_base: Fraction
-    pix_fmt: str
-    source_pix_fmt: str
-    color_range: int
-    colorspace: int
-    color_primaries: int
-    color_trc: int
-    sample_aspect_ratio: Fraction | None
-    rotation_deg: int
-    start_s: Fraction
-    duration_s: Fraction | None
-    frame_count: int | None
-    still: bool
 
 
 class VideoSource:
@@ -91,9 +48,12 @@ class VideoSource:
     Attributes:
         given: the input.
         info: the stream's properties.
+        tags: what the file says of itself.
+        demuxer: what is read, closed with the first pass.
         decode_errors: damaged packets and frames of the last full pass; what decodes is kept.
         seekable: whether its time stamps are sound enough to start a pass in the middle.
         interlaced: whether there were interlaced frames in the last pass.
+        restarts: how often the clock went back, or started anew, in the last pass.
         dropped: frames of what is live that were not taken in time.
 
     Raises:
@@ -110,9 +70,14 @@ class VideoSource:
         self.decode_errors = 0
         self.seekable = not self.given.once
         self.interlaced = False
+        self.restarts = 0
         self.dropped = 0
         self._opened: _VideoPass | None = _VideoPass(self._open)
         self.info = self._opened.info
+        self.demuxer = self._opened.demuxer
+        self.tags = read_tags(
+            self.demuxer.container, self.demuxer.stream("video"), self.demuxer.start_s
+        )
         self._only = self._opened.demuxer if self.given.once else None
         self._newest: NewestFrames | None = None
 
@@ -138,7 +103,7 @@ class VideoSource:
     def __iter__(self) -> Iterator[VideoFrame]:
         if self._opened is None and self.given.once:
             raise MediaError(f"{self.given} can be read once only, from front to back")
-        frames, self._opened = self._opened or _VideoPass(self._open), None
+        frames, self._opened = self._opened or _VideoPass(self._open, self.info), None
         whole, newest = deinterlaced(frames), None
         if self.given.live:
             newest = self._newest = NewestFrames(whole, self._behind_s)
@@ -152,6 +117,7 @@ class VideoSource:
                 self.dropped = newest.dropped
             self.decode_errors = frames.errors
             self.interlaced = frames.interlaced
+            self.restarts = frames.clock.restarts
             self.seekable = self.seekable and not frames.clock.repaired
             frames.close()
 
@@ -161,7 +127,7 @@ class VideoSource:
         Seeks to the key frame before it; where the file cannot do that, decodes from the start.
         """
         for margin_s in (0, 2, 10) if self.seekable else ():
-            frames = _VideoPass(self._open)
+            frames = _VideoPass(self._open, self.info)
             try:
                 target = max(0, pts - round(margin_s / self.info.time_base))
                 first = frames.seek(target)
@@ -172,7 +138,7 @@ class VideoSource:
                     return
             finally:
                 frames.close()
-        frames = _VideoPass(self._open)
+        frames = _VideoPass(self._open, self.info)
         try:
             later = (frame for frame in deinterlaced(frames) if frame.pts >= pts)
             yield from (replace(frame, index=i) for i, frame in enumerate(later))
@@ -196,7 +162,9 @@ class AudioSource:
         sample_rate_hz: the track's own rate.
         layout: FFmpeg's name of the channel layout ("mono", "stereo", "5.1").
         channels: number of channels.
+        labels: its language and title, as far as it has them.
         decode_errors: damaged packets of the last pass.
+        restarts: how often the clock went back, or started anew, in the last full pass.
 
     Raises:
         MediaError: the file is missing, is not media, has no audio track, or one without samples.
@@ -206,6 +174,7 @@ class AudioSource:
         self._open = given if isinstance(given, Demuxer) else as_input(given)
         self.given = given.given if isinstance(given, Demuxer) else as_input(given)
         self.decode_errors = 0
+        self.restarts = 0
         self._duration_s: Fraction | None = None
         track = Track(self._open, "audio")
         try:
@@ -213,7 +182,7 @@ class AudioSource:
             first = next((frame for frame in decoded if frame.samples), None)
             if first is None or not first.sample_rate:
                 raise MediaError(
-                    f"{self.given}: the audio track holds no samples",
+                    f"{self.given}: the audio track holds no samples{track.demuxer.cause}",
                     hint=track.demuxer.hint or "give a file with sound",
                 )
         except BaseException:
@@ -225,6 +194,7 @@ class AudioSource:
             track.close()
         self.sample_rate_hz: int = first.sample_rate
         self.channels: int = first.layout.nb_channels
+        self.labels = labels(track.stream.metadata)
         # "3 channels" means that the file does not say which; "3c" is the usual layout of three.
         usual = first.layout.name.replace(" channels", "c")
         try:
@@ -300,26 +270,29 @@ class AudioSource:
 
     def _decoded(self, track: Track, frames: Iterable[av.AudioFrame]) -> Iterator[np.ndarray]:
         """Yield (channels, S) float32 at the track's own rate, without gaps from time zero on."""
-        rate = self.sample_rate_hz
-        written = 0
-        shift = 0  # samples by which a broken clock is put right
+        rate, clock, coming = self.sample_rate_hz, SampleClock(self.sample_rate_hz), Ahead(frames)
+
+        def start_of(frame: av.AudioFrame | None) -> int | None:
+            if frame is None or frame.pts is None:
+                return None
+            return round((frame.pts * track.stream.time_base - track.start_s) * rate)
+
         try:
-            for frame, samples in _uniform(frames, rate, self.layout):
-                if frame is not None and frame.pts is not None:
-                    due = round((frame.pts * track.stream.time_base - track.start_s) * rate) + shift
-                    late = due - written
-                    if written and not -_BACK_S * rate <= late <= _FORWARD_S * rate:
-                        shift -= late
-                    elif written == 0 or abs(late) > _AUDIO_JITTER_S * rate:
-                        samples = samples[:, max(0, -late) :]
-                        for start in range(0, late, rate):
-                            silence = min(rate, late - start)
-                            yield np.zeros((self.channels, silence), np.float32)
-                            written += silence
+            for frame, samples in _uniform(coming, rate, self.layout):
+                start = start_of(frame)
+                if start is not None:
+                    following = start_of(coming.peek()) if clock.goes_back(start) else None
+                    late = clock.place(start, samples.shape[1], following)
+                    samples = samples[:, max(0, -late) :]
+                    for begin in range(0, late, rate):
+                        silence = min(rate, late - begin)
+                        yield np.zeros((self.channels, silence), np.float32)
+                        clock.written += silence
                 if samples.shape[1]:
                     yield samples
-                    written += samples.shape[1]
-            self._duration_s = Fraction(written, rate)
+                    clock.written += samples.shape[1]
+            self._duration_s = Fraction(clock.written, rate)
+            self.restarts = clock.restarts
         finally:
             self.decode_errors = track.errors
             track.close()
@@ -364,9 +337,14 @@ def _joined(frames: Sequence[av.AudioFrame | None], layout: str) -> np.ndarray:
 
 
 class _VideoPass:
-    """One pass over the video stream of a file, frames in working format on the clip's timeline."""
+    """One pass over the video stream of a file, frames in working format on the clip's timeline.
 
-    def __init__(self, given: Input | Demuxer) -> None:
+    Args:
+        given: what to open.
+        info: what an earlier pass found.
+    """
+
+    def __init__(self, given: Input | Demuxer, info: VideoInfo | None = None) -> None:
         self.interlaced = False
         self._track = Track(given, "video")
         try:
@@ -375,24 +353,30 @@ class _VideoPass:
             if first is None:
                 demuxer = self._track.demuxer
                 raise MediaError(
-                    f"{demuxer.given}: not one frame of the video could be decoded",
+                    f"{demuxer.given}: not one frame of the video could be decoded{demuxer.cause}",
                     hint=demuxer.hint,
                 )
-            self.info = _video_info(self._track, first)
+            if info is None:
+                coming = decoded = Ahead(decoded)
+                # A pipe, or what is live, is not read on before it is asked for its frames.
+                alone = not self._track.demuxer.given.once and coming.peek() is None
+                info = video_info(self._track, first, alone)
+            self.info = info
+            self._decoded = Ahead(chain([first], decoded))
+            self._mirror = Mirror(self._working(first)) if self.info.mirrored else None
         except BaseException:
             self._track.close()
             raise
-        self._decoded = chain([first], decoded)
         self._index = 0
         self._start = round(self.info.start_s / self.info.time_base)
         self._period = 1 / (self.info.average_rate * self.info.time_base)
         self.clock = self._new_clock()
 
-    def _new_clock(self) -> _Clock:
+    def _new_clock(self) -> VideoClock:
         starts_anew = cast(int, FormatFlags.ts_discont.value)
         flags = self.demuxer.container.format.flags
-        forward_s = _FORWARD_S if flags & starts_anew else None
-        return _Clock(self._start, self._period, self.info.time_base, forward_s)
+        forward_s = FORWARD_S if flags & starts_anew else None
+        return VideoClock(self._start, self._period, self.info.time_base, forward_s)
 
     @property
     def demuxer(self) -> Demuxer:
@@ -411,15 +395,28 @@ class _VideoPass:
         decoded = next(self._decoded)
         info, index = self.info, self._index
         self._index += 1
+        pts, duration = (0, 1) if info.still else self._time(decoded)
         self.interlaced |= decoded.interlaced_frame
+        picture = self._working(decoded)
         return VideoFrame(
             index=index,
-            pts=self.clock.stamp(decoded.pts, decoded.dts),
+            pts=pts,
             time_base=info.time_base,
-            duration=decoded.duration or max(1, round(self._period)),
-            picture=convert_picture(decoded, info.pix_fmt, info.width, info.height),
+            duration=duration,
+            picture=picture if self._mirror is None else self._mirror(picture),
             turns=info.rotation_deg // 90 % 4,
         )
+
+    def _time(self, decoded: av.VideoFrame) -> tuple[int, int]:
+        """A frame's time and duration in ticks."""
+        following = self._decoded.peek() if self.clock.goes_back(decoded.pts) else None
+        pts = self.clock.stamp(
+            decoded.pts, decoded.dts, None if following is None else following.pts
+        )
+        return pts, decoded.duration or max(1, round(self._period))
+
+    def _working(self, decoded: av.VideoFrame) -> av.VideoFrame:
+        return convert_picture(decoded, self.info.pix_fmt, self.info.width, self.info.height)
 
     def seek(self, pts: int) -> VideoFrame | None:
         """Go to the key frame before a presentation time and return it, or None if that fails."""
@@ -427,7 +424,7 @@ class _VideoPass:
             self._track.seek(pts + self._start)
         except av.FFmpegError:
             return None
-        self._decoded = chain(self._track)
+        self._decoded = Ahead(self._track)
         self.clock = self._new_clock()
         first = next(self, None)
         intact = first is not None and first.picture.key_frame and not first.picture.is_corrupt
@@ -435,83 +432,3 @@ class _VideoPass:
 
     def close(self) -> None:
         self._track.close()
-
-
-class _Clock:
-    """Gives every decoded frame a time that exists and is later than the one before.
-
-    A missing time is derived from the decoding times, or else from the rate. A time that does not
-    increase becomes one tick more than the last; one that falls back by more than a second starts
-    a new timeline, which continues where the old one stopped.
-
-    Args:
-        start: the stream's time that counts as zero, in ticks.
-        period: ticks between frames at the average rate.
-        time_base: seconds in one tick.
-        forward_s: a leap by more starts a new timeline, too; None where any may be meant.
-    """
-
-    def __init__(
-        self, start: int, period: Fraction, time_base: Fraction, forward_s: Fraction | None = None
-    ) -> None:
-        self.repaired = False
-        self._shift = -start
-        self._period = period
-        self._back = _BACK_S / time_base
-        self._forward = None if forward_s is None else forward_s / time_base
-        self._last: Fraction | None = None
-        self._last_dts: int | None = None
-
-    def stamp(self, pts: int | None, dts: int | None) -> int:
-        """Return the time of the next frame in ticks."""
-        last = self._last
-        if pts is not None:
-            now = Fraction(pts + self._shift)
-        elif last is None:
-            now = Fraction(0)
-        elif dts is not None and self._last_dts is not None and dts > self._last_dts:
-            now = last + (dts - self._last_dts)
-        else:
-            now = last + self._period
-        earliest = 0 if last is None else round(last) + 1
-        if self._forward is not None and last is not None and now - last > self._forward:
-            self._shift += round(last + self._period - now)
-            self.repaired, now = True, last + self._period
-        self.repaired |= pts is None or round(now) < earliest
-        if round(now) < earliest:
-            given, now = now, Fraction(earliest)
-            if last is None or last - given > self._back:
-                now = now if last is None else last + self._period
-                self._shift += round(now - given)
-        self._last, self._last_dts = now, dts
-        return round(now)
-
-
-def _video_info(track: Track, first: av.VideoFrame) -> VideoInfo:
-    stream = track.stream
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
-    pix_fmt = working_format(first.format.name)
-    working = convert_picture(first, pix_fmt, first.width, first.height)
-    duration_s = stream.duration and stream.duration * stream.time_base
-    container = track.demuxer.container
-    if not duration_s and container.duration:
-        duration_s = Fraction(container.duration, 1_000_000)
-    single = container.format.name.endswith("_pipe") or container.format.name == "image2"
-    return VideoInfo(
-        width=first.width,
-        height=first.height,
-        average_rate=rate,
-        time_base=stream.time_base,
-        pix_fmt=pix_fmt,
-        source_pix_fmt=first.format.name,
-        color_range=working.color_range,
-        colorspace=working.colorspace,
-        color_primaries=working.color_primaries,
-        color_trc=working.color_trc,
-        sample_aspect_ratio=stream.sample_aspect_ratio or None,
-        rotation_deg=round(first.rotation / 90) * 90,
-        start_s=track.start_s,
-        duration_s=duration_s or None,
-        frame_count=stream.frames or None,
-        still=single and not (track.demuxer.given.pattern or track.demuxer.given.once),
-    )

@@ -15,15 +15,10 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from fractions import Fraction
-from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
-from av.audio.stream import AudioStream
-from av.codec.codec import Codec
 from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.format import VideoFormat
@@ -32,23 +27,24 @@ from av.video.stream import VideoStream
 
 from dithead.command import terminate
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.frame import VideoFrame, convert_picture, copy_picture, has_alpha, upright
-from dithead.runtime.media import AudioSource, VideoInfo, audio_frame
+from dithead.runtime.frame import (
+    VideoFrame,
+    convert_picture,
+    copy_picture,
+    has_alpha,
+    has_transparency,
+    upright,
+)
+from dithead.runtime.inputs import shortened
+from dithead.runtime.media import AudioSource
 from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
 from dithead.runtime.pipes import WritePipe
+from dithead.runtime.soundtrack import Soundtrack
+from dithead.runtime.tags import DISCLOSURE, Tags
+from dithead.runtime.tracks import OtherTracks
+from dithead.runtime.videoinfo import VideoInfo
 
-#: What every file says about itself; Matroska turns the names to upper case.
-DISCLOSURE = {
-    "comment": "AI-generated: mouth region synthesised by DiT-Head",
-    "synthetic_media": "yes",
-}
 _SERVICE = {"service_name": "AI-generated video", "service_provider": "DiT-Head"}
-
-_AUDIO_BITS_PER_S = 192_000
-_AUDIO_BITS_PER_SAMPLE_MAX = 6  # AAC's limit, for each channel
-# Below this, a block of AAC (1024 samples) outlasts a video frame.
-_AUDIO_RATE_MIN_HZ = 32_000
-_RESAMPLER_SLACK_S = Fraction(1, 1000)
 
 _ROTATING = {"mp4", "mov", "matroska", "webm"}  # they tell players to turn the picture
 
@@ -85,6 +81,8 @@ class VideoSink:
             with silence. None for no track.
         encoding: the container and the encoder.
         interpolate: output frames for one input frame; makes the time base finer.
+        tags: what the output says of itself beside that it is generated; None for nothing.
+        tracks: what goes in beside picture and sound; None for nothing.
 
     Attributes:
         time_base: seconds in one tick of the encoder's clock.
@@ -106,8 +104,11 @@ class VideoSink:
         audio: AudioSource | None = None,
         encoding: Encoding | None = None,
         interpolate: int = 1,
+        tags: Tags | None = None,
+        tracks: OtherTracks | None = None,
     ) -> None:
         self.to = as_output(to)
+        self._tags, self._tracks = tags, tracks
         self.time_base = like.time_base / interpolate
         self.frames_written = 0
         self.notes: list[str] = []
@@ -115,11 +116,15 @@ class VideoSink:
         self._writing = threading.Lock()  # held while the container is in use
         self._pipe: WritePipe | None = None
         self._last: VideoFrame | None = None
+        self._opaque_codec = ""  # the encoder's name, if what is transparent is yet to be told of
         encoding = encoding or Encoding()
-        muxer = self.to.muxer(encoding)
-        codec, audio_codec = ENCODERS[muxer]
-        codec = encoding.video_codec or codec
+        muxer = self._muxer = self.to.muxer(encoding)
+        codec, audio_codec = encoding.codec(muxer), ENCODERS[muxer][1]
         options = encoding.options(codec, self.to.streamed)
+        if like.hdr is not None:
+            options = like.hdr.options(codec, options)
+            if (note := like.hdr.note(codec)) is not None:
+                self.notes.append(note)
         self._turns = 0 if muxer in _ROTATING else like.rotation_deg // 90 % 4
         self._final: Path | None = None
         target: Any = self.to.text
@@ -149,8 +154,6 @@ class VideoSink:
                     format=muxer,
                     container_options=_muxer_options(muxer, self.to.streamed),
                 )
-            # The name of the service is all that MPEG-TS has room for.
-            self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
             with _reported(refused, asked):
                 self._video = _add_video(
                     self._container,
@@ -165,15 +168,20 @@ class VideoSink:
                 if self.to.streamed:
                     self._video.gop_size = max(1, round(_KEY_FRAME_S * like.average_rate))
                 self._audio = (
-                    None if audio is None else _AudioTrack(self._container, audio, audio_codec)
+                    None if audio is None else Soundtrack(self._container, audio, audio_codec)
                 )
+                if tags is not None:
+                    tags.write(self._container, self._video, muxer)
+                    if self.to.streamed:
+                        tags.write_chapters(self._container, muxer, None)
+                # The name of the service is all that MPEG-TS has room for.
+                self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
+                if tracks is not None:
+                    tracks.add_to(self._container, muxer, self.to.streamed)
                 # Opens the encoders and writes the header: what they refuse shows now.
                 with _killable() if self.to.live else nullcontext(), _priorities_kept():
                     self._container.start_encoding()
-            if has_alpha(like.pix_fmt) and not has_alpha(self._video.format.name):
-                self.notes.append(
-                    f"the transparency was left out, which {codec} has not; a .webm keeps it"
-                )
+            self._opaque_codec = "" if has_alpha(self._video.format.name) else codec
         except BaseException:
             self.abort()
             raise
@@ -196,6 +204,12 @@ class VideoSink:
         if self._last is not None and frame.time_s <= self._last.time_s:
             raise ValueError(f"frame {frame.index} at {float(frame.time_s):.3f} s is out of order")
         picture, width, height = frame.picture, self._video.width, self._video.height
+        if self._opaque_codec and has_transparency(picture):
+            self.notes.append(
+                f"the transparency was left out, which {self._opaque_codec} has not; "
+                "a .webm keeps it"
+            )
+            self._opaque_codec = ""
         if self._turns:
             picture = upright(picture, self._turns)
         if (picture.width, picture.height) != (width, height):
@@ -210,6 +224,8 @@ class VideoSink:
             self._container.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.advance(frame.time_s)
+            if self._tracks is not None:
+                self._tracks.advance(self._container, frame.time_s)
         self.frames_written += 1
         self._last = frame
 
@@ -234,6 +250,10 @@ class VideoSink:
                 self._container.mux(self._video.encode(None))
                 if self._audio is not None:
                     self._audio.finish(self._last.end_s, self._last.end_s - self._last.time_s)
+                if self._tracks is not None:
+                    self._tracks.finish(self._container, self._last.end_s)
+                if self._tags is not None and not self.to.streamed:
+                    self._tags.write_chapters(self._container, self._muxer, self._last.end_s)
                 self._container.close()
                 if self._final is not None:
                     os.replace(self._temporary, self._final)
@@ -243,6 +263,13 @@ class VideoSink:
         self._closed = True
         if self._final is not None:
             self._remove_temporary.detach()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of what there was beside picture and sound, and found no room; complete at the
+        end."""
+        tags = [] if self._tags is None else self._tags.left_out(self._muxer)
+        return tags + ([] if self._tracks is None else self._tracks.left_out)
 
     def stop(self) -> None:
         """End a wait for whoever reads standard output, from any thread."""
@@ -269,56 +296,6 @@ class VideoSink:
         if self._final is not None:  # where a file that is open cannot be removed
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
-
-
-class _AudioTrack:
-    """Encodes an audio source beside the video, no further than it is told to."""
-
-    def __init__(self, container: OutputContainer, source: AudioSource, codec: str) -> None:
-        self._container = container
-        self._source = source
-        self._frames = source.original()
-        self._held = np.zeros((source.channels, 0), np.float32)
-        self._position = 0  # samples encoded
-        encoder = Codec(codec, "w")
-        rate_hz = _encoder_rate_hz(encoder, source.sample_rate_hz)
-        layout = _encoder_layout(codec, rate_hz, source.layout)
-        channels = av.AudioLayout(layout).nb_channels
-        bits_per_s = min(_AUDIO_BITS_PER_S, _AUDIO_BITS_PER_SAMPLE_MAX * rate_hz * channels)
-        stream = container.add_stream(codec, rate=rate_hz, layout=layout, bit_rate=bits_per_s)
-        assert isinstance(stream, AudioStream)
-        self._stream = stream
-
-    def advance(self, until_s: Fraction) -> None:
-        """Encode what comes before a time in seconds; silence where the source has ended."""
-        rate, layout = self._source.sample_rate_hz, self._source.layout
-        until = round(until_s * rate)
-        while self._position < until:
-            wanted = until - self._position
-            if self._held.shape[1] == 0:
-                frame = next(self._frames, None)
-                silence = np.zeros((self._source.channels, min(rate, wanted)), np.float32)
-                self._held = (
-                    silence if frame is None else np.asarray(frame.to_ndarray(), np.float32)
-                )
-            samples, self._held = self._held[:, :wanted], self._held[:, wanted:]
-            frame = audio_frame(samples, self._position, rate, layout)
-            self._container.mux(self._stream.encode(frame))
-            self._position += samples.shape[1]
-
-    def finish(self, end_s: Fraction, tolerance_s: Fraction) -> None:
-        """Encode up to a time and empty the encoder.
-
-        AAC comes in blocks, and some readers play the padding of the last one: where that would
-        outlast the end by more than the tolerance, the last block is left out.
-        """
-        codec = self._stream.codec_context
-        block_s = Fraction(codec.frame_size, codec.sample_rate)
-        blocks = end_s / block_s
-        if codec.name == "aac" and (ceil(blocks) - blocks) * block_s > tolerance_s:
-            end_s = floor(blocks) * block_s - _RESAMPLER_SLACK_S
-        self.advance(end_s)
-        self._container.mux(self._stream.encode(None))
 
 
 @contextmanager
@@ -380,6 +357,13 @@ def _reported(message: str, asked: Sequence[str] = ()) -> Iterator[None]:
 
 def _temporary_name(final: Path) -> Path:
     """The hidden file beside the final one that will be renamed to it."""
+    try:
+        final.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the folder is looked at below
+    except (OSError, ValueError) as error:  # a name that is too long, or has a zero in it
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{shortened(str(final))}: cannot be the output: {reason}") from error
     if final.is_dir():
         raise MediaError(f"{final}: is a folder; expected the name of a file")
     if not final.parent.is_dir():
@@ -455,25 +439,3 @@ def _turned(like: VideoInfo, turns: int) -> VideoInfo:
         sample_aspect_ratio=1 / aspect if aspect else None,
         rotation_deg=0,
     )
-
-
-def _encoder_rate_hz(encoder: Codec, rate_hz: int) -> int:
-    """The track's own rate, or one above that the encoder takes: a multiple if there is one."""
-    supported = encoder.audio_rates or [max(rate_hz, _AUDIO_RATE_MIN_HZ)]
-    above = [rate for rate in supported if rate >= max(rate_hz, _AUDIO_RATE_MIN_HZ)]
-    return min(above, key=lambda rate: (rate % rate_hz != 0, rate), default=max(supported))
-
-
-def _encoder_layout(codec: str, rate_hz: int, layout: str) -> str:
-    """The track's channel layout if the encoder takes it, else stereo."""
-    trial = av.CodecContext.create(codec, "w")
-    assert isinstance(trial, av.AudioCodecContext)
-    formats = trial.codec.audio_formats
-    trial.sample_rate, trial.layout = rate_hz, layout
-    if formats:
-        trial.format = formats[0]
-    try:
-        trial.open()
-    except (av.FFmpegError, ValueError):
-        return "stereo"
-    return layout

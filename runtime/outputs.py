@@ -11,7 +11,8 @@ from av.video.format import VideoFormat
 
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.frame import has_alpha
-from dithead.runtime.media import VideoInfo
+from dithead.runtime.inputs import shortened
+from dithead.runtime.videoinfo import VideoInfo
 
 # FFmpeg's muxers that are known to keep what is promised, and their usual encoders.
 ENCODERS = {
@@ -40,6 +41,11 @@ _SCHEMES = {
     "rtsp": "rtsp",
     "rtsps": "rtsp",
 }
+_BITS_PER_S_MAX = 10**12
+# The worst quality that each encoder knows. x264 and x265 take more and use this without a word;
+# the others would refuse it by a number that says nothing.
+_CRF_MAX = {"libx264": 51, "libx265": 51, "libsvtav1": 63, "libvpx": 63, "libvpx-vp9": 63}
+_CRF_MAX |= {"h264_nvenc": 51, "hevc_nvenc": 51, "av1_nvenc": 63}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ class Encoding:
             takes the file extension's or the URL's, and Matroska for standard output.
         video_codec: FFmpeg's name of the video encoder, such as libx265 or h264_nvenc; None takes
             the container's usual one. Never replaced by another.
-        crf: constant quality, lower is better (libx264: 0, lossless, to 51; NVENC: ``cq``); None
-            takes 18 where there is no bit rate.
+        crf: constant quality, lower is better (libx264: 0, lossless, to 51; NVENC: ``cq``), within
+            the encoder's range; None takes 18 where there is no bit rate.
         bitrate_bps: bits per second on average, in the place of constant quality.
         preset: the encoder's trade of speed for size, such as "slow" (x264, x265) or "p4" (NVENC).
         pix_fmt: the encoder's pixel format, such as yuv420p; None keeps the input's, or comes as
@@ -82,8 +88,11 @@ class Encoding:
             )
         if self.crf is not None and self.crf < 0:
             raise ConfigError(f"crf must be at least 0, not {self.crf}")
-        if self.bitrate_bps is not None and self.bitrate_bps < 1:
-            raise ConfigError(f"the bit rate must be above 0, not {self.bitrate_bps}")
+        if self.bitrate_bps is not None and not 1 <= self.bitrate_bps <= _BITS_PER_S_MAX:
+            raise ConfigError(
+                f"the bit rate must be above 0 and at most {_BITS_PER_S_MAX // 10**9} Gbit/s, not "
+                f"{self.bitrate_bps}"
+            )
         if self.pix_fmt is not None:
             try:
                 VideoFormat(self.pix_fmt)
@@ -110,9 +119,20 @@ class Encoding:
         }
         return {name: value for name, value in given.items() if value is not None}
 
+    def codec(self, muxer: str) -> str:
+        """FFmpeg's name of the video encoder for a muxer."""
+        return self.video_codec or ENCODERS[muxer][0]
+
     def options(self, codec: str, streamed: bool) -> dict[str, str]:
-        """FFmpeg's options for an encoder."""
+        """FFmpeg's options for an encoder.
+
+        Raises:
+            ConfigError: it takes no such quality or preset.
+        """
         options: dict[str, str] = {}
+        most = _CRF_MAX.get(codec)
+        if self.crf is not None and most is not None and self.crf > most:
+            raise ConfigError(f"{codec} takes a crf from 0 to {most}, not {self.crf}")
         if self.bitrate_bps is None:
             quality = str(18 if self.crf is None else self.crf)
             if codec in ("libx264", "libx265", "libsvtav1"):
@@ -148,7 +168,7 @@ class Output:
     target: str | os.PathLike[str]
 
     def __str__(self) -> str:
-        return "standard output" if self.text == "-" else self.text
+        return "standard output" if self.text == "-" else shortened(self.text)
 
     @property
     def text(self) -> str:

@@ -8,9 +8,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.extend import ExtendMode, extend_frames
 from dithead.runtime.frame import VideoFrame
-from dithead.runtime.inputs import Demuxer, Input, as_input
+from dithead.runtime.inputs import Demuxer, Input, Kind, as_input
 from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.leftalone import left_alone_notes, nobody_spoke
 from dithead.runtime.media import AudioSource, VideoSource
@@ -31,6 +33,7 @@ from dithead.runtime.outputs import Encoding, Output, as_output
 from dithead.runtime.scheduler import Item, Scheduler
 from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
 from dithead.runtime.trace import Trace
+from dithead.runtime.tracks import OtherTracks, other_streams
 
 _BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
 
@@ -84,6 +87,7 @@ def stream_file(
     interpolate: int = 1,
     extend: ExtendMode | None = None,
     encoding: Encoding | None = None,
+    keep_tracks: bool = True,
     in_flight: int = IN_FLIGHT,
     batch: int = 1,
     overlap: bool = True,
@@ -108,6 +112,8 @@ def stream_file(
         extend: what to do when the audio is longer than the video; see :func:`extend_frames`. None
             holds a still picture and else cuts the audio.
         encoding: the container and the encoder.
+        keep_tracks: whether the video's further sounds, its subtitles, attachments, cover, chapters
+            and tags go into the output, as far as its container has room for them.
         in_flight: frames that may be on their way through the stages at a time.
         batch: frames that are denoised at a time, with a fixed reference.
         overlap: whether stages run side by side; else one after the other, in one thread.
@@ -123,17 +129,31 @@ def stream_file(
     _check(video, audio, output, interpolate, extend)
     summary = Summary(output, backend=backend, device=str(graphs.device))
     start = time.perf_counter()
-    shared = None
-    if video.once and audio.text == video.text:
-        shared = Demuxer(replace(video, audio_track=audio.audio_track), ["video", "audio"])
+    opened: Demuxer | None = None
+    one_pass = video.once and audio.text == video.text
+    if video.once:
+        kinds: list[Kind] = ["video", "audio"] if one_pass else ["video"]
+        opened = Demuxer(replace(video, audio_track=audio.audio_track), kinds)
+        if keep_tracks:
+            opened.read_also([stream for _, stream in _others(opened, audio)])
     # Beside live sound, a frame may have to wait for its own.
     behind_s = _BEHIND_S if audio.live else 0.0
-    with VideoSource(shared or video, behind_s) as source:
-        sound = AudioSource(shared or audio)
+    with VideoSource(opened or video, behind_s) as source:
+        sound = AudioSource(opened if opened is not None and one_pass else audio)
         extend = extend or ("freeze" if source.info.still else "trim")
-        with VideoSink(
-            output, source.info, audio=sound, encoding=encoding, interpolate=interpolate
-        ) as sink:
+        tracks = _beside(source, audio) if keep_tracks else None
+        with (
+            tracks or nullcontext(),
+            VideoSink(
+                output,
+                source.info,
+                audio=sound,
+                encoding=encoding,
+                interpolate=interpolate,
+                tags=source.tags if keep_tracks else None,
+                tracks=tracks,
+            ) as sink,
+        ):
             generator = FrameGenerator(graphs, options)
             summary.steps = generator.steps
             paced = output.live and not (video.live or audio.live)
@@ -169,9 +189,26 @@ def stream_file(
             summary.notes += left_alone_notes(summary.left_alone)
             summary.notes += _notes(source, sound, writer.last, extend) + sink.notes
             sink.close()
+            if sink.left_out:
+                summary.notes.append(f"left out of {output}: {', '.join(sink.left_out)}")
     summary.seconds = time.perf_counter() - start
     summary.frames_written = sink.frames_written
     return summary
+
+
+def _others(demuxer: Demuxer, audio: Input) -> list[tuple[str, Any]]:
+    spoken = audio.audio_track if audio.text == demuxer.given.text else None
+    return other_streams(demuxer.container, demuxer.stream("video"), spoken)
+
+
+def _beside(source: VideoSource, audio: Input) -> OtherTracks | None:
+    """What a video has beside its picture and first sound; None for nothing."""
+    given, demuxer = source.given, source.demuxer
+    if not _others(demuxer, audio):
+        return None
+    spoken = audio.audio_track if audio.text == given.text else None
+    picture = demuxer.stream("video").index
+    return OtherTracks(demuxer if given.once else given, picture, spoken)
 
 
 def _check(
@@ -300,7 +337,16 @@ def _notes(
         notes.append(f"{source.dropped} frames of the live source came too fast and were dropped")
     if source.interlaced:
         notes.append("the video is interlaced: the lines of its frames were made whole")
+    for given in {given.text: given for given in (source.given, sound.given)}.values():
+        if (missing := given.damage) is not None:
+            notes.append(f"{given}: the file {missing}")
     for track, name in ((source, "video"), (sound, "audio")):
+        if track.restarts:
+            times = "once" if track.restarts == 1 else f"{track.restarts} times"
+            notes.append(
+                f"the clock of the {name} goes back, or starts anew, {times}: "
+                "the pieces follow each other"
+            )
         if track.decode_errors:
             notes.append(f"{track.decode_errors} damaged pieces of the {name} were left out")
     return notes

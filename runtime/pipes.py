@@ -19,11 +19,13 @@ class ReadPipe:
     Attributes:
         stopped: set from any thread, it ends the wait as if the pipe had ended.
         error: what the pipe could not be read on for.
+        taken: bytes that were read.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.stopped = False
         self.error: OSError | None = None
+        self.taken = 0
         self._file = file
         self._interrupt: BaseException | None = None
 
@@ -33,9 +35,11 @@ class ReadPipe:
             while not self.stopped and self.error is None and self._interrupt is None:
                 if select.select([self._file], [], [], 0.1)[0]:
                     try:
-                        return os.read(self._file.fileno(), size)
+                        data = os.read(self._file.fileno(), size)
                     except BlockingIOError:  # another reader of the pipe was faster
                         continue
+                    self.taken += len(data)
+                    return data
         except OSError as error:
             self.error = error
         except BaseException as error:

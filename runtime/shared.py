@@ -55,6 +55,12 @@ class Shared(Generic[T]):
                         self._reading = False
                         self._changed.notify_all()
 
+    def waiting(self, reader: int) -> T | None:
+        """An item that waits for a reader; None where the source would have to be read for one."""
+        with self._lock:
+            held = self._held[reader]
+            return held.popleft() if held else None
+
     def _keep(self, item: T | None) -> None:
         with self._lock:
             if item is None:

@@ -148,6 +148,36 @@ def write_clip(
     return path
 
 
+def declared_interlaced(image: av.VideoFrame) -> av.VideoFrame:
+    """The same picture with FFmpeg's mark of an interlaced one."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=image.width, height=image.height, format=image.format, time_base=Fraction(1, 25)
+    )
+    mark, sink = graph.add("setfield", "mode=tff"), graph.add("buffersink")
+    source.link_to(mark)
+    mark.link_to(sink)
+    graph.configure()
+    graph.push(image)
+    marked = graph.pull()
+    assert isinstance(marked, av.VideoFrame)
+    assert marked.interlaced_frame
+    return marked
+
+
+def write_gif(path: Path, count: int) -> Path:
+    """Write a GIF of so many frames, ten a second, by PyAV alone."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb8"
+        for index in range(count):
+            frame = picture(index, 64, 48, "yuv420p").reformat(format="rgb8")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def write_wav(path: Path, sound: np.ndarray, rate_hz: int = 16000, layout: str = "mono") -> Path:
     """Write (S,) float32 as 16-bit PCM, the same on each channel."""
     channels = av.AudioLayout(layout).nb_channels

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
+import time
 import wave
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
@@ -252,3 +254,26 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["--fp16", "--largest-rectangle", "256", "-o", str(folder), "--quiet"]
     assert cli.main(arguments) == 0
     return folder
+
+
+@pytest.fixture
+def pipe_of(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file's bytes into a pipe as they are asked for; the pipe's path."""
+
+    def make(content: bytes, keep_open_s: float = 0.0) -> Path:
+        path = tmp_path / f"pipe{len(list(tmp_path.iterdir()))}"
+        os.mkfifo(path)
+
+        def feed() -> None:
+            try:
+                with open(path, "wb", buffering=0) as pipe:
+                    for start in range(0, len(content), 5000):
+                        pipe.write(content[start : start + 5000])
+                    time.sleep(keep_open_s)
+            except BrokenPipeError:
+                pass
+
+        threading.Thread(target=feed, daemon=True).start()
+        return path
+
+    return make

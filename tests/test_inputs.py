@@ -21,18 +21,20 @@ from clips import (
     all_samples,
     as_frame,
     copy_through,
+    declared_interlaced,
     picture,
     raw_times,
     same_planes,
     tone,
     write_clip,
+    write_gif,
     write_wav,
 )
 
 from dithead.command import Terminated, terminate
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.deinterlace import deinterlaced
-from dithead.runtime.frame import VideoFrame, planes, upright
+from dithead.runtime.frame import VideoFrame, has_alpha, planes, upright
 from dithead.runtime.inputs import Demuxer, Input
 from dithead.runtime.live import NewestFrames
 from dithead.runtime.media import AudioSource, VideoSource
@@ -50,29 +52,6 @@ def write_pictures(folder: Path, first: int, count: int) -> Path:
         )
         image.save(folder / f"Bild {number:04d}.png")
     return folder / "Bild %04d.png"
-
-
-@pytest.fixture
-def pipe_of(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file's bytes into a pipe as they are asked for; the pipe's path."""
-
-    def make(content: bytes, keep_open_s: float = 0.0) -> Path:
-        path = tmp_path / f"pipe{len(list(tmp_path.iterdir()))}"
-        os.mkfifo(path)
-
-        def feed() -> None:
-            try:
-                with open(path, "wb", buffering=0) as pipe:
-                    for start in range(0, len(content), 5000):
-                        pipe.write(content[start : start + 5000])
-                    time.sleep(keep_open_s)
-            except BrokenPipeError:
-                pass
-
-        threading.Thread(target=feed, daemon=True).start()
-        return path
-
-    return make
 
 
 def test_pictures_in_a_row(tmp_path: Path) -> None:
@@ -100,23 +79,6 @@ def test_ffmpegs_own_pictures() -> None:
         assert len(list(source)) == 5
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_photograph_is_shown_upright(tmp_path: Path, orientation: int) -> None:
-    images = pytest.importorskip("PIL.Image", reason="writes photographs")
-    ops = pytest.importorskip("PIL.ImageOps", reason="turns photographs")
-    pixels = np.zeros((96, 64, 3), np.uint8)
-    pixels[:40, :24], pixels[60:, 40:] = 220, 120
-    image = images.fromarray(pixels)
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    wanted = ops.exif_transpose(images.open(tmp_path / "photo.jpg"))
-    with VideoSource(tmp_path / "photo.jpg") as source:
-        found = next(iter(source)).rgb()
-    assert found.shape == np.array(wanted).shape
-    assert np.abs(found.astype(int) - np.array(wanted)).mean() < 4
-
-
 @pytest.mark.parametrize("starts_s", [0, 300])
 def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path: Path, starts_s: int) -> None:
     options = {"output_ts_offset": str(starts_s)}
@@ -134,11 +96,22 @@ def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path: Path, starts_s: int)
     assert float(AudioSource(joined).duration_s) == pytest.approx(3.2, abs=0.1)
 
 
-def test_a_still_picture(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "p", 0, 1)
-    with VideoSource(tmp_path / "p" / "Bild 0000.png") as source:
-        assert source.info.still
-        assert len(list(source)) == 1
+def test_a_clock_that_goes_back_a_little_goes_on(tmp_path: Path) -> None:
+    part = write_clip(tmp_path / "a.ts", count=20, sound=tone(44100, 0.8)).read_bytes()
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(3 * part)
+    with VideoSource(joined) as source:
+        frames = list(source)
+        assert source.restarts == 2
+    assert [frame.time_s for frame in frames] == [
+        frames[0].time_s + Fraction(i, 25) for i in range(60)
+    ]
+    sound = AudioSource(joined)
+    samples = all_samples(sound)[0]
+    assert sound.restarts == 2
+    assert len(samples) / 44100 == pytest.approx(2.4, abs=0.15)  # blocks of AAC
+    bursts = np.abs(samples[: len(samples) // 256 * 256]).reshape(-1, 256).max(1) > 0.4
+    assert np.diff(bursts.astype(int)).clip(0).sum() == 6  # two in each part, none cut
 
 
 @pytest.mark.parametrize(
@@ -203,6 +176,11 @@ def test_an_index_at_the_end_of_a_pipe_is_explained(
     clip = write_clip(tmp_path / "in.mp4", size=(640, 480), options={"crf": "0"})
     with pytest.raises(MediaError, match=r"must have its index in front \(\+faststart\)"):
         VideoSource(pipe_of(clip.read_bytes()))
+
+
+def test_an_empty_pipe_is_said_to_be_empty(pipe_of: Callable[..., Path]) -> None:
+    with pytest.raises(MediaError, match="nothing came"):
+        VideoSource(pipe_of(b""))
 
 
 def test_a_silent_pipe_can_be_left(tmp_path: Path, pipe_of: Callable[..., Path]) -> None:
@@ -311,28 +289,30 @@ def test_transparency_is_kept_where_the_encoder_has_it(tmp_path: Path) -> None:
         assert result.info.pix_fmt == "yuv420p"
 
 
+@pytest.mark.parametrize("name", ["in.gif", "in.mkv"])
+def test_what_could_be_transparent_and_is_not_leaves_nothing_out(tmp_path: Path, name: str) -> None:
+    if name == "in.gif":
+        write_gif(tmp_path / name, 3)
+    else:
+        image = picture(0, 64, 48, "yuva420p")
+        planes(image)[3][:] = 255
+        with av.open(str(tmp_path / name), "w") as container:
+            stream: Any = container.add_stream("ffv1", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuva420p"
+            container.mux([*stream.encode(image), *stream.encode(None)])
+    with VideoSource(tmp_path / name) as source:
+        assert has_alpha(source.info.pix_fmt)  # as every GIF might be
+        with VideoSink(tmp_path / "out.mp4", source.info) as sink:
+            for frame in source:
+                sink.write(frame)
+        assert sink.notes == []
+
+
 def moving_bar(moment: int) -> np.ndarray:
     """(48, 64) luma with a bar that moves by 4 pixels at each moment."""
     level = np.full((48, 64), 60, np.uint8)
     level[:, 4 + 4 * moment : 16 + 4 * moment] = 180
     return level
-
-
-def declared_interlaced(image: av.VideoFrame) -> av.VideoFrame:
-    """The same picture with FFmpeg's mark of an interlaced one."""
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=image.width, height=image.height, format=image.format, time_base=Fraction(1, 25)
-    )
-    mark, sink = graph.add("setfield", "mode=tff"), graph.add("buffersink")
-    source.link_to(mark)
-    mark.link_to(sink)
-    graph.configure()
-    graph.push(image)
-    marked = graph.pull()
-    assert isinstance(marked, av.VideoFrame)
-    assert marked.interlaced_frame
-    return marked
 
 
 def interlaced_frames(whole: int, count: int) -> list[VideoFrame]:

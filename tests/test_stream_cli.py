@@ -56,6 +56,20 @@ def test_json_summary(
     assert {"track", "denoise", "decode face", "encode video"} <= summary["stage_fps"].keys()
 
 
+def test_raw_sound(
+    portrait_clip: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "speech.pcm").write_bytes(bytes(2 * 2 * 24000 * 3 // 10))  # 0.3 s of stereo
+    command = [str(portrait_clip("in.mp4", TIMES)), str(tmp_path / "speech.pcm"), "--json"]
+    command += ["-o", str(tmp_path / "out.mp4"), "--checkpoint", str(weights)]
+    command += ["--audio-format", "s16le", "--audio-option", "rate=24000"]
+    assert main([*command, "--audio-option", "channels=2"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 8
+
+
 def test_text_summary_and_quiet(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
@@ -79,6 +93,7 @@ def _bad_commands(folder: Path) -> dict[str, tuple[list[str], int, str]]:
     video, audio, out = str(folder / "in.mp4"), str(folder / "audio.wav"), str(folder / "out.mp4")
     (folder / "text.mp4").write_text("this is no video")
     (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.pcm").write_bytes(bytes(8000))
     return {
         "missing video": ([str(folder / "no.mp4"), audio, "-o", out], 1, "no.mp4"),
         "missing audio": ([video, str(folder / "no.wav"), "-o", out], 1, "no.wav"),
@@ -100,6 +115,15 @@ def _bad_commands(folder: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown container": ([video, audio, "-o", out, "--format", "avi"], 2, "avi"),
         "unknown encoder": ([video, audio, "-o", out, "--video-codec", "h266"], 2, "h266"),
         "two qualities": ([video, audio, "-o", out, "--crf", "9", "--bitrate", "4M"], 2, "crf"),
+        "no such quality": ([video, audio, "-o", out, "--crf", "99"], 2, "from 0 to 51"),
+        "long output": ([video, audio, "-o", str(folder / f"{'x' * 300}.mp4")], 1, "too long"),
+        "long input": ([str(folder / ("x" * 300)), audio, "-o", out], 1, "too long"),
+        "raw sound": ([video, str(folder / "text.pcm"), "-o", out], 2, "--audio-option rate="),
+        "raw format": (
+            [video, audio, "-o", out, "--audio-format", "s16le"],
+            2,
+            "rate and channels",
+        ),
         "repeated pipe": (["-", audio, "-o", out, "--extend", "loop"], 2, "read but once"),
         "unknown scheme": ([video, audio, "-o", "ftp://host/out.mp4"], 1, "ftp"),
     }
@@ -126,6 +150,11 @@ BAD = (
     "unknown container",
     "unknown encoder",
     "two qualities",
+    "no such quality",
+    "long output",
+    "long input",
+    "raw sound",
+    "raw format",
     "repeated pipe",
     "unknown scheme",
 )

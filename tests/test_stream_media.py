@@ -143,6 +143,21 @@ def test_a_still_picture_is_held_for_as_long_as_there_is_sound(
     assert job(tmp_path / "portrait.png", tmp_path / "one.mp4", extend="trim").frames == 1
 
 
+def test_an_avif_is_held_like_any_picture(
+    astronaut: np.ndarray,
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    images = pytest.importorskip("PIL.Image", reason="writes AVIF")
+    if not pytest.importorskip("PIL.features", reason="knows it").check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    images.fromarray(astronaut[:300, 100:400]).save(tmp_path / "portrait.avif")
+    summary = job(tmp_path / "portrait.avif", tmp_path / "out.mp4", tone_file(0.41))
+    assert (summary.frames, summary.faces, summary.notes) == (11, 11, [])
+    assert raw_times(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(11)]
+
+
 def test_numbered_pictures(
     portrait_clip: Callable[..., Path], job: Callable[..., Summary], tmp_path: Path
 ) -> None:
@@ -217,6 +232,21 @@ def test_a_piped_soundtrack_is_kept_to_the_end_of_a_long_frame(
     assert np.array_equal(all_samples(AudioSource(tmp_path / "pipe.mkv")), wanted)
 
 
+def test_a_sound_of_a_pipe_that_nobody_takes_does_not_pile_up(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = with_sound(portrait_clip("in.mp4", TIMES), tone_file(0.56), tmp_path / "both.mkv")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(both.read_bytes()), daemon=True).start()
+    monkeypatch.setattr("dithead.runtime.inputs._APART_BYTES", 20_000)  # the sound has 24,000
+    assert job(pipe, tmp_path / "out.mp4").frames == 14
+
+
 def test_what_can_be_read_once_cannot_be_repeated(
     job: Callable[..., Summary], tmp_path: Path
 ) -> None:
@@ -251,6 +281,78 @@ def test_interlaced_video_is_said_to_be(
     summary = job(path, tmp_path / "out.mp4")
     assert (summary.frames, summary.faces) == (14, 14)
     assert any("interlaced" in note for note in summary.notes)
+
+
+def test_a_truncated_video_is_used_and_said_to_be_truncated(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    video, audio = portrait_clip("in.mkv", TIMES), tone_file(0.4)
+    video.write_bytes(video.read_bytes()[:-1000])
+    audio.write_bytes(audio.read_bytes()[:-100])
+    notes = job(video, tmp_path / "out.mp4", audio).notes
+    assert f"{video}: the file is truncated: 1,000 bytes are missing at its end" in notes
+    assert f"{audio}: the file is truncated: 100 bytes are missing at its end" in notes
+
+
+def test_what_is_beside_the_picture_is_carried_or_named(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    clip, rich = portrait_clip("in.mp4", TIMES), tmp_path / "rich.mkv"
+    with av.open(str(clip)) as source, av.open(str(rich), "w") as target:
+        target.metadata["title"] = "A title"
+        video = target.add_stream_from_template(source.streams.video[0])
+        sounds: list[Any] = [target.add_stream("aac", rate=16000, layout="mono") for _ in range(2)]
+        sounds[1].metadata["language"] = "deu"
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                target.mux(packet)
+        for sound in sounds:
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 9000), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 16000, 0
+            target.mux([*sound.encode(frame), *sound.encode(None)])
+    found = {}
+    for name, settings in (("out.mp4", {}), ("out.webm", {}), ("bare.mp4", {"keep_tracks": False})):
+        summary = job(rich, tmp_path / name, **settings)
+        with av.open(str(tmp_path / name)) as result:
+            languages = [stream.metadata.get("language") for stream in result.streams.audio]
+            found[name] = (languages, result.metadata.get("title"), summary.notes)
+    assert found["out.mp4"] == (["und", "deu"], "A title", [])
+    no_room = f"left out of {tmp_path / 'out.webm'}: audio track 2 (aac, deu)"
+    assert found["out.webm"] == ([None], "A title", [no_room])
+    assert found["bare.mp4"] == (["und"], None, [])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(rich.read_bytes()), daemon=True).start()
+    job(pipe, tmp_path / "piped.mp4")
+    with (
+        av.open(str(tmp_path / "piped.mp4")) as piped,
+        av.open(str(tmp_path / "out.mp4")) as result,
+    ):
+        both = [[bytes(p) for p in c.demux(c.streams.audio[1]) if p.size] for c in (piped, result)]
+        assert len(both[1]) > 5
+        assert both[0][: len(both[1]) - 2] == both[1][:-2]
+        assert piped.metadata["title"] == "A title"
+
+
+def test_recordings_that_were_joined_follow_each_other_and_it_is_said(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    job: Callable[..., Summary],
+    tmp_path: Path,
+) -> None:
+    part = portrait_clip("part.ts", TIMES).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(2 * part)
+    summary = job(tmp_path / "joined.ts", tmp_path / "out.mp4", tone_file(2.0))
+    assert raw_times(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(28)]
+    wanted = "the clock of the video goes back, or starts anew, once: the pieces follow each other"
+    assert wanted in summary.notes
 
 
 def test_a_server_gets_the_video_at_the_pace_of_playing(

@@ -415,8 +415,9 @@ def checked_choice(choice: FaceChoice) -> FaceChoice:
     """A choice as it is. Raises ConfigError: no such choice."""
     if choice == "largest" or (isinstance(choice, int) and choice >= 0):
         return choice
-    if isinstance(choice, tuple) and len(choice) in (2, 4):
-        if len(choice) == 2 or (choice[0] < choice[2] and choice[1] < choice[3]):
+    if isinstance(choice, tuple):
+        has_area = len(choice) == 4 and choice[0] < choice[2] and choice[1] < choice[3]
+        if len(choice) == 2 or has_area:
             return choice
     raise ConfigError(
         "face must be 'largest', an index from 0, a point (x, y) or a box (left, top, right, "

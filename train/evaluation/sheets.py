@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dithead.pipeline import cut_rectangle
 from dithead.runtime.frame import VideoFrame, convert_picture
-from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoInfo
+from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource
 from dithead.runtime.mux import VideoSink
+from dithead.runtime.videoinfo import VideoInfo
 from dithead.train.evaluation.clips import Clip
 from dithead.train.picture import save_grid
 
