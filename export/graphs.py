@@ -282,10 +282,10 @@ def example_inputs(
         def looks(*count: int) -> Tensor:
             return uniform(*count, *LOOKS_SHAPE, low=40.0, high=200.0)
 
-        seen, before = (upright_mesh(region) + 0.3 * normal(MESH_POINTS, 3) for _ in range(2))
+        seen, last = (upright_mesh(region) + 0.3 * normal(MESH_POINTS, 3) for _ in range(2))
         return {
             **fitted,
-            **{"mesh": seen[None], "score": uniform(1, low=0.0), "last_mesh": before},
+            **{"mesh": seen[None], "score": uniform(1, low=0.0), "last_mesh": last},
             **{"last_looks": looks(), "person": looks(GALLERY), "reference": looks()},
             "mouths": 0.1 * normal(GALLERY, *MOUTH_SHAPE),
         }

@@ -40,7 +40,25 @@ MOST_LIGHT = 8.0
 """Contrast is brought up or down by this at most."""
 GALLERY = 6
 """A person is known by so many looks, and so many looks of the mouth."""
-_BELOW = (200, 199, 175, 201, 421, 208, 428, 57, 287, 216, 436, 212, 432, 214, 434, 207, 427)
+_BELOW: tuple[int, ...] = (
+    200,
+    199,
+    175,
+    201,
+    421,
+    208,
+    428,
+    57,
+    287,
+    216,
+    436,
+    212,
+    432,
+    214,
+    434,
+    207,
+    427,
+)
 _BELOW += (202, 422, 204, 424, 210, 430, 211, 431)
 _SPOTS = tuple(point for row in MOUTH_ROWS for point in row) + _BELOW
 _LIPS = len(MOUTH_ROWS[0]) + len(MOUTH_ROWS[1])  # the first of them; as many on the skin follow
