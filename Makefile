@@ -32,7 +32,7 @@ demo: $(VENV)/.demo ## re-voice the packaged clip into out/demo.mp4
 	@echo "The demo video is $(CURDIR)/out/demo.mp4"
 
 # Plain pytest, never `python -m pytest`: with the root on sys.path, kernels/ would shadow others.
-test: $(VENV)/.dev ## run the tests (minutes, no GPU needed)
+test: $(VENV)/.dev ## run the tests (tens of minutes on one core, no GPU needed)
 	$(BIN)/pytest
 
 test-slow: $(VENV)/.dev ## run the tests marked slow
