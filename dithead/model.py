@@ -13,7 +13,7 @@ from dithead.attention import AttentionBackend
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion, InitialNoise
 from dithead.dit import DiT
-from dithead.errors import CheckpointError
+from dithead.errors import CheckpointError, ConfigError
 from dithead.shape import ShapeHead
 from dithead.vqgan import VQGAN
 
@@ -57,10 +57,15 @@ class DitHead(nn.Module):
 
         Raises:
             CheckpointError: no such checkpoint, or it does not fit its own configuration.
+            ConfigError: its configuration is not one of this version's models.
         """
         path = checkpoint.resolve(source)
         tensors, values = checkpoint.load(path)
-        model = cls(DitHeadConfig.from_dict(values), attention_backend)
+        try:
+            config = DitHeadConfig.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path} is no checkpoint of this model: {error}") from error
+        model = cls(config, attention_backend)
         checkpoint.load_into(model, tensors, path)
         bad = [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]
         if bad:

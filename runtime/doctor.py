@@ -77,11 +77,9 @@ def look_at_torch() -> list[Finding]:
     for module, package, extra in (
         ("flash_attn", "flash-attn", "flash"),
         ("xformers.ops", "xformers", "xformers"),
-        ("triton", "triton", "triton"),
         ("cuda.bindings", "cuda-bindings", None),
     ):
-        purposes = {"triton": "kernels", None: "the streams of --device cuda"}
-        purpose = purposes.get(extra, "an attention back end")
+        purpose = "an attention back end" if extra else "the streams of --device cuda"
         found.append(_extra("PyTorch", module, package, extra, purpose))
     return found
 

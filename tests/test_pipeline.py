@@ -309,8 +309,10 @@ def test_checkpoint_round_trip_and_misfits(random_models: Models, tmp_path: Path
         DitHead.load(path)
     values: dict[str, Any] = {**DitHeadConfig().to_dict(), "colour": 1}
     checkpoint.save(path, model.state_dict(), values)
-    with pytest.raises(ConfigError, match="colour"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors is no checkpoint .*'colour'"):
         DitHead.load(path)
+    with pytest.raises(ConfigError, match=r"face_mesh\.safetensors is no checkpoint of this model"):
+        DitHead.load(checkpoint.asset_path("face_mesh"))
     broken = dict(model.state_dict())
     broken["dit.patch_in.bias"] = broken["dit.patch_in.bias"] * float("nan")
     checkpoint.save(path, broken, model.config.to_dict())
