@@ -247,7 +247,8 @@ class Face:
     polygon: Tensor
     """(P, 2) float in crop units: outline of what is replaced."""
     fresh: bool
-    """Whether this may be somebody else than in the frame before."""
+    """Whether this may be somebody else than in the frame before, or shows the face so much better
+    that what is known of it is learnt anew."""
     mesh: Tensor
     """(468, 3) in frame pixels, not smoothed."""
     region: Tensor
@@ -392,7 +393,9 @@ class FrameGenerator:
         if shown.taken:
             light = light_to(shown.looks, found.looks)
         self.locator.reference = shown.looks
-        fresh, self._fresh, self.left_alone = self._fresh, False, None
+        # What was learnt of the mouth from a bad reference's frames is forgotten with it.
+        fresh = self._fresh or shown.taken
+        self._fresh, self.left_alone = False, None
         return Face(
             *(transform, polygon, fresh, found.mesh, found.region),
             *(samples_for(read(found.region)), light, shown.taken, shown.share),

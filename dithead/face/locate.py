@@ -116,7 +116,8 @@ class FaceLocator:
     preferred.
 
     Every ``redetect_every`` frames the detector must still see a face where the mesh is, so a mesh
-    that has wandered onto the background is dropped.
+    that has wandered onto the background is dropped: by turns in the whole frame, where it also
+    sees who else is there, and in the face's own region, where it sees one of any size and turn.
 
     Attributes:
         absence: why there is no face in the latest frame.
@@ -150,6 +151,7 @@ class FaceLocator:
         self._others: list[_Other] = []  # everybody else, where they were seen last
         self._lost = 0  # frames since the person was seen
         self._since_detection = 0
+        self._everywhere = False  # whether the last look was all over the frame
         self._glance: Tensor | None = None
         self.reference: Tensor | None = None
         self.mouths: Tensor | None = None
@@ -181,6 +183,9 @@ class FaceLocator:
             self._lost += 1
             self.absence = "away" if self._bound else "no face"
             return None
+        if found.changed and self.reference is not None:  # which was of another light
+            self.reference = self.mouths = None
+            found = begun(self._fit(frame, found.region) or found)
         self._lost, self._last = 0, found
         self._remember(found)
         return found
@@ -201,8 +206,13 @@ class FaceLocator:
         self._since_detection += 1
         if self._since_detection < self._redetect_every:
             return True
-        self._since_detection = 0
-        self._note_others(frame, found, self._search.upright(frame, self._read))
+        self._since_detection, self._everywhere = 0, not self._everywhere
+        if self._everywhere:
+            seen = self._search.upright(frame, self._read)
+            self._note_others(frame, found, seen)
+            place = self._read(bounds(found.mesh))
+            if any(overlap(place, face.box) > MIN_OVERLAP for face in seen):
+                return True
         return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
 
     def _is_cut(self, frame: Tensor, before: Tensor, found: Located | None) -> bool:

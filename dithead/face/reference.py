@@ -68,7 +68,7 @@ class ReferenceChoice:
 
 def quality(seen: Measures) -> float:
     """What a frame is worth as a reference, in [0, 1]."""
-    lit = _rise(seen.level, 12.0, 50.0) * (1.0 - _rise(seen.level, 215.0, 245.0))
+    lit = _rise(seen.level, 12.0, 90.0) * (1.0 - _rise(seen.level, 215.0, 245.0))
     clear = _rise(seen.contrast, FAINT, 12.0)
     frontal = 1.0 - _rise(abs(seen.turn), 0.4, 0.75)
     return lit * clear * frontal

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dithead.face.mesh import INPUT_SIZE, MOST_SAMPLES, roi_from_detection, roi_from_mesh
+from dithead.face.mesh import INPUT_SIZE, roi_from_detection, roi_from_mesh, samples_for
 from dithead.transfer import to_device
 
 Run = Callable[..., tuple[Tensor, ...]]
@@ -108,7 +108,8 @@ class FaceSearch:
         """
         region = roi_from_mesh(mesh[None]).clone()
         region[:, 2:4] *= _LOOK_SCALE
-        (picture,) = self._run(f"face_region.{MOST_SAMPLES}", frame, region)
+        samples = samples_for(read(region))
+        (picture,) = self._run(f"face_region.{samples}", frame, region)
         upright = (picture[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).contiguous()
         seen = self.upright(upright, read)
         wanted = torch.stack(

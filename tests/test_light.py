@@ -1,0 +1,164 @@
+"""Fades, flashes and other light: a mouth is lit as its face, and a reference is worth having."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scenes import fading_in, lit
+from torch import Tensor
+
+from dithead.bench import footage
+from dithead.face.judge import LOOKS_SHAPE, light_to
+from dithead.face.locate import FaceLocator, Located
+from dithead.face.reference import BETTER, REPLACED_OVER, ReferenceChoice, quality
+from dithead.pipeline import FrameGenerator, Models, Options, SpeechGraph, encode_audio, put_patch
+from dithead.runtime.media import AudioSource, VideoSource
+from dithead.train.evaluation.colour import lab
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Models:
+    return Models.load()
+
+
+@pytest.fixture(scope="module")
+def drive(carphone_clip: Path) -> list[Tensor]:
+    with VideoSource(carphone_clip) as video:
+        return [torch.from_numpy(frame.rgb()) for frame in video][:36]
+
+
+@pytest.fixture(scope="module")
+def speech(shipped: Models) -> object:
+    blocks = list(AudioSource(footage.speech()).blocks())
+    samples = torch.from_numpy(np.concatenate(blocks)[: 3 * 16000])
+    with torch.inference_mode():
+        return encode_audio(SpeechGraph(shipped), samples)
+
+
+@pytest.fixture(scope="module")
+def revoiced(shipped: Models, speech: object):
+    def run(frames: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None], list[str | None]]:
+        """Frames re-voiced, where each was changed, and why one was left alone."""
+        generate = FrameGenerator(shipped, Options())
+        made, where, reasons = [], [], []
+        for index, frame in enumerate(frames):
+            patch = generate(frame, index / 30, index, speech.window)  # type: ignore[attr-defined]
+            made.append(frame if patch is None else put_patch(frame, patch))
+            where.append(None if patch is None else (made[-1] != frame).any(2))
+            reasons.append(generate.left_alone)
+        return made, where, reasons
+
+    return run
+
+
+def mouth_box(models: Models, frame: Tensor) -> tuple[slice, slice]:
+    found = FaceLocator(models.run)(frame)
+    assert found is not None
+    lips = found.mesh[[61, 291, 0, 17], :2]
+    low, high = (lips.amin(0) - 6).int().tolist(), (lips.amax(0) + 6).int().tolist()
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return 10 * math.log10(255**2 / max(float((a.float() - b.float()).square().mean()), 1e-3))
+
+
+def test_lit_frames_after_a_fade_are_as_without_it(
+    drive: list[Tensor], shipped: Models, revoiced
+) -> None:
+    plain, _, _ = revoiced(drive)
+    faded, _, reasons = revoiced(fading_in(drive, 15))
+    assert set(reasons[8:]) == {None}  # before, it is too dark to tell a mouth
+    lit_ones = range(16, len(drive))
+    boxes = {index: mouth_box(shipped, drive[index]) for index in lit_ones}
+    as_plain, as_faded = (
+        np.mean([psnr(made[i][boxes[i]], drive[i][boxes[i]]) for i in lit_ones])
+        for made in (plain, faded)
+    )
+    assert as_faded > as_plain - 1.0
+    assert all(psnr(faded[i][boxes[i]], plain[i][boxes[i]]) > 24.0 for i in lit_ones)
+
+
+def fading_out(frame: Tensor, index: int) -> Tensor:
+    return lit(frame, 1 - min(1.0, max(0.0, (index - 6) / 20)))
+
+
+def dimmed(frame: Tensor, index: int) -> Tensor:
+    return frame if index < 12 else lit(frame, 0.6, 51.2 - 89.25)
+
+
+def flash(frame: Tensor, index: int) -> Tensor:
+    return lit(frame, 1.9, 10) if index == 12 else frame
+
+
+def warmer(frame: Tensor, index: int) -> Tensor:
+    share = min(1.0, max(0.0, (index - 8) / 8))
+    return lit(frame, (1.0, 1 - 0.12 * share, 1 - 0.45 * share))
+
+
+@pytest.mark.parametrize("change", [fading_out, dimmed, flash, warmer])
+def test_a_mouth_is_lit_as_its_face_is(change, drive: list[Tensor], revoiced) -> None:
+    frames = [change(frame, index) for index, frame in enumerate(drive[:30])]
+    made, where, reasons = revoiced(frames)
+    assert reasons.count(None) >= 24
+    assert set(reasons) <= {None, "too faint", "away", "no face"}
+    for frame, image, part in zip(frames, made, where, strict=True):
+        if part is not None and part.any():
+            means = [lab(one[part].float() / 255).mean(0) for one in (image, frame)]
+            assert float((means[0] - means[1]).norm()) < 4.0
+
+
+def located(models: Models, frame: Tensor) -> Located:
+    found = FaceLocator(models.run)(frame)
+    assert found is not None
+    return found
+
+
+def test_a_dark_frame_is_no_reference_once_there_is_a_lit_one(
+    drive: list[Tensor], random_models: Models
+) -> None:
+    choose = ReferenceChoice()
+    dark, bright = (located(random_models, lit(drive[0], gain)) for gain in (0.2, 1.0))
+    assert quality(dark.measures) + BETTER < quality(bright.measures)
+    assert choose(dark).taken
+    shown = [choose(face) for face in [dark, *[bright] * (REPLACED_OVER + 2)]]
+    assert [one.taken for one in shown] == [False, True, *[False] * (REPLACED_OVER + 1)]
+    shares = [one.share for one in shown[1:]]
+    assert shares == sorted(shares)
+    assert shares[0] == 1 / REPLACED_OVER
+    assert shares[-1] == 1.0
+    assert torch.equal(shown[-1].looks, bright.looks)
+
+
+def test_a_blurred_or_turned_frame_gives_way_and_an_equal_one_does_not(
+    drive: list[Tensor], random_models: Models
+) -> None:
+    face = located(random_models, drive[0])
+    blurred = replace(
+        face, measures=replace(face.measures, sharpness=0.3 * face.measures.sharpness)
+    )
+    aside = replace(face, measures=replace(face.measures, turn=0.7))
+    for worse in (blurred, aside):
+        choose = ReferenceChoice()
+        assert [choose(one).taken for one in (worse, face, worse, face)] == [
+            True,
+            True,
+            False,
+            False,
+        ]
+
+
+def test_the_light_of_a_picture_is_brought_to_that_of_a_reference() -> None:
+    looks = 60 + 80 * torch.rand(LOOKS_SHAPE)
+    for gain, more in ((0.4, 0.0), (0.6, -10.0), (1.4, 0.0)):
+        factor, offset = light_to(looks, gain * looks + more)
+        there = factor[:, None, None] * ((gain * looks + more) / 127.5 - 1) + offset[:, None, None]
+        assert (127.5 * (there + 1) - looks).abs().max() < 3.0
+    same = light_to(looks, 1.05 * looks)
+    assert torch.equal(same, torch.tensor([[1.0] * 3, [0.0] * 3]))
+    assert torch.equal(light_to(torch.zeros(LOOKS_SHAPE), looks), same)
