@@ -31,7 +31,7 @@ from dithead.export.tensorrt import (
     this_gpu,
 )
 from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
-from dithead.pipeline import Models
+from dithead.models import Models
 
 log = logging.getLogger(__name__)
 

@@ -154,7 +154,7 @@ def _export(args: argparse.Namespace) -> ExportReport:
     from dithead.config import preset
     from dithead.export.bundle import export_bundle
     from dithead.export.record import record_real_inputs
-    from dithead.pipeline import Models
+    from dithead.models import Models
 
     def say(line: str) -> None:
         if not args.quiet:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dithead.dit import Block
 from dithead.errors import ConfigError
 from dithead.export.graphs import graph_specs
-from dithead.pipeline import Models
+from dithead.models import Models
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {

@@ -13,7 +13,8 @@ from dithead.bench import footage
 from dithead.errors import MediaError
 from dithead.export.graphs import graph_specs
 from dithead.export.validate import Recorder
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime.media import AudioSource, VideoSource
 
 FRAMES = 12

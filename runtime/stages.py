@@ -21,16 +21,9 @@ from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
 from dithead.face.locate import Box
 from dithead.graphs import Graphs
-from dithead.pipeline import (
-    COVERED,
-    Face,
-    FrameGenerator,
-    LeftAlone,
-    Patch,
-    SpeechGraph,
-    in_rectangle,
-    inside,
-)
+from dithead.models import SpeechGraph
+from dithead.patch import Patch, inside
+from dithead.pipeline import COVERED, Face, FrameGenerator, LeftAlone, in_rectangle
 from dithead.runtime.batch import Member
 from dithead.runtime.lanes import Lane
 from dithead.runtime.scheduler import Item

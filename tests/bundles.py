@@ -7,7 +7,7 @@ import torch
 
 from dithead.export import tensorrt
 from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
-from dithead.pipeline import Models
+from dithead.models import Models
 
 SMALL = ("dit_step", "dit_context", "noise")
 HAS_RTX = tensorrt.installed_flavour() == "tensorrt-rtx"

@@ -34,7 +34,8 @@ from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.face.detector import load_face_detector
 from dithead.face.mesh import load_face_mesh
 from dithead.model import DitHead
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime.session import Session
 
 SEED = 20231206

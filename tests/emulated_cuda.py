@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dithead.pipeline import Models
+from dithead.models import Models
 from dithead.runtime.channel import Channel
 from dithead.runtime.lanes import cuda
 from dithead.runtime.lanes.recording import Entry, races

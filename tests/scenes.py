@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dithead.face.detector import crop_rotated
 from dithead.face.locate import FaceLocator, Located
-from dithead.pipeline import Models
+from dithead.models import Models
 
 GREY = 128
 

@@ -19,7 +19,7 @@ from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.export.folder import claimed
-from dithead.pipeline import Models
+from dithead.models import Models
 from dithead.runtime.backends import open_graphs
 from dithead.runtime.backends.onnxruntime import KEPT_SIZES, OnnxGraphs
 from dithead.runtime.doctor import look_at_bundle

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dithead.face.cover import FOR_GOOD_S, MouthWatch
 from dithead.face.locate import FaceLocator
-from dithead.pipeline import FrameGenerator, Models, Options
+from dithead.models import Models
+from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media import VideoSource
 
 HANDS = {

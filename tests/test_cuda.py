@@ -10,7 +10,8 @@ import pytest
 import torch
 from streams import collect, warble
 
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime.lanes.cuda import CudaLanes
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import Session

@@ -25,7 +25,8 @@ from dithead.face.crop import (
     transform_from_placement,
 )
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, roi_from_mesh
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 
 SIDE = 256
 CONFIG = FaceConfig(crop_px=128)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dithead import checkpoint
-from dithead.pipeline import Models
+from dithead.models import Models
 from dithead.runtime import doctor
 
 

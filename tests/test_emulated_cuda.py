@@ -17,7 +17,8 @@ from streams import alike, collect, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.pipeline import FrameGenerator, Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime.lanes import cuda
 from dithead.runtime.lanes.cuda import CudaBuffer, CudaLane, CudaLanes
 from dithead.runtime.pushed import OutputFrame

@@ -14,7 +14,8 @@ import torch
 
 from dithead.errors import MediaError
 from dithead.export.precision import ReducedGraphs
-from dithead.pipeline import Models, Options
+from dithead.models import Models
+from dithead.pipeline import Options
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.runtime.mux import VideoSink
 from dithead.train import evaluate

@@ -25,7 +25,8 @@ from dithead.export.validate import (
     run_torch,
     to_arrays,
 )
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.backends.tensorrt import find_engine
 

@@ -22,7 +22,8 @@ import torch
 from streams import threads_of_streams
 
 from dithead.errors import DitheadError, MediaError, StreamError
-from dithead.pipeline import Models, Options
+from dithead.models import Models
+from dithead.pipeline import Options
 from dithead.runtime import pipeline, stages
 from dithead.runtime.mux import VideoSink
 from dithead.runtime.pipeline import stream_file

@@ -16,7 +16,8 @@ from streams import collect, same, threads_of_streams, warble
 from torch import Tensor
 
 from dithead.errors import ExportError, MediaError
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime import cli
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.pipeline import Summary, stream_file

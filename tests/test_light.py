@@ -16,7 +16,9 @@ from dithead.bench import footage
 from dithead.face.judge import LOOKS_SHAPE, light_to
 from dithead.face.locate import FaceLocator, Located
 from dithead.face.reference import BETTER, REPLACED_OVER, ReferenceChoice, quality
-from dithead.pipeline import FrameGenerator, Models, Options, SpeechGraph, encode_audio, put_patch
+from dithead.models import Models, SpeechGraph
+from dithead.patch import put_patch
+from dithead.pipeline import FrameGenerator, Options, encode_audio
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.train.evaluation.colour import lab
 

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.face.locate import FaceLocator
-from dithead.pipeline import FrameGenerator, Models, Options, Patch
+from dithead.models import Models
+from dithead.patch import Patch
+from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media import VideoSource
 
 PLACE = (128.0, 110.0)  # of the middle of every face here

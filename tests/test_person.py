@@ -13,7 +13,9 @@ from torch import Tensor
 from dithead.errors import ConfigError
 from dithead.face.locate import FaceChoice, FaceLocator
 from dithead.face.speakers import NOBODY, Speakers, Turn
-from dithead.pipeline import FrameGenerator, Models, Options, put_patch
+from dithead.models import Models
+from dithead.patch import put_patch
+from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media import VideoSource
 from dithead.runtime.session import Session
 

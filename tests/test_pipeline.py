@@ -21,15 +21,9 @@ from dithead.diffusion import InitialNoise
 from dithead.errors import CheckpointError, ConfigError, MediaError, StreamError
 from dithead.graphs import Noise
 from dithead.model import DitHead
-from dithead.pipeline import (
-    FrameGenerator,
-    Models,
-    Options,
-    Patch,
-    cut_rectangle,
-    inside,
-    revoice,
-)
+from dithead.models import Models
+from dithead.patch import Patch, cut_rectangle, inside
+from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime import pipeline as runtime
 from dithead.runtime import stages
 from dithead.runtime.frame import VideoFrame, planes

@@ -13,7 +13,8 @@ from torch import Tensor
 from dithead.face.locate import CERTAIN, FaceLocator
 from dithead.face.mesh import roi_from_mesh
 from dithead.face.search import FaceSearch, turned_back
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime.media import VideoSource
 
 

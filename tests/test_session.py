@@ -25,7 +25,8 @@ from dithead.controls import in_crop
 from dithead.errors import ConfigError, StreamError
 from dithead.face.mesh import INNER_LOWER
 from dithead.model import DitHead
-from dithead.pipeline import FrameGenerator, Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import AsyncStream, Session, Stream
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from streams import close, collect, rows_denoised, threads_of_streams
 
 from dithead.errors import ConfigError
-from dithead.pipeline import Models, Options
+from dithead.models import Models
+from dithead.pipeline import Options
 from dithead.runtime.batch import Batcher
 from dithead.runtime.lanes.recording import Log, RecordingLanes, races
 from dithead.runtime.pushed import OutputFrame

@@ -20,7 +20,8 @@ SOAK = """
 import json, re, statistics, sys
 from pathlib import Path
 import torch
-from dithead.pipeline import Models, Options
+from dithead.models import Models
+from dithead.pipeline import Options
 from dithead.runtime.pipeline import stream_file
 
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from clips import heed_interrupts
 
 from dithead import checkpoint
 from dithead.command import run_command
-from dithead.pipeline import Models
+from dithead.models import Models
 from dithead.runtime.cli import main
 from dithead.runtime.progress import Progress
 

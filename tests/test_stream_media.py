@@ -20,7 +20,8 @@ from clips import LISTENER, all_samples, beside, free_address, raw_times, said
 
 from dithead import checkpoint
 from dithead.errors import ConfigError, MediaError
-from dithead.pipeline import Models, Options
+from dithead.models import Models
+from dithead.pipeline import Options
 from dithead.runtime.frame import planes
 from dithead.runtime.inputs import Input
 from dithead.runtime.media import AudioSource, VideoSource

@@ -14,7 +14,7 @@ from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export import tensorrt
 from dithead.export.onnx import export_onnx
-from dithead.pipeline import Models
+from dithead.models import Models
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")

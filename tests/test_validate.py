@@ -27,7 +27,8 @@ from dithead.export.validate import (
     validate,
     validate_precision,
 )
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.runtime.media import AudioSource, VideoSource
 from dithead.train.evaluation.clips import Clip, fit_meshes, load_clip
 from dithead.train.evaluation.looped import compare_precision

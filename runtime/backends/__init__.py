@@ -64,7 +64,7 @@ def open_graphs(
                 "the back end 'torch' reads a checkpoint, not a bundle",
                 hint="leave one out",
             )
-        from dithead.pipeline import Models
+        from dithead.models import Models
 
         return Models.load(checkpoint, where, audio_weights)
     if bundle is None:

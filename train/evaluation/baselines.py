@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dithead.pipeline import FrameGenerator, Models, Options, put_patch
+from dithead.models import Models
+from dithead.patch import put_patch
+from dithead.pipeline import FrameGenerator, Options
 from dithead.train.evaluation.clips import Clip
 
 

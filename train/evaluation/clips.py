@@ -15,7 +15,7 @@ from dithead.errors import MediaError
 from dithead.face.locate import FaceLocator
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import Graphs
-from dithead.pipeline import Models
+from dithead.models import Models
 from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.evaluation.motion import RATE_HZ
 from dithead.train.evaluation.sound import silent_stretches

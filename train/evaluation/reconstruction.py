@@ -12,7 +12,8 @@ from torch import Tensor
 from dithead.config import FaceConfig
 from dithead.errors import MediaError
 from dithead.face.crop import crop_mask, mask_polygon
-from dithead.pipeline import FrameGenerator, Models, Options
+from dithead.models import Models
+from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media import VideoSource
 from dithead.train.evaluation.baselines import through_stage_1
 from dithead.train.evaluation.clips import Clip

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dithead.errors import MediaError
 from dithead.export.precision import ReducedGraphs
-from dithead.pipeline import Models, Options, revoice
+from dithead.models import Models
+from dithead.pipeline import Options, revoice
 from dithead.train.evaluation import theval
 from dithead.train.evaluation.baselines import ceiling_frames, frozen_frames
 from dithead.train.evaluation.clips import Clip, ClipStore, follow_meshes, track

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dithead.pipeline import cut_rectangle
+from dithead.patch import cut_rectangle
 from dithead.runtime.frame import VideoFrame, convert_picture
 from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource
 from dithead.runtime.mux import VideoSink

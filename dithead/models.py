@@ -1,0 +1,180 @@
+"""Every graph of a model as a PyTorch module, run eagerly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dithead.audio import (
+    AudioEncoder,
+    AudioWindow,
+    Wav2Vec2Encoder,
+    load_audio_encoder,
+    random_wav2vec2,
+)
+from dithead.audio.config import WAV2VEC2
+from dithead.config import DitHeadConfig
+from dithead.controls import FaceShape
+from dithead.detail import FaceDetail
+from dithead.errors import ConfigError
+from dithead.face.detector import FaceDetector, load_face_detector
+from dithead.face.mesh import FaceMesh, load_face_mesh
+from dithead.face.networks import FaceNetworks
+from dithead.face.tracker import FaceTracker
+from dithead.graphs import (
+    DiTContext,
+    DiTStep,
+    DiTTimestep,
+    FaceBlend,
+    FaceCrop,
+    FaceDecoder,
+    Graphs,
+    MaskedEncoder,
+    Noise,
+    ReferenceEncoder,
+)
+from dithead.interpolation import load_interpolator
+from dithead.model import DitHead
+
+
+class Models:
+    """Weights of every graph, shared by streams, and the graphs as PyTorch modules."""
+
+    def __init__(
+        self, dithead: DitHead, audio: AudioEncoder, detector: FaceDetector, mesh: FaceMesh
+    ) -> None:
+        self.dithead = dithead
+        self.audio = audio
+        self.detector = detector
+        self.mesh = mesh
+        self._modules: dict[str, nn.Module] = {}
+        self._faces = FaceNetworks(detector, mesh)
+        self._building = threading.Lock()  # stages ask from threads of their own
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str = "tiny",
+        device: str | torch.device = "cpu",
+        audio_weights: str | Path | None = None,
+    ) -> Models:
+        """Load a checkpoint and the packaged face and speech models onto a device.
+
+        Args:
+            audio_weights: folder of the speech encoder where it is not the packaged one (wav2vec2).
+        """
+        if torch.device(device).type == "cuda":
+            # On by default for convolutions; it has float16's digits, too few for a face's place
+            # and for quiet sounds.
+            torch.backends.cudnn.allow_tf32 = False
+        dithead = DitHead.load(checkpoint)
+        audio = load_audio_encoder(dithead.config.audio, audio_weights)
+        modules: list[nn.Module] = [dithead, audio, load_face_detector(), load_face_mesh()]
+        return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]
+
+    @classmethod
+    def random(cls, config: DitHeadConfig) -> Models:
+        """Random weights, always the same, behind the packaged face and speech models, for
+        measuring sizes and speed; wav2vec2 is random, too. On the CPU."""
+        audio: AudioEncoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            dithead = DitHead(config)
+            for parameter in dithead.dit.parameters():
+                if not parameter.any():  # what is zero before training would hide the rest
+                    nn.init.normal_(parameter, std=0.02)
+            if config.audio.encoder == WAV2VEC2:
+                audio = Wav2Vec2Encoder(config.audio, random_wav2vec2())
+            else:
+                audio = load_audio_encoder(config.audio)
+        dithead.eval().requires_grad_(False)
+        return cls(dithead, audio, load_face_detector(), load_face_mesh())
+
+    @property
+    def config(self) -> DitHeadConfig:
+        """The checkpoint's configuration."""
+        return self.dithead.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.dithead.dit.positions.device
+
+    @property
+    def precision(self) -> str:
+        """What the weights are computed in."""
+        return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(
+            self.dithead.dit.positions.dtype, "fp32"
+        )
+
+    @property
+    def replayable(self) -> bool:
+        """PyTorch's kernels may be captured."""
+        return True
+
+    def module(self, name: str) -> nn.Module:
+        """The graph that goes by a name, such as ``dit_step``; those that depend on the rectangle's
+        size are named with it, such as ``face_crop.256``.
+
+        Raises:
+            ConfigError: no such graph.
+        """
+        with self._building:
+            if name not in self._modules:
+                self._modules[name] = self._build(name).to(self.device).eval()
+            return self._modules[name]
+
+    def _build(self, name: str) -> nn.Module:
+        model, config = self.dithead, self.dithead.config
+        kind, _, side = name.partition(".")
+        by_side = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
+        if side.isdigit() and kind in by_side:
+            return by_side[kind](config.face, int(side))
+        if name == "face_detector" or kind in ("face_region", "face_landmarks", "face_judge"):
+            return self._faces.build(name)
+        builders: dict[str, Callable[[], nn.Module]] = {
+            "face_tracker": lambda: FaceTracker(config.face),
+            "face_shape": FaceShape,
+            "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
+            "reference_encoder": lambda: ReferenceEncoder(model.face_vqgan),
+            "audio_encoder": lambda: self.audio,
+            "audio_window": lambda: AudioWindow(config.audio),
+            "noise": lambda: Noise(config.diffusion, model.noise),
+            "dit_context": lambda: DiTContext(model.dit),
+            "dit_timestep": lambda: DiTTimestep(model.dit),
+            "dit_step": lambda: DiTStep(model.dit, model.diffusion),
+            "face_decoder": lambda: FaceDecoder(model.face_vqgan),
+            "interpolator": load_interpolator,
+        }
+        if model.shape_head is not None:
+            head = model.shape_head
+            builders["shape_head"] = lambda: head
+        if name not in builders:
+            raise ConfigError(
+                f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_detector, "
+                "face_landmarks, face_judge, face_region.SAMPLES, "
+                f"{', '.join(f'{kind}.SIDE' for kind in by_side)}"
+            )
+        return builders[name]()
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph eagerly: its inputs -> its outputs, in the table's order."""
+        outputs = self.module(name)(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class SpeechGraph:
+    """The ``audio_encoder`` graph on the grid of chunks."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.config = graphs.config.audio
+        self.device = graphs.device
+        self._graphs = graphs
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Chunk (B, chunk_samples) -> features of its hop (B, hop_features, F)."""
+        return self._graphs.run("audio_encoder", chunk)[0]
