@@ -9,9 +9,9 @@ from dithead.pipeline import LeftAlone, Options
 from dithead.runtime.inputs import Input
 
 REASONS: Mapping[LeftAlone, tuple[str, str | None]] = {
-    "no face": ("no face was seen in them", None),
+    "no face": ("no face was seen", None),
     "away": ("the face that is followed was not to be seen", None),
-    "nobody": ("nobody was to speak in them", None),
+    "nobody": ("nobody was to speak", None),
     "too faint": ("too little was to be seen of the face", "brighten or sharpen the video"),
     "covered": ("something was in front of the mouth", None),
     "too large": (

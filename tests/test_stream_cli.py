@@ -53,7 +53,42 @@ def test_json_summary(
     assert code == 0
     assert out.is_file()
     assert (summary["frames"], summary["faces"], summary["frames_written"]) == (10, 9, 10)
+    assert summary["left_alone"] == {"no face": 1}
+    assert "1 frame was left alone: no face was seen" in summary["notes"]
     assert {"track", "denoise", "decode face", "encode video"} <= summary["stage_fps"].keys()
+
+
+@pytest.mark.parametrize("place", ["--face=128,110", "--face=0,0,256,256", "--faces"])
+def test_a_place_says_who_speaks(
+    place: str,
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "turns.txt").write_text("0.12 0.28 0 0 256 256\n")
+    command = [str(portrait_clip("in.mp4", TIMES)), str(tone_file(1.0)), "--json"]
+    command += ["-o", str(tmp_path / "out.mp4"), "--checkpoint", str(weights)]
+    command += [place, str(tmp_path / "turns.txt")] if place == "--faces" else [place]
+    assert main(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["left_alone"] == ({"nobody": 6} if place == "--faces" else {})
+    assert summary["faces"] == (4 if place == "--faces" else 10)
+
+
+def test_a_place_without_a_face_is_an_error(
+    portrait_clip: Callable[..., Path],
+    tone_file: Callable[..., Path],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [str(portrait_clip("in.mp4", TIMES)), str(tone_file(1.0)), "--face", "2,2"]
+    command += ["-o", str(tmp_path / "out.mp4"), "--checkpoint", str(weights)]
+    assert main(command) == 1
+    assert "no face at (2.0, 2.0) in any of the 10 frames" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_raw_sound(
@@ -346,6 +381,7 @@ def test_progress_comes_twice_a_second_and_at_the_end(monkeypatch: pytest.Monkey
         [],
         ["a"],
         ["a", "b", "--face", "left"],
+        ["a", "b", "--face", "1,2,3"],
         ["a", "b", "--bitrate", "fast"],
         ["a", "b", "--fps", "x"],
     ],
