@@ -142,6 +142,31 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
         return None, None
 
 
+class _Timed:
+    """Graphs, one of which is timed: what the judgement of a frame takes within its stage (on a
+    CUDA device until the work is handed over).
+
+    Attributes:
+        seconds: of each run.
+    """
+
+    def __init__(self, graphs: RuntimeGraphs, name: str) -> None:
+        self.seconds: list[float] = []
+        self._graphs = graphs
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graphs, name)
+
+    def run(self, name: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run a graph."""
+        start = time.perf_counter()
+        outputs = self._graphs.run(name, *inputs)
+        if name == self._name:
+            self.seconds.append(time.perf_counter() - start)
+        return outputs
+
+
 def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
     """From a file to a file: everything from decoding to encoding."""
     frames = case.warm_up + case.frames
@@ -156,12 +181,13 @@ def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) ->
             meter.start()
 
     trace = Trace()
+    judged = _Timed(graphs, "face_judge")
     start = time.perf_counter()
     summary = stream_file(
         case.video,
         audio,
         folder / "out.mp4",
-        graphs,
+        judged,
         _options(case),
         backend=case.backend,
         interpolate=case.interpolate,
@@ -195,6 +221,8 @@ def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) ->
         "first_frame_s": done_s[0] - start,
         "latency_ms": percentiles([ended[n] - begun[n] for n in begun]),
         "stages_ms": {name: percentiles(times) for name, times in stages.items()},
+        "judge_ms": percentiles(judged.seconds),
+        "left_alone": dict(summary.left_alone),
         "spans": _shown(spans, case.warm_up),
         "chrome": trace.to_chrome(),
     }

@@ -87,11 +87,12 @@ def _section(part: dict[str, Any]) -> str:
     )
     for result in done:
         if "stages_ms" in result:
+            times = result["stages_ms"] | {"of track: judging": result["judge_ms"]}
             pieces.append(
                 _figure(
                     f"Time in each stage: {_label(result)}",
                     bars(
-                        [_latency_bar(n, times) for n, times in result["stages_ms"].items()],
+                        [_latency_bar(n, ms) for n, ms in times.items()],
                         unit="ms",
                     ),
                 )

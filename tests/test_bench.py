@@ -73,6 +73,7 @@ def test_a_run_from_file_to_file(case: Callable[..., Case], overlap: bool) -> No
     assert (found["frames"], found["faces"], found["steps"]) == (16, 19, 1)  # the clip in loops
     assert (found["size"], found["video_fps"], found["precision"]) == ([160, 160], 25.0, "fp32")
     assert set(found["stages_ms"]) == STAGES
+    assert 0 < found["judge_ms"]["p50"] < found["stages_ms"]["track"]["p95"]
     assert found["fps"] * found["real_time_factor"] == pytest.approx(25)
     assert 0 < found["first_frame_s"] < 60
     for times in (found["latency_ms"], *found["stages_ms"].values()):
