@@ -193,3 +193,83 @@ def test_speakers_of_a_stream_take_turns(drive: list[Tensor], random_models: Mod
         patch = generate(both, index * 0.04, index, lambda _: torch.zeros(11, 768))
         sides.append(None if patch is None else patch.left + patch.image.shape[0] // 2 < WIDTH)
     assert sides == [None, True, True, False, False, None]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_small_face_that_was_lost_is_taken_up_again(
+    width: int, woman: Tensor, random_models: Models
+) -> None:
+    side = round(288 * width / 105)
+    frame = torch.full((1080, 1920, 3), 110, dtype=torch.uint8)
+    hidden = frame.clone()
+    frame[400 : 400 + side, 1200 : 1200 + side] = scaled(woman, side, side)
+    locate = FaceLocator(random_models.run)
+    seen = [locate(shown) is not None for shown in [frame] * 3 + [hidden] * 3 + [frame] * 3]
+    assert seen == [True] * 3 + [False] * 3 + [True] * 3
+
+
+def test_who_walks_through_the_picture_does_not_speak(
+    drive: list[Tensor], woman: Tensor, random_models: Models
+) -> None:
+    his, hers = (cut_out(picture, random_models) for picture in (drive[0], woman))
+    background = torch.full((288, 640, 3), 100, dtype=torch.uint8)
+    walk = torch.linspace(-150, 800, 34).tolist()
+    frames, owners = [], []
+    for x in [-300.0] * 5 + walk + [900.0] * 6:
+        frame, owner = placed(background, [(drive[0], *his, 320), (woman, *hers, x)])
+        frames.append(frame)
+        owners.append(owner)
+    changed, _ = altered(frames, random_models, "largest")
+    for part, owner in zip(changed, owners, strict=True):
+        assert int((part & (owner == 2)).sum()) <= 0.5 * int(part.sum())
+    assert changed[0].any()
+    assert changed[-1].any()
+
+
+def test_who_has_taken_the_place_in_a_jump_does_not_speak(
+    drive: list[Tensor], woman: Tensor, random_models: Models
+) -> None:
+    his, hers = (cut_out(picture, random_models) for picture in (drive[0], woman))
+    background = torch.full((288, 640, 3), 100, dtype=torch.uint8)
+    places = [(160, 480)] * 12 + [(-300, 160)] * 30 + [(160, 480)] * 6
+    frames = [placed(background, [(drive[0], *his, a), (woman, *hers, b)])[0] for a, b in places]
+    changed, _ = altered(frames, random_models, 0)
+    assert [bool(part.any()) for part in changed] == [True] * 12 + [False] * 30 + [True] * 6
+
+
+def test_after_a_fade_the_one_who_is_there_then_speaks(
+    drive: list[Tensor], woman: Tensor, random_models: Models
+) -> None:
+    frames, man = [], drive[0][:, 32:320]
+    for index in range(60):
+        share = min(1.0, max(0.0, (index - 10) / 5))
+        frames.append(torch.lerp(man.float(), woman.float(), share).round().byte())
+    changed, reasons = altered(frames, random_models, "largest")
+    assert changed[0].any()
+    assert changed[-1].any(), reasons
+
+
+def test_a_camera_that_shakes_is_no_cut(drive: list[Tensor], random_models: Models) -> None:
+    locate = FaceLocator(random_models.run)
+    wide = torch.nn.functional.pad(drive[0].permute(2, 0, 1), (60, 60, 60, 60), value=GREY)
+    wide = wide.permute(1, 2, 0)
+    for index, (x, y) in enumerate([(30, 30), (60, 20), (20, 50), (55, 55), (10, 30), (60, 60)]):
+        found = locate(wide[y : y + 288, x : x + WIDTH].contiguous())
+        assert found is not None
+        assert found.changed == (index == 0)
+
+
+def test_a_box_holds_for_the_frame_that_it_comes_with(
+    drive: list[Tensor], random_models: Models
+) -> None:
+    both, left = side_by_side(drive[0], drive[0].flip(1)), (0.0, 0.0, float(WIDTH), 288.0)
+    swapped = both.roll(WIDTH, 1)
+    locate = FaceLocator(random_models.run)
+    for frame in (both, both, swapped, swapped):
+        found = locate(frame, box=left)
+        assert found is not None
+        assert float(found.mesh[:, 0].mean()) < WIDTH
+    assert locate(swapped, box=NOBODY) is None
+    found = locate(swapped)
+    assert found is not None
+    assert float(found.mesh[:, 0].mean()) < WIDTH

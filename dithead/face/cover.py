@@ -18,12 +18,14 @@ NEW_LOOK, OLD_LOOK = 0.07, 0.12
 """A mouth that differs by something between these has one look more."""
 CLEAR = 0.5
 """A face of less quality does not tell how the mouth looks."""
-REDDER = 0.03
-"""Where the lips are so much redder than in the first look, that was of something else."""
-FOR_GOOD_S, AT_LEAST_S = 4.0, 0.3
+NO_LIPS, LIPS, NOT_LIPS = 0.03, 0.06, 0.2
+"""Where the first look's lips are no redder than the first, and then for BARE_FRAMES frames are as
+red as lips mostly are, from the second to the third, that look was of something else."""
+SAME_RED = 0.03
+"""Lips are as red as before if they are less red by this at most."""
+FOR_GOOD_S, AT_LEAST_S = 4.0, 1.0
 """What has not changed for so long is how the mouth looks now. Where the lips are as red as before,
-it is so already after the time for which the look before was known, though not sooner than the
-second."""
+it is so already after the time for which the face was known, though not sooner than the second."""
 
 
 class MouthWatch:
@@ -40,42 +42,49 @@ class MouthWatch:
         self.anew = False
         self._quality = 0.0
         self._redness = 0.0
-        self._begun_s = 0.0
+        self._begun_s: float | None = None
         self._since_s: float | None = None  # covered since
         self._for_good_s = FOR_GOOD_S
-        self._bare = 0
+        self._bare = 0  # frames for which it was bare since
+        self._lips = 0  # frames for which lips were seen where none were at first
 
     def __call__(self, face: Located, time_s: float) -> bool:
         """Whether the mouth of a face is covered; faces come in order."""
         seen = face.measures
         self.anew = False
+        lips = self._redness < NO_LIPS and LIPS < seen.redness < NOT_LIPS
+        self._lips = self._lips + 1 if lips and seen.unlike_mouth > BARE else 0
         if self.known is None or self._quality < CLEAR:
             self._begin(face, time_s)
             return False
         if self._since_s is None:
             if seen.unlike_mouth <= COVERED:
-                if NEW_LOOK < seen.unlike_mouth < OLD_LOOK:
+                if NEW_LOOK < seen.unlike_mouth < OLD_LOOK and self._is_near(face):
                     self.known = torch.cat([self.known[:1], self.known[2:], face.mouth[None]])
                 return False
-            if seen.redness > self._redness + REDDER:
-                self._begin(face, time_s)
-                self.anew = True
-                return False
             self._since_s, self._bare, self._for_good_s = time_s, 0, FOR_GOOD_S
-            if seen.redness > self._redness - REDDER:
-                known_s = max(AT_LEAST_S, time_s - self._begun_s)
+            if seen.redness > self._redness - SAME_RED:
+                known_s = max(AT_LEAST_S, time_s - (self._begun_s or 0.0))
                 self._for_good_s = min(FOR_GOOD_S, known_s)
             return True
         self._bare = self._bare + 1 if seen.unlike_mouth < BARE else 0
         if self._bare >= BARE_FRAMES:
-            self._since_s = None
-        elif time_s - self._since_s > self._for_good_s:
+            self._since_s, self._lips = None, 0
+        elif self._lips >= BARE_FRAMES or time_s - self._since_s > self._for_good_s:
             self._begin(face, time_s)
             self.anew = True
         return self._since_s is not None
 
+    def _is_near(self, face: Located) -> bool:
+        """Whether a mouth is not far from the first look, as one that a hand is slid over is."""
+        assert self.known is not None
+        off = (face.mouth - self.known[0]).square().mean().sqrt()
+        return float(off) < COVERED and face.measures.redness > self._redness - SAME_RED
+
     def _begin(self, face: Located, time_s: float) -> None:
         self.known = torch.stack([face.mouth] * GALLERY)
         self._quality = quality(face.measures)
-        self._redness, self._begun_s = face.measures.redness, time_s
+        self._redness = face.measures.redness
+        if self._begun_s is None:
+            self._begun_s = time_s
         self._since_s = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import isfinite
 from typing import Literal
 
@@ -25,9 +27,8 @@ MAX_JUMP = 0.5
 MAX_MOTION = 0.15
 """One that moves by more than this is looked at anew. The liveliest talker at hand moves by 0.05 at
 30 frames a second, by 0.11 at 10."""
-MAX_UNLIKENESS, ANEW = 0.12, 0.25
-"""And so is one that differs from the frame before by more than the first; beyond the second it is
-begun with afresh, even if it is that person."""
+MAX_UNLIKENESS = 0.12
+"""And so is one that differs from the frame before by more than this."""
 MAX_LIGHT_STEP, RELIT_UNLIKENESS = 0.4, 0.08
 """Light may change in one frame by more than the first; where looks change by the second, too, it
 is another shot."""
@@ -46,10 +47,22 @@ where there is no better one."""
 SCENE, SWAP = 0.6, 0.11
 """Shares of a frame that change at a cut, at least: to another scene; to somebody else in the same
 place, where what is round the face changes as much, too (:mod:`dithead.face.scene`)."""
+SCENE_RATIO, SWAP_RATIO = 1.5, 2.5
+"""And by so many times the least that changed from one to the next of the frames before: who walks
+through the picture does not come in one frame."""
+GLANCES = 4
+"""Frames that are remembered for that."""
+TILES_A_FRAME = 2
+"""Where small faces are looked for on frame after frame, so many tiles are looked at on each."""
 LOOKED_AT = 6
 """Faces of a frame that are looked at, the surest ones."""
-BRIEFLY = 12
-"""Frames after which somebody who comes back is begun with afresh."""
+REPLACED_AFTER = 25
+"""Frames after which somebody who appeared in a lost person's place, and round whom all has
+changed, is taken for another scene: a fade is a cut that takes long."""
+SAME_TURN = 0.12
+"""A head is held as before if it is turned as far, up to this."""
+MOST_OTHERS = 8
+"""So many others are remembered."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the upright frame."""
@@ -86,15 +99,15 @@ class Located:
     @property
     def sudden(self) -> bool:
         """Whether it may be somebody else than in the frame before."""
-        return self.measures.unlike_last > MAX_UNLIKENESS or self.begins
+        seen = self.measures
+        return seen.unlike_last > MAX_UNLIKENESS or seen.moved > MAX_MOTION or self.relit
 
     @property
-    def begins(self) -> bool:
-        """Whether it has leapt, or looks and is lit otherwise than in the frame before: whoever it
-        is, it is begun with afresh."""
+    def relit(self) -> bool:
+        """Whether it looks and is lit otherwise than in the frame before: another shot of whoever
+        it is."""
         seen = self.measures
-        relit = seen.light_step > MAX_LIGHT_STEP and seen.unlike_last > RELIT_UNLIKENESS
-        return seen.moved > MAX_MOTION or seen.unlike_last > ANEW or relit
+        return seen.light_step > MAX_LIGHT_STEP and seen.unlike_last > RELIT_UNLIKENESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +118,8 @@ class _Other:
     """(4,) on the host."""
     looks: Tensor
     """As they were first seen."""
+    first: Tensor
+    """(4,), where that was."""
 
 
 class FaceLocator:
@@ -147,12 +162,16 @@ class FaceLocator:
         self._last: Located | None = None  # in the latest frame that showed the person
         self._followed = False  # whether that was the latest frame
         self._person: Tensor | None = None  # (GALLERY, *LOOKS_SHAPE)
+        self._first: Located | None = None  # the first of these looks
+        self._first_glance: Tensor | None = None  # and what was round it
         self._bound = False  # whether nobody else will do
         self._others: list[_Other] = []  # everybody else, where they were seen last
         self._lost = 0  # frames since the person was seen
         self._since_detection = 0
         self._everywhere = False  # whether the last look was all over the frame
-        self._glance: Tensor | None = None
+        self._glances: deque[Tensor] = deque(maxlen=GLANCES)
+        self._seen: Tensor | None = None  # the glance with the person in it
+        self._next_tile = 0
         self.reference: Tensor | None = None
         self.mouths: Tensor | None = None
 
@@ -166,18 +185,25 @@ class FaceLocator:
             box: where the face is to be; then it may be anybody's. Empty (no area): nobody's.
         """
         self._read = read
-        if box is not None and not self._goes_on_in(box):
-            self.reset()
         if box is not None and area(torch.tensor(box)) <= 0:
-            self.absence = "nobody"
+            self.absence, self._followed = "nobody", False
             return None
-        before, self._glance = self._glance, glance(frame)
+        if box is not None and not self._goes_on_in(box, self._last):
+            self.reset()
+        self._glances.append(glance(frame))
         found = self._follow(frame)
-        if found is not None and not found.sudden and not self._confirmed(frame, found):
-            found = None
+        if found is not None and not found.sudden:
+            if not self._confirmed(frame, found):
+                found = None
+            elif self._since_detection == 0 and self._is_another_by_now(frame, found):
+                found, self._person = begun(found), None
         if found is None or found.sudden:
-            cut = before is not None and self._is_cut(frame, before, found)
+            cut = self._is_cut(frame, found)
             found = self._look(frame, found, cut, self._choice if box is None else box)
+        if box is not None and found is not None and not self._goes_on_in(box, found):
+            self.reset()
+            self._glances.append(glance(frame))
+            found = self._look(frame, None, False, box)
         self._followed = found is not None
         if found is None:
             self._lost += 1
@@ -186,19 +212,21 @@ class FaceLocator:
         if found.changed and self.reference is not None:  # which was of another light
             self.reference = self.mouths = None
             found = begun(self._fit(frame, found.region) or found)
-        self._lost, self._last = 0, found
+        self._lost, self._last, self._seen = 0, found, self._glances[-1]
         self._remember(found)
         return found
 
-    def _goes_on_in(self, box: Box) -> bool:
-        if self._last is None:
+    def _goes_on_in(self, box: Box, face: Located | None) -> bool:
+        if face is None:
             return self._person is None
-        return inside(self._read(self._last.mesh[:, :2].mean(0)), box)
+        return inside(self._read(face.mesh[:, :2].mean(0)), box)
 
     def _follow(self, frame: Tensor) -> Located | None:
         if self._last is None or not self._followed:
             return None
         found = self._fit(frame, self._last.around)
+        if found is not None and found.sudden:  # it may not have been in the middle of the region
+            found = self._fit(frame, found.around) or found
         return None if found is None or found.measures.moved > MAX_JUMP else found
 
     def _confirmed(self, frame: Tensor, found: Located) -> bool:
@@ -215,18 +243,58 @@ class FaceLocator:
                 return True
         return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
 
-    def _is_cut(self, frame: Tensor, before: Tensor, found: Located | None) -> bool:
+    def _is_another_by_now(self, frame: Tensor, found: Located) -> bool:
+        """Whether a face that was followed without a break is not who it was at first, as after a
+        fade: it is held as then, and looks different, as does what is round it."""
+        if self._person is None or self._first is None:
+            return False
+        if abs(found.measures.turn - self._first.measures.turn) > SAME_TURN:
+            return False
+        unlike = float(self._read(unlikeness(self._first.looks[None], found.looks)))
+        return unlike > TURNED and self._has_changed(frame, found, self._first_glance)
+
+    def _has_changed(self, frame: Tensor, face: Located, before: Tensor | None) -> bool:
+        """Whether the scene is not what it was, and what is round a face neither."""
+        if before is None:
+            return False
+        place, (height, width) = self._read(bounds(face.mesh)), frame.shape[:2]
+        now = self._glances[-1]
+        changes = [
+            changed_share(before, now),
+            changed_round(before, now, place, height, width),
+        ]
+        return min(self._read(torch.stack(changes)).tolist()) >= SWAP
+
+    def _is_cut(self, frame: Tensor, found: Located | None) -> bool:
         """Whether the latest frame shows another scene, or somebody else in the same place from one
         frame to the next, who was not seen to come."""
-        assert self._glance is not None
-        share = float(self._read(changed_share(before, self._glance)))
-        if share >= SCENE:
+        if len(self._glances) < 2:
+            return False
+        if found is not None and found.measures.unlike_person <= MAX_UNLIKENESS:
+            return False  # whatever else has changed, as where the camera shakes
+        seen = list(self._glances)
+        shares = [changed_share(before, after) for before, after in pairwise(seen)]
+        *earlier, share = self._read(torch.stack(shares)).tolist()
+        usual = min(earlier, default=0.0)
+        if share >= max(SCENE, SCENE_RATIO * usual):
             return True
-        if found is None or share < SWAP:
+        if found is None or share < max(SWAP, SWAP_RATIO * usual):
             return False
         place, (height, width) = self._read(bounds(found.mesh)), frame.shape[:2]
-        round_face = changed_round(before, self._glance, place, height, width)
+        round_face = changed_round(seen[-2], seen[-1], place, height, width)
         return float(self._read(round_face)) >= SWAP and not self._has_company(place)
+
+    def _is_replaced(self, frame: Tensor) -> bool:
+        """Whether the person went in a fade: long lost, somebody else appeared in the same place,
+        and what is round it is not what it was."""
+        if self._lost < REPLACED_AFTER or self._last is None:
+            return False
+        place = self._read(bounds(self._last.mesh))
+        appeared = any(
+            min(overlap(place, other.box), overlap(place, other.first)) > SAME_PLACE
+            for other in self._others
+        )
+        return appeared and self._has_changed(frame, self._last, self._seen)
 
     def _look(
         self, frame: Tensor, followed: Located | None, cut: bool, choice: FaceChoice
@@ -238,10 +306,18 @@ class FaceLocator:
         if cut and not self._sees_others(frame, seen):
             self._bound = False
         if self._bound:
+            if self._last is not None:
+                seen = self._search.closer(
+                    frame, self._read(bounds(self._last.mesh)), seen, self._read
+                )
             found = self._person_again(frame, followed, seen)
             if found is None and wide:
                 found = self._person_again(frame, None, self._search.turned(frame, self._read))
-            return found
+            for small in self._small(frame) if found is None else ():
+                found = found or self._person_again(frame, None, small)
+            if found is not None or not self._is_replaced(frame):
+                return found
+            self._bound = False
         found = self._preferred(frame, seen)
         if found is None:
             found = self._chosen(frame, seen, wide, choice)
@@ -274,17 +350,19 @@ class FaceLocator:
             unlike = found.measures.unlike_person
             if other is not None:
                 limit = min(AGAIN, 0.5 * self._unlike(other, found))
+            elif self._others:  # who is more like somebody else is that
+                limit = min(limit, *(self._unlike(one, found) for one in self._others))
             if unlike <= limit and (best is None or unlike < best.measures.unlike_person):
                 best = found
             else:
-                others.append(_Other(face.box, found.looks if other is None else other.looks))
-        if others or self._lost > BRIEFLY:
-            self._others = others
-        if best is None and followed is not None and followed.measures.unlike_person <= ANOTHER:
+                others.append(_other(face.box, found, other or self._other_like(found)))
+        before = [one for one in self._others if all(overlap(one.box, o.box) == 0 for o in others)]
+        self._others = [*others, *before][:MOST_OTHERS]
+        if best is None and followed is not None and self._is_rather_the_person(followed):
             best = self._fit(frame, followed.around) or followed
         if best is None:
             return None
-        return begun(best) if best.begins or self._lost >= BRIEFLY else best
+        return begun(best) if best.relit else best
 
     def _other_at(self, face: Sighting) -> _Other | None:
         """Whom of the others a face goes on from."""
@@ -303,11 +381,22 @@ class FaceLocator:
             for other in self._others
         )
 
+    def _other_like(self, found: Located) -> _Other | None:
+        """Whom of the others a face looks like, wherever it is."""
+        alike = [(self._unlike(one, found), one) for one in self._others]
+        unlike, best = min(alike, key=lambda pair: pair[0], default=(9.0, None))
+        return best if unlike <= AGAIN else None
+
     def _has_company(self, place: Tensor) -> bool:
         """Whether somebody else was seen next to a box (4,)."""
         margin = place[2:] - place[:2]
         wide = torch.cat([place[:2] - margin, place[2:] + margin])
         return any(overlap(wide, other.box) > 0 for other in self._others)
+
+    def _is_rather_the_person(self, found: Located) -> bool:
+        """Whether a face in the person's place is theirs, and not more like somebody else's."""
+        unlike = found.measures.unlike_person
+        return unlike <= min([ANOTHER, *(self._unlike(one, found) for one in self._others)])
 
     def _unlike(self, other: _Other, found: Located) -> float:
         return float(self._read(unlikeness(other.looks[None], found.looks)))
@@ -320,10 +409,8 @@ class FaceLocator:
                 continue
             known = self._other_at(face)
             found = self._fit_sighting(frame, face) if known is None else None
-            if known is not None:
-                others.append(_Other(face.box, known.looks))
-            elif found is not None:
-                others.append(_Other(face.box, found.looks))
+            if known is not None or found is not None:
+                others.append(_other(face.box, found, known))
         self._others = others
 
     def _preferred(self, frame: Tensor, seen: list[Sighting]) -> Located | None:
@@ -348,11 +435,22 @@ class FaceLocator:
                 return found
         if upright is not None and doubt <= LIKELY:
             return upright
-        for small in self._search.small(frame, self._read) if wide else ():
+        for small in self._small(frame):
             found = self._surest(frame, small, choice)
             if found is not None:
                 return found
         return None
+
+    def _small(self, frame: Tensor) -> Iterator[list[Sighting]]:
+        """Small faces: of the first frame all, later those in a few tiles of each, as looking
+        through all of them takes as long as many frames."""
+        if len(self._glances) == 1:
+            yield from self._search.small(frame, self._read)
+            return
+        tiles = [tile for level in self._search.levels(frame) for tile in level]
+        for _ in range(min(TILES_A_FRAME, len(tiles))):
+            self._next_tile = (self._next_tile + 1) % len(tiles)
+            yield self._search.in_tiles(frame, [tiles[self._next_tile]], self._read)
 
     def _surest(self, frame: Tensor, seen: list[Sighting], choice: FaceChoice) -> Located | None:
         """The chosen one of those that are certain."""
@@ -405,6 +503,7 @@ class FaceLocator:
         self._bound = True
         if self._person is None:
             self._person = torch.stack([found.looks] * GALLERY)
+            self._first, self._first_glance = found, self._glances[-1]
         elif found.measures.unlike_person > NEW_LOOK and not (
             self._others and self._has_company(self._read(bounds(found.mesh)))
         ):
@@ -414,6 +513,14 @@ class FaceLocator:
 
 def _known(value: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.zeros(shape, device=device) if value is None else value
+
+
+def _other(box: Tensor, found: Located | None, known: _Other | None) -> _Other:
+    """Somebody at a box: one who was known, or who is seen there first."""
+    if known is not None:
+        return replace(known, box=box)
+    assert found is not None
+    return _Other(box, found.looks, box)
 
 
 def begun(found: Located) -> Located:

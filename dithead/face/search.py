@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +16,14 @@ Run = Callable[..., tuple[Tensor, ...]]
 Read = Callable[[Tensor], Tensor]
 """Gives a tensor's values on the host: for a few numbers a frame that decide what is run next."""
 
+Tile = tuple[int, int, int]
+"""A square of a frame: left, top, side."""
 SMALLEST_SHARE = 7
 """The detector finds faces of at least about this part of a picture's longer side."""
 SMALLEST_PX = 48
 """Smaller faces are not looked for."""
 _SMALLER = 1.8  # tiles are so much smaller each time
+_CLOSE, _CLOSE_PX = 4.0, 128  # side of the tile about a face, in its own sizes, and at least
 _LOOK_SCALE = 1.4  # of the mesh's region: a face as the detector likes it
 _KEYPOINTS = ((33, 133), (263, 362), (1,), (13, 14))  # mesh points of the detector's first four
 _TURNS = (1, 3, 2)
@@ -81,23 +84,51 @@ class FaceSearch:
 
     def small(self, frame: Tensor, read: Read) -> Iterator[list[Sighting]]:
         """Faces too small to be seen in the whole frame: in tiles, which are smaller each time."""
+        for tiles in self.levels(frame):
+            yield self.in_tiles(frame, tiles, read)
+
+    def closer(
+        self, frame: Tensor, place: Tensor, seen: list[Sighting], read: Read
+    ) -> list[Sighting]:
+        """Faces that were seen in the whole frame, and those about a place (4,) on the host, where
+        one was of a size that is easily missed there."""
+        height, width = frame.shape[:2]
+        across = float((place[2:] - place[:2]).amax())
+        if across * SMALLEST_SHARE > 2 * max(height, width):
+            return seen
+        side = max(_CLOSE_PX, round(_CLOSE * across))
+        left, top = (
+            max(0, min(length - side, round(float(low + high) / 2 - side / 2)))
+            for low, high, length in zip(place[:2], place[2:], (width, height), strict=True)
+        )
+        close = self.in_tiles(frame, [(left, top, side)], read)
+        new = [f for f in close if not any(overlap(f.box, other.box) > 0.2 for other in seen)]
+        return seen + new
+
+    def levels(self, frame: Tensor) -> list[list[Tile]]:
+        """Tiles that cover a frame, for each size."""
         height, width = frame.shape[:2]
         before, least = max(height, width), SMALLEST_SHARE * SMALLEST_PX
+        levels = []
         while before > 1.2 * least:
             side = max(least, round(before / _SMALLER))
-            found: list[Sighting] = []
             common = before // SMALLEST_SHARE  # a face of this size was seen before
-            for top in _starts(height, side, common):
-                for left in _starts(width, side, common):
-                    tile = frame[top : top + side, left : left + side].contiguous()
-                    offset = torch.tensor([left, top], dtype=torch.float32)
-                    for seen in self.upright(tile, read):
-                        box = seen.box + offset.repeat(2)
-                        if not any(overlap(box, other.box) > 0.2 for other in found):
-                            points = seen.keypoints + offset
-                            found.append(Sighting(box, points, seen.score))
-            yield found
+            tops, lefts = _starts(height, side, common), _starts(width, side, common)
+            levels.append([(left, top, side) for top in tops for left in lefts])
             before = side
+        return levels
+
+    def in_tiles(self, frame: Tensor, tiles: Sequence[Tile], read: Read) -> list[Sighting]:
+        """Faces in tiles of a frame."""
+        found: list[Sighting] = []
+        for left, top, side in tiles:
+            tile = frame[top : top + side, left : left + side].contiguous()
+            offset = torch.tensor([left, top], dtype=torch.float32)
+            for seen in self.upright(tile, read):
+                box = seen.box + offset.repeat(2)
+                if not any(overlap(box, other.box) > 0.2 for other in found):
+                    found.append(Sighting(box, seen.keypoints + offset, seen.score))
+        return found
 
     def doubt(self, frame: Tensor, mesh: Tensor, read: Read) -> float:
         """How little the detector agrees with a mesh (468, 3), looking at its face alone, turned
