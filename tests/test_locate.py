@@ -140,3 +140,18 @@ def test_a_change_of_light_is_no_cut(
     for lit in (drive[40], woman):
         other = (lit.float() * gain + more).clamp(0, 255).byte()
         assert changes(locator(random_models), [lit, other, lit]) == [True, False, False]
+
+
+def test_another_shot_of_the_same_face_is_begun_with_afresh(
+    drive: list[Tensor], random_models: Models
+) -> None:
+    def graded(frame: Tensor) -> Tensor:
+        """Darker mid-tones, little colour, a blue cast."""
+        levels = (frame.float() / 255) ** (1 / 0.55)
+        grey = levels.mean(2, keepdim=True)
+        levels = grey + 0.2 * (levels - grey) + torch.tensor([0.0, 0.0, 0.1])
+        return (levels.clamp(0, 1) * 255).round().byte()
+
+    frames = [*drive[:18], *map(graded, drive[:6])]
+    begun = changes(locator(random_models), frames)
+    assert [index for index, afresh in enumerate(begun) if afresh] == [0, 18]
