@@ -20,9 +20,10 @@ from dithead.audio import (
 from dithead.controls import FaceShape
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import ConfigError, StreamError
+from dithead.face.choice import Box, FaceChoice, checked_choice
 from dithead.face.cover import MouthWatch
 from dithead.face.judge import light_to
-from dithead.face.locate import Absence, Box, FaceChoice, FaceLocator, checked_choice
+from dithead.face.locate import Absence, FaceLocator
 from dithead.face.mesh import samples_for
 from dithead.face.reference import FAINT, ReferenceChoice
 from dithead.face.search import Read

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.face.locate import Box, checked_box
+from dithead.face.choice import Box, checked_box
 from dithead.pipeline import FrameGenerator, LeftAlone
 from dithead.runtime.batch import Batcher
 from dithead.runtime.channel import Channel, Closed, Stopped

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError, StreamError
-from dithead.face.locate import Box
+from dithead.face.choice import Box
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.batch import WAIT_S, Batcher

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
-from dithead.face.locate import Box
+from dithead.face.choice import Box
 from dithead.graphs import Graphs
 from dithead.models import SpeechGraph
 from dithead.patch import Patch, inside

@@ -11,7 +11,8 @@ from scenes import GREY, cut_out, placed, scaled, side_by_side
 from torch import Tensor
 
 from dithead.errors import ConfigError
-from dithead.face.locate import FaceChoice, FaceLocator
+from dithead.face.choice import FaceChoice
+from dithead.face.locate import FaceLocator
 from dithead.face.speakers import NOBODY, Speakers, Turn
 from dithead.models import Models
 from dithead.patch import put_patch

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import isfinite
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dithead.errors import ConfigError
+from dithead.face.choice import Box, FaceChoice, checked_choice, chosen, inside
 from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE, Measures, unlikeness
 from dithead.face.mesh import POINTS, roi_from_mesh, samples_for
-from dithead.face.scene import changed_round, changed_share, glance
+from dithead.face.others import MIN_OVERLAP, Other, Others, seen_at
+from dithead.face.scene import Scene
 from dithead.face.search import FaceSearch, Read, Run, Sighting, area, overlap, region_on
 
 MIN_MESH_SCORE = 0.5
-MIN_OVERLAP = 0.2
 SAME_PLACE = 0.4
 """Overlap of a face with where a person was seen last."""
 MAX_JUMP = 0.5
@@ -44,14 +41,6 @@ NEW_LOOK = 0.08
 CERTAIN, LIKELY = 0.1, 0.2
 """Up to so much doubt (:meth:`~dithead.face.search.FaceSearch.doubt`) a fit is taken, or is taken
 where there is no better one."""
-SCENE, SWAP = 0.6, 0.11
-"""Shares of a frame that change at a cut, at least: to another scene; to somebody else in the same
-place, where what is round the face changes as much, too (:mod:`dithead.face.scene`)."""
-SCENE_RATIO, SWAP_RATIO = 1.5, 2.5
-"""And by so many times the least that changed from one to the next of the frames before: who walks
-through the picture does not come in one frame."""
-GLANCES = 4
-"""Frames that are remembered for that."""
 TILES_A_FRAME = 2
 """Where small faces are looked for on frame after frame, so many tiles are looked at on each."""
 LOOKED_AT = 6
@@ -61,13 +50,7 @@ REPLACED_AFTER = 25
 changed, is taken for another scene: a fade is a cut that takes long."""
 SAME_TURN = 0.12
 """A head is held as before if it is turned as far, up to this."""
-MOST_OTHERS = 8
-"""So many others are remembered."""
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright frame."""
-FaceChoice = Literal["largest"] | int | tuple[float, float] | Box
-"""Whom to follow: the largest face, one counted from the left, that at a point, that in a box."""
 Absence = Literal["no face", "away", "nobody"]
 """Why there is no face to follow in a frame: none is seen; not the person who is followed; nobody
 is to speak."""
@@ -108,18 +91,6 @@ class Located:
         it is."""
         seen = self.measures
         return seen.light_step > MAX_LIGHT_STEP and seen.unlike_last > RELIT_UNLIKENESS
-
-
-@dataclass(frozen=True, slots=True)
-class _Other:
-    """Somebody who is not followed."""
-
-    box: Tensor
-    """(4,) on the host."""
-    looks: Tensor
-    """As they were first seen."""
-    first: Tensor
-    """(4,), where that was."""
 
 
 class FaceLocator:
@@ -165,12 +136,12 @@ class FaceLocator:
         self._first: Located | None = None  # the first of these looks
         self._first_glance: Tensor | None = None  # and what was round it
         self._bound = False  # whether nobody else will do
-        self._others: list[_Other] = []  # everybody else, where they were seen last
+        self._others = Others()
         self._lost = 0  # frames since the person was seen
         self._since_detection = 0
         self._everywhere = False  # whether the last look was all over the frame
-        self._glances: deque[Tensor] = deque(maxlen=GLANCES)
-        self._seen: Tensor | None = None  # the glance with the person in it
+        self._scene = Scene()
+        self._seen: Tensor | None = None  # a glance at the latest frame with the person in it
         self._next_tile = 0
         self.reference: Tensor | None = None
         self.mouths: Tensor | None = None
@@ -190,19 +161,19 @@ class FaceLocator:
             return None
         if box is not None and not self._goes_on_in(box, self._last):
             self.reset()
-        self._glances.append(glance(frame))
+        self._scene.see(frame)
         found = self._follow(frame)
         if found is not None and not found.sudden:
             if not self._confirmed(frame, found):
                 found = None
-            elif self._since_detection == 0 and self._is_another_by_now(frame, found):
+            elif self._since_detection == 0 and self._is_another_by_now(found):
                 found, self._person = begun(found), None
         if found is None or found.sudden:
-            cut = self._is_cut(frame, found)
+            cut = self._is_cut(found)
             found = self._look(frame, found, cut, self._choice if box is None else box)
         if box is not None and found is not None and not self._goes_on_in(box, found):
             self.reset()
-            self._glances.append(glance(frame))
+            self._scene.see(frame)
             found = self._look(frame, None, False, box)
         self._followed = found is not None
         if found is None:
@@ -212,7 +183,7 @@ class FaceLocator:
         if found.changed and self.reference is not None:  # which was of another light
             self.reference = self.mouths = None
             found = begun(self._fit(frame, found.region) or found)
-        self._lost, self._last, self._seen = 0, found, self._glances[-1]
+        self._lost, self._last, self._seen = 0, found, self._scene.now
         self._remember(found)
         return found
 
@@ -234,67 +205,69 @@ class FaceLocator:
         self._since_detection += 1
         if self._since_detection < self._redetect_every:
             return True
-        self._since_detection, self._everywhere = 0, not self._everywhere
+        self._since_detection = 0
+        self._everywhere = not self._everywhere or bool(self._others)
         if self._everywhere:
             seen = self._search.upright(frame, self._read)
             self._note_others(frame, found, seen)
-            place = self._read(bounds(found.mesh))
+            place = self._place(found)
             if any(overlap(place, face.box) > MIN_OVERLAP for face in seen):
                 return True
         return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
 
-    def _is_another_by_now(self, frame: Tensor, found: Located) -> bool:
+    def _is_another_by_now(self, found: Located) -> bool:
         """Whether a face that was followed without a break is not who it was at first, as after a
         fade: it is held as then, and looks different, as does what is round it."""
-        if self._person is None or self._first is None:
+        if self._first is None or self._first_glance is None:
             return False
         if abs(found.measures.turn - self._first.measures.turn) > SAME_TURN:
             return False
         unlike = float(self._read(unlikeness(self._first.looks[None], found.looks)))
-        return unlike > TURNED and self._has_changed(frame, found, self._first_glance)
+        before, place = self._first_glance, self._place(found)
+        return unlike > TURNED and self._scene.has_changed(before, place, self._read)
 
-    def _has_changed(self, frame: Tensor, face: Located, before: Tensor | None) -> bool:
-        """Whether the scene is not what it was, and what is round a face neither."""
-        if before is None:
-            return False
-        place, (height, width) = self._read(bounds(face.mesh)), frame.shape[:2]
-        now = self._glances[-1]
-        changes = [
-            changed_share(before, now),
-            changed_round(before, now, place, height, width),
-        ]
-        return min(self._read(torch.stack(changes)).tolist()) >= SWAP
-
-    def _is_cut(self, frame: Tensor, found: Located | None) -> bool:
+    def _is_cut(self, found: Located | None) -> bool:
         """Whether the latest frame shows another scene, or somebody else in the same place from one
         frame to the next, who was not seen to come."""
-        if len(self._glances) < 2:
-            return False
-        if found is not None and found.measures.unlike_person <= MAX_UNLIKENESS:
+        if found is None:
+            return self._scene.has_cut(None, self._read)
+        if found.measures.unlike_person <= MAX_UNLIKENESS:
             return False  # whatever else has changed, as where the camera shakes
-        seen = list(self._glances)
-        shares = [changed_share(before, after) for before, after in pairwise(seen)]
-        *earlier, share = self._read(torch.stack(shares)).tolist()
-        usual = min(earlier, default=0.0)
-        if share >= max(SCENE, SCENE_RATIO * usual):
-            return True
-        if found is None or share < max(SWAP, SWAP_RATIO * usual):
-            return False
-        place, (height, width) = self._read(bounds(found.mesh)), frame.shape[:2]
-        round_face = changed_round(seen[-2], seen[-1], place, height, width)
-        return float(self._read(round_face)) >= SWAP and not self._has_company(place)
+        place = self._place(found)
+        return self._scene.has_cut(None if self._others.near(place) else place, self._read)
 
-    def _is_replaced(self, frame: Tensor) -> bool:
+    def _is_replaced(self) -> bool:
         """Whether the person went in a fade: long lost, somebody else appeared in the same place,
         and what is round it is not what it was."""
-        if self._lost < REPLACED_AFTER or self._last is None:
+        if self._lost < REPLACED_AFTER or self._last is None or self._seen is None:
             return False
-        place = self._read(bounds(self._last.mesh))
-        appeared = any(
-            min(overlap(place, other.box), overlap(place, other.first)) > SAME_PLACE
-            for other in self._others
+        place = self._place(self._last)
+        return self._others.appeared_at(place, SAME_PLACE) and self._scene.has_changed(
+            self._seen, place, self._read
         )
-        return appeared and self._has_changed(frame, self._last, self._seen)
+
+    def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
+        """Whether somebody else is still there: then the scene is the same."""
+        if not self._others:
+            return False
+        fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
+        return any(
+            f is not None and self._others.unlike(f.looks, self._read) <= AGAIN for f in fits
+        )
+
+    def _note_others(self, frame: Tensor, person: Located, seen: list[Sighting]) -> None:
+        """Who is there beside the person."""
+        place, others = self._place(person), []
+        for face in seen[:LOOKED_AT]:
+            if overlap(place, face.box) <= MIN_OVERLAP:
+                found = None if self._others.at(face) else self._fit_sighting(frame, face)
+                looks = None if found is None else found.looks
+                others.append(seen_at(face.box, self._others.at(face), looks))
+        self._others.replace((one for one in others if one is not None), keep=False)
+
+    def _place(self, face: Located) -> Tensor:
+        """Box (4,) round a face, on the host."""
+        return self._read(bounds(face.mesh))
 
     def _look(
         self, frame: Tensor, followed: Located | None, cut: bool, choice: FaceChoice
@@ -307,15 +280,13 @@ class FaceLocator:
             self._bound = False
         if self._bound:
             if self._last is not None:
-                seen = self._search.closer(
-                    frame, self._read(bounds(self._last.mesh)), seen, self._read
-                )
+                seen = self._search.closer(frame, self._place(self._last), seen, self._read)
             found = self._person_again(frame, followed, seen)
             if found is None and wide:
                 found = self._person_again(frame, None, self._search.turned(frame, self._read))
             for small in self._small(frame) if found is None else ():
                 found = found or self._person_again(frame, None, small)
-            if found is not None or not self._is_replaced(frame):
+            if found is not None or not self._is_replaced():
                 return found
             self._bound = False
         found = self._preferred(frame, seen)
@@ -327,7 +298,7 @@ class FaceLocator:
             return None
         if found.measures.unlike_person > AGAIN:
             self._person = None
-        self._others = []
+        self._others = Others()
         self._note_others(frame, found, seen)
         return begun(found)
 
@@ -336,82 +307,35 @@ class FaceLocator:
     ) -> Located | None:
         """The person who was followed, where the frame shows them."""
         assert self._last is not None
-        place = self._read(bounds((followed or self._last).mesh))
+        place, read = self._place(followed or self._last), self._read
         best: Located | None = None
-        others = []
+        others: list[Other | None] = []
         for face in seen[:LOOKED_AT]:
             found = self._fit_sighting(frame, face)
             if found is None:
                 continue
-            shared, other = overlap(place, face.box), self._other_at(face)
+            shared, other = overlap(place, face.box), self._others.at(face)
             limit = ANOTHER if shared > MIN_OVERLAP else AGAIN
-            if shared > SAME_PLACE and not self._has_company(place):
+            if shared > SAME_PLACE and not self._others.near(place):
                 limit = TURNED
-            unlike = found.measures.unlike_person
             if other is not None:
-                limit = min(AGAIN, 0.5 * self._unlike(other, found))
-            elif self._others:  # who is more like somebody else is that
-                limit = min(limit, *(self._unlike(one, found) for one in self._others))
+                limit = AGAIN
+            # Who is more like somebody else is that.
+            limit = min(limit, self._others.unlike(found.looks, read) * (0.5 if other else 1.0))
+            unlike = found.measures.unlike_person
             if unlike <= limit and (best is None or unlike < best.measures.unlike_person):
                 best = found
             else:
-                others.append(_other(face.box, found, other or self._other_like(found)))
-        before = [one for one in self._others if all(overlap(one.box, o.box) == 0 for o in others)]
-        self._others = [*others, *before][:MOST_OTHERS]
-        if best is None and followed is not None and self._is_rather_the_person(followed):
-            best = self._fit(frame, followed.around) or followed
+                known = other or self._others.like(found.looks, AGAIN, read)
+                others.append(seen_at(face.box, known, found.looks))
+        self._others.replace((one for one in others if one is not None), keep=True)
+        if best is None and followed is not None:
+            limit = min(ANOTHER, self._others.unlike(followed.looks, read))
+            if followed.measures.unlike_person <= limit:
+                best = self._fit(frame, followed.around) or followed
         if best is None:
             return None
         return begun(best) if best.relit else best
-
-    def _other_at(self, face: Sighting) -> _Other | None:
-        """Whom of the others a face goes on from."""
-        best = max(self._others, key=lambda other: overlap(face.box, other.box), default=None)
-        return best if best is not None and overlap(face.box, best.box) > MIN_OVERLAP else None
-
-    def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
-        """Whether somebody else is still there: then the scene is the same."""
-        if not self._others:
-            return False
-        fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
-        return any(
-            self._unlike(other, found) <= AGAIN
-            for found in fits
-            if found is not None
-            for other in self._others
-        )
-
-    def _other_like(self, found: Located) -> _Other | None:
-        """Whom of the others a face looks like, wherever it is."""
-        alike = [(self._unlike(one, found), one) for one in self._others]
-        unlike, best = min(alike, key=lambda pair: pair[0], default=(9.0, None))
-        return best if unlike <= AGAIN else None
-
-    def _has_company(self, place: Tensor) -> bool:
-        """Whether somebody else was seen next to a box (4,)."""
-        margin = place[2:] - place[:2]
-        wide = torch.cat([place[:2] - margin, place[2:] + margin])
-        return any(overlap(wide, other.box) > 0 for other in self._others)
-
-    def _is_rather_the_person(self, found: Located) -> bool:
-        """Whether a face in the person's place is theirs, and not more like somebody else's."""
-        unlike = found.measures.unlike_person
-        return unlike <= min([ANOTHER, *(self._unlike(one, found) for one in self._others)])
-
-    def _unlike(self, other: _Other, found: Located) -> float:
-        return float(self._read(unlikeness(other.looks[None], found.looks)))
-
-    def _note_others(self, frame: Tensor, person: Located, seen: list[Sighting]) -> None:
-        """Who is there beside the person."""
-        place, others = self._read(bounds(person.mesh)), []
-        for face in seen[:LOOKED_AT]:
-            if overlap(place, face.box) > MIN_OVERLAP:
-                continue
-            known = self._other_at(face)
-            found = self._fit_sighting(frame, face) if known is None else None
-            if known is not None or found is not None:
-                others.append(_other(face.box, found, known))
-        self._others = others
 
     def _preferred(self, frame: Tensor, seen: list[Sighting]) -> Located | None:
         """The person who was followed before a cut."""
@@ -444,7 +368,7 @@ class FaceLocator:
     def _small(self, frame: Tensor) -> Iterator[list[Sighting]]:
         """Small faces: of the first frame all, later those in a few tiles of each, as looking
         through all of them takes as long as many frames."""
-        if len(self._glances) == 1:
+        if self._scene.is_new:
             yield from self._search.small(frame, self._read)
             return
         tiles = [tile for level in self._search.levels(frame) for tile in level]
@@ -503,10 +427,8 @@ class FaceLocator:
         self._bound = True
         if self._person is None:
             self._person = torch.stack([found.looks] * GALLERY)
-            self._first, self._first_glance = found, self._glances[-1]
-        elif found.measures.unlike_person > NEW_LOOK and not (
-            self._others and self._has_company(self._read(bounds(found.mesh)))
-        ):
+            self._first, self._first_glance = found, self._scene.now
+        elif found.measures.unlike_person > NEW_LOOK and not self._others.near(self._place(found)):
             # The first look stays; of the others the oldest goes.
             self._person = torch.stack([self._person[0], *self._person[2:], found.looks])
 
@@ -515,71 +437,12 @@ def _known(value: Tensor | None, shape: tuple[int, ...], device: torch.device) -
     return torch.zeros(shape, device=device) if value is None else value
 
 
-def _other(box: Tensor, found: Located | None, known: _Other | None) -> _Other:
-    """Somebody at a box: one who was known, or who is seen there first."""
-    if known is not None:
-        return replace(known, box=box)
-    assert found is not None
-    return _Other(box, found.looks, box)
-
-
 def begun(found: Located) -> Located:
     """A face that is begun with afresh."""
     return replace(found, changed=True)
-
-
-def checked_choice(choice: FaceChoice) -> FaceChoice:
-    """A choice as it is. Raises ConfigError: no such choice."""
-    if choice == "largest" or (isinstance(choice, int) and choice >= 0):
-        return choice
-    if isinstance(choice, tuple):
-        has_area = len(choice) == 4 and choice[0] < choice[2] and choice[1] < choice[3]
-        if len(choice) == 2 or has_area:
-            return choice
-    raise ConfigError(
-        "face must be 'largest', an index from 0, a point (x, y) or a box (left, top, right, "
-        f"bottom) in pixels, not {choice!r}"
-    )
-
-
-def checked_box(box: Sequence[float]) -> Box:
-    """A box as four numbers. Raises ConfigError: it is none."""
-    edges = tuple(float(edge) for edge in box) if len(box) == 4 else ()
-    if len(edges) != 4 or not all(map(isfinite, edges)):
-        raise ConfigError(f"expected a box (left, top, right, bottom) in pixels, found {box!r}")
-    return edges
-
-
-def chosen(seen: list[Sighting], choice: FaceChoice) -> Sighting | None:
-    """Whom a choice means among the faces of a frame."""
-    if choice == "largest":
-        return max(seen, key=lambda face: face.area, default=None)
-    if isinstance(choice, int):
-        from_left = sorted(seen, key=lambda face: float(face.box[0] + face.box[2]))
-        return from_left[choice] if choice < len(from_left) else None
-    if len(choice) == 2:
-        point = torch.tensor(choice * 2, dtype=torch.float32)
-        holding = [face for face in seen if inside(point[:2], _wider(face.box))]
-        return min(holding, key=lambda face: float((face.box - point).abs().sum()), default=None)
-    box = torch.tensor(choice, dtype=torch.float32)
-    middles = ((face, (face.box[:2] + face.box[2:]) / 2) for face in seen)
-    within = [face for face, middle in middles if inside(middle, choice)]
-    return max(within, key=lambda face: overlap(box, face.box), default=None)
-
-
-def inside(point: Tensor, box: Tensor | Box) -> bool:
-    """Whether a point (2,) on the host lies in a box."""
-    left, top, right, bottom = (float(edge) for edge in box)
-    return left <= float(point[0]) <= right and top <= float(point[1]) <= bottom
 
 
 def bounds(mesh: Tensor) -> Tensor:
     """Box (4,) round a mesh (468, 2 or 3)."""
     points = mesh[:, :2]
     return torch.cat([points.amin(0), points.amax(0)])
-
-
-def _wider(box: Tensor) -> Tensor:
-    """A box with forehead and chin, which the detector leaves out."""
-    side = 0.3 * (box[2:] - box[:2])
-    return torch.cat([box[:2] - side, box[2:] + side])

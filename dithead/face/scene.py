@@ -8,13 +8,71 @@ frame to the next of ordinary footage these are 0.05 and 0.06 at most (8 to 30 f
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
+from dithead.face.search import Read
+
+SCENE, SWAP = 0.6, 0.11
+"""Shares of a frame that change at a cut, at least: to another scene; to somebody else in the same
+place, where what is round the face changes as much, too."""
+SCENE_RATIO, SWAP_RATIO = 1.5, 2.5
+"""And by so many times the least that changed from one to the next of the frames before: who walks
+through the picture does not come in one frame."""
+_GLANCES = 4  # that are remembered
 _ROWS, _COLUMNS, _EACH = 18, 32, 3
 _CHANGED = 0.5  # of the frame's own contrast
 _FAINT = 8.0  # levels
 _ROUND = 0.5  # of a face's size, on each side
+
+
+class Scene:
+    """What the latest frames showed."""
+
+    def __init__(self) -> None:
+        self._glances: deque[Tensor] = deque(maxlen=_GLANCES)
+        self._size = 0, 0
+
+    def see(self, frame: Tensor) -> None:
+        """Take in a frame (H, W, 3) uint8."""
+        self._size = frame.shape[0], frame.shape[1]
+        self._glances.append(glance(frame))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether one frame was seen so far."""
+        return len(self._glances) == 1
+
+    @property
+    def now(self) -> Tensor:
+        """The latest glance."""
+        return self._glances[-1]
+
+    def has_cut(self, place: Tensor | None, read: Read) -> bool:
+        """Whether the latest frame shows another scene than the one before it or, where a face is
+        at a place (4,) on the host, somebody else there."""
+        if len(self._glances) < 2:
+            return False
+        shares = [changed_share(before, after) for before, after in pairwise(self._glances)]
+        *earlier, share = read(torch.stack(shares)).tolist()
+        usual = min(earlier, default=0.0)
+        if share >= max(SCENE, SCENE_RATIO * usual):
+            return True
+        if place is None or share < max(SWAP, SWAP_RATIO * usual):
+            return False
+        change = changed_round(self._glances[-2], self.now, place, *self._size)
+        return float(read(change)) >= SWAP
+
+    def has_changed(self, before: Tensor, place: Tensor, read: Read) -> bool:
+        """Whether the scene is not what it was at a glance, and what is round a place neither."""
+        changes = [
+            changed_share(before, self.now),
+            changed_round(before, self.now, place, *self._size),
+        ]
+        return min(read(torch.stack(changes)).tolist()) >= SWAP
 
 
 def glance(frame: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dithead.errors import ConfigError
-from dithead.face.locate import Box
+from dithead.face.choice import Box
 
 NOBODY: Box = (0.0, 0.0, 0.0, 0.0)
 """Where nobody speaks."""
