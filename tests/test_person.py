@@ -238,18 +238,6 @@ def test_who_has_taken_the_place_in_a_jump_does_not_speak(
     assert [bool(part.any()) for part in changed] == [True] * 12 + [False] * 30 + [True] * 6
 
 
-def test_after_a_fade_the_one_who_is_there_then_speaks(
-    drive: list[Tensor], woman: Tensor, random_models: Models
-) -> None:
-    frames, man = [], drive[0][:, 32:320]
-    for index in range(60):
-        share = min(1.0, max(0.0, (index - 10) / 5))
-        frames.append(torch.lerp(man.float(), woman.float(), share).round().byte())
-    changed, reasons = altered(frames, random_models, "largest")
-    assert changed[0].any()
-    assert changed[-1].any(), reasons
-
-
 def test_a_camera_that_shakes_is_no_cut(drive: list[Tensor], random_models: Models) -> None:
     locate = FaceLocator(random_models.run)
     wide = torch.nn.functional.pad(drive[0].permute(2, 0, 1), (60, 60, 60, 60), value=GREY)

@@ -45,9 +45,6 @@ TILES_A_FRAME = 2
 """Where small faces are looked for on frame after frame, so many tiles are looked at on each."""
 LOOKED_AT = 6
 """Faces of a frame that are looked at, the surest ones."""
-REPLACED_AFTER = 25
-"""Frames after which somebody who appeared in a lost person's place, and round whom all has
-changed, is taken for another scene: a fade is a cut that takes long."""
 SAME_TURN = 0.12
 """A head is held as before if it is turned as far, up to this."""
 
@@ -141,7 +138,6 @@ class FaceLocator:
         self._since_detection = 0
         self._everywhere = False  # whether the last look was all over the frame
         self._scene = Scene()
-        self._seen: Tensor | None = None  # a glance at the latest frame with the person in it
         self._next_tile = 0
         self.reference: Tensor | None = None
         self.mouths: Tensor | None = None
@@ -183,7 +179,7 @@ class FaceLocator:
         if found.changed and self.reference is not None:  # which was of another light
             self.reference = self.mouths = None
             found = begun(self._fit(frame, found.region) or found)
-        self._lost, self._last, self._seen = 0, found, self._scene.now
+        self._lost, self._last = 0, found
         self._remember(found)
         return found
 
@@ -236,16 +232,6 @@ class FaceLocator:
         place = self._place(found)
         return self._scene.has_cut(None if self._others.near(place) else place, self._read)
 
-    def _is_replaced(self) -> bool:
-        """Whether the person went in a fade: long lost, somebody else appeared in the same place,
-        and what is round it is not what it was."""
-        if self._lost < REPLACED_AFTER or self._last is None or self._seen is None:
-            return False
-        place = self._place(self._last)
-        return self._others.appeared_at(place, SAME_PLACE) and self._scene.has_changed(
-            self._seen, place, self._read
-        )
-
     def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
         """Whether somebody else is still there: then the scene is the same."""
         if not self._others:
@@ -286,9 +272,7 @@ class FaceLocator:
                 found = self._person_again(frame, None, self._search.turned(frame, self._read))
             for small in self._small(frame) if found is None else ():
                 found = found or self._person_again(frame, None, small)
-            if found is not None or not self._is_replaced():
-                return found
-            self._bound = False
+            return found
         found = self._preferred(frame, seen)
         if found is None:
             found = self._chosen(frame, seen, wide, choice)

@@ -25,8 +25,6 @@ class Other:
     """(4,) on the host, where they were seen last."""
     looks: Tensor
     """LOOKS_SHAPE, as they were first seen."""
-    first: Tensor
-    """(4,), where that was."""
 
 
 class Others:
@@ -58,17 +56,11 @@ class Others:
         wide = torch.cat([place[:2] - margin, place[2:] + margin])
         return any(overlap(wide, one.box) > 0 for one in self._known)
 
-    def appeared_at(self, place: Tensor, share: float) -> bool:
-        """Whether somebody is at a box (4,) who was not seen anywhere else before."""
-        return any(
-            min(overlap(place, one.box), overlap(place, one.first)) > share for one in self._known
-        )
-
     def replace(self, seen: Iterable[Other], keep: bool) -> None:
         """Take those who were seen just now; ``keep``: the rest are still somewhere."""
         now = list(seen)
         rest = self._known if keep else []
-        before = [one for one in rest if all(overlap(one.box, other.box) == 0 for other in now)]
+        before = [one for one in rest if not any(other.looks is one.looks for other in now)]
         self._known = [*now, *before][:MOST_OTHERS]
 
     def _compared(self, looks: Tensor, read: Read) -> list[tuple[float, Other]]:
@@ -82,4 +74,4 @@ def seen_at(box: Tensor, known: Other | None, looks: Tensor | None) -> Other | N
     """Somebody at a box: one who was known, or who is seen there first, if there is a face."""
     if known is not None:
         return replace(known, box=box)
-    return None if looks is None else Other(box, looks, box)
+    return None if looks is None else Other(box, looks)
