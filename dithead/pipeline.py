@@ -24,7 +24,6 @@ from dithead.face.choice import Box, FaceChoice, checked_choice
 from dithead.face.cover import MouthWatch
 from dithead.face.judge import light_to
 from dithead.face.locate import Absence, FaceLocator
-from dithead.face.mesh import samples_for
 from dithead.face.reference import FAINT, ReferenceChoice
 from dithead.face.search import Read
 from dithead.face.speakers import Speakers
@@ -226,7 +225,7 @@ class FrameGenerator:
         self._fresh, self.left_alone = False, None
         return Face(
             *(transform, polygon, fresh, found.mesh, found.region),
-            *(samples_for(read(found.region)), light, shown.taken, shown.share),
+            *(found.samples, light, shown.taken, shown.share),
         )
 
     def fit(self, picture: Tensor, region: Tensor, samples: int) -> tuple[Tensor, Tensor]:

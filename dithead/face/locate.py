@@ -61,6 +61,8 @@ class Located:
     """(468, 3) in frame pixels."""
     region: Tensor
     """(1, 5), where it was fitted."""
+    samples: int
+    """Of each pixel of it that the mesh network saw."""
     looks: Tensor
     """LOOKS_SHAPE, see :mod:`dithead.face.judge`."""
     mouth: Tensor
@@ -246,10 +248,10 @@ class FaceLocator:
         place, others = self._place(person), []
         for face in seen[:LOOKED_AT]:
             if overlap(place, face.box) <= MIN_OVERLAP:
-                found = None if self._others.at(face) else self._fit_sighting(frame, face)
-                looks = None if found is None else found.looks
-                others.append(seen_at(face.box, self._others.at(face), looks))
-        self._others.replace((one for one in others if one is not None), keep=False)
+                known = self._others.at(face)
+                found = None if known else self._fit_sighting(frame, face)
+                others.append(seen_at(face.box, known, None if found is None else found.looks))
+        self._others.replace(others, keep=False)
 
     def _place(self, face: Located) -> Tensor:
         """Box (4,) round a face, on the host."""
@@ -312,7 +314,7 @@ class FaceLocator:
             else:
                 known = other or self._others.like(found.looks, AGAIN, read)
                 others.append(seen_at(face.box, known, found.looks))
-        self._others.replace((one for one in others if one is not None), keep=True)
+        self._others.replace(others, keep=True)
         if best is None and followed is not None:
             limit = min(ANOTHER, self._others.unlike(followed.looks, read))
             if followed.measures.unlike_person <= limit:
@@ -404,7 +406,7 @@ class FaceLocator:
             return None
         if last is None:
             seen = replace(seen, moved=0.0, unlike_last=0.0, light_step=0.0)
-        return Located(mesh[0], region, looks, mouth, light, seen)
+        return Located(mesh[0], region, samples, looks, mouth, light, seen)
 
     def _remember(self, found: Located) -> None:
         """Keep the looks of the person who is followed."""

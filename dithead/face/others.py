@@ -56,9 +56,10 @@ class Others:
         wide = torch.cat([place[:2] - margin, place[2:] + margin])
         return any(overlap(wide, one.box) > 0 for one in self._known)
 
-    def replace(self, seen: Iterable[Other], keep: bool) -> None:
-        """Take those who were seen just now; ``keep``: the rest are still somewhere."""
-        now = list(seen)
+    def replace(self, seen: Iterable[Other | None], keep: bool) -> None:
+        """Take those who were seen just now, as :func:`seen_at` gives them; ``keep``: the rest are
+        still somewhere."""
+        now = [one for one in seen if one is not None]
         rest = self._known if keep else []
         before = [one for one in rest if not any(other.looks is one.looks for other in now)]
         self._known = [*now, *before][:MOST_OTHERS]
