@@ -27,7 +27,7 @@ $(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.demo ## re-voice the packaged clip into out/demo.mp4
 	mkdir -p out
-	clip="$$($(BIN)/python -I -m dithead.bench.footage carphone)" && \
+	clip="$$($(BIN)/python -I -m dithead.footage carphone)" && \
 	$(BIN)/dithead-stream "$$clip" $(SPEECH) -o out/demo.mp4
 	@echo "The demo video is $(CURDIR)/out/demo.mp4"
 

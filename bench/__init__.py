@@ -1,1 +1,1 @@
-"""Measuring the runtime, and finding the footage it is measured and demonstrated on."""
+"""Measuring the runtime."""

@@ -67,12 +67,12 @@ def run_case(case: Case, timeout_s: float = 3600.0) -> dict[str, Any]:
     """Measure a case in a process of its own, so that no case warms or burdens another.
 
     Returns:
-        The figures; see :mod:`dithead.bench.child`.
+        The figures; see :mod:`dithead.bench.measure`.
 
     Raises:
         StreamError: the process failed; says with what.
     """
-    command = [sys.executable, "-m", "dithead.bench.child", json.dumps(asdict(case))]
+    command = [sys.executable, "-m", "dithead.bench.measure", json.dumps(asdict(case))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:

@@ -107,7 +107,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
     """What a command measures, in order."""
-    from dithead.bench import footage
+    from dithead import footage
 
     common = {
         "video": str(args.video or footage.carphone()),

@@ -32,10 +32,10 @@ from dithead.graphs import (
     Graphs,
     face_rectangle,
 )
-from dithead.models import SpeechGraph
+from dithead.hosttodevice import to_device
 from dithead.patch import Patch, cut_rectangle, put_patch
 from dithead.shape import in_pixels
-from dithead.transfer import to_device
+from dithead.torchgraphs import SpeechGraph
 
 ReferenceMode = Literal["previous", "fixed"]
 

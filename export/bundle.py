@@ -17,10 +17,10 @@ from dithead import checkpoint
 from dithead.errors import ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.folder import claimed, remove_stale
-from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select, with_batch
 from dithead.export.keys import hash_tensors, source_hash, versions, weights_read
 from dithead.export.onnx import OPSETS, export_onnx, external_files, require_onnx
 from dithead.export.precision import Precision, check_precision, reduce_precision
+from dithead.export.specs import GraphSpec, example_inputs, graph_specs, select, with_batch
 from dithead.export.tensorrt import (
     MODULES,
     PORTABLE,
@@ -31,7 +31,7 @@ from dithead.export.tensorrt import (
     this_gpu,
 )
 from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
-from dithead.models import Models
+from dithead.torchgraphs import TorchGraphs
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class _Exporter:
 
     def __init__(
         self,
-        models: Models,
+        models: TorchGraphs,
         folder: Path,
         options: ExportOptions,
         real: Callable[[], Cases] | None,
@@ -354,7 +354,7 @@ def export_bundle(
     folder: Path,
     options: ExportOptions,
     *,
-    models: Models | None = None,
+    models: TorchGraphs | None = None,
     real: Callable[[], Cases] | None = None,
     progress: Progress = log.info,
 ) -> ExportReport:
@@ -383,7 +383,7 @@ def export_bundle(
     if models is None:
         if source is None:
             raise ConfigError("give a checkpoint or models to export")
-        models = Models.load(source)
+        models = TorchGraphs.load(source)
     with claimed(folder):
         exporter = _Exporter(models, folder, options, real, progress)
         try:

@@ -121,7 +121,7 @@ def _flavour(choice: str, say: Callable[[str], None]) -> Flavour | None:
 
 
 def _demo_clip() -> Path | None:
-    from dithead.bench import footage
+    from dithead import footage
 
     try:
         return footage.carphone()
@@ -154,7 +154,7 @@ def _export(args: argparse.Namespace) -> ExportReport:
     from dithead.config import preset
     from dithead.export.bundle import export_bundle
     from dithead.export.record import record_real_inputs
-    from dithead.models import Models
+    from dithead.torchgraphs import TorchGraphs
 
     def say(line: str) -> None:
         if not args.quiet:
@@ -164,10 +164,10 @@ def _export(args: argparse.Namespace) -> ExportReport:
     clip = args.clip
     if args.preset is None:
         source = getattr(args, "checkpoint", "tiny")
-        models = Models.load(source, "cpu", args.audio_weights)
+        models = TorchGraphs.load(source, "cpu", args.audio_weights)
         clip = clip or _demo_clip()
     else:
-        source, models = None, Models.random(preset(args.preset))
+        source, models = None, TorchGraphs.random(preset(args.preset))
     if clip is None:
         say("comparing on random inputs alone: give --clip VIDEO to compare on real ones, too")
         real = None

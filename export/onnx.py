@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dithead.errors import BackendUnavailable, ExportError
-from dithead.export.graphs import GraphSpec
+from dithead.export.specs import GraphSpec
 from dithead.export.spelt import spelt_out
 
 if TYPE_CHECKING:

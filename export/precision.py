@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dithead.dit import Block
 from dithead.errors import ConfigError
-from dithead.export.graphs import graph_specs
-from dithead.models import Models
+from dithead.export.specs import graph_specs
+from dithead.torchgraphs import TorchGraphs
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -110,7 +110,7 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> None:
             _convert(child, dtype)
 
 
-class ReducedGraphs(Models):
+class ReducedGraphs(TorchGraphs):
     """Graphs in reduced precision in PyTorch, which rounds as a GPU does: what a precision costs
     can be measured with them on any machine.
 
@@ -118,7 +118,7 @@ class ReducedGraphs(Models):
         models: the graphs in float32; those that stay float32 in a bundle are run as they are.
     """
 
-    def __init__(self, models: Models, precision: Precision) -> None:
+    def __init__(self, models: TorchGraphs, precision: Precision) -> None:
         check_precision(precision)
         super().__init__(models.dithead, models.audio, models.detector, models.mesh)
         self._precision: Precision = precision

@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dithead.bench import footage
+from dithead import footage
 from dithead.errors import MediaError
-from dithead.export.graphs import graph_specs
+from dithead.export.specs import graph_specs
 from dithead.export.validate import Recorder
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
-from dithead.runtime.media import AudioSource, VideoSource
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.torchgraphs import TorchGraphs
 
 FRAMES = 12
 SPEECH_S = 2.0
 
 
 def record_real_inputs(
-    models: Models, clip: Path, largest_rectangle: int
+    models: TorchGraphs, clip: Path, largest_rectangle: int
 ) -> dict[str, list[dict[str, Tensor]]]:
     """Re-voice the beginning of a clip with the packaged speech and keep what each graph met.
 

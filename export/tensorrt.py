@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
-from dithead.export.graphs import GraphSpec
 from dithead.export.manifest import Port
+from dithead.export.specs import GraphSpec
 
 Flavour = Literal["tensorrt-rtx", "tensorrt"]
 MODULES: dict[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dithead.config import DitHeadConfig
 from dithead.errors import ExportError
-from dithead.export.graphs import GraphSpec
 from dithead.export.onnx import load_onnxruntime
+from dithead.export.specs import GraphSpec
 from dithead.export.widen import runnable
 from dithead.graphs import Graphs
 

@@ -11,7 +11,7 @@ import torch
 from dithead.errors import ExportError
 from dithead.export import manifest as mf
 from dithead.export.folder import claimed
-from dithead.export.graphs import example_inputs, graph_specs
+from dithead.export.specs import example_inputs, graph_specs
 from dithead.export.validate import TOLERANCES, onnx_session, relative_error, to_arrays
 from dithead.export.widen import runnable
 

@@ -16,8 +16,8 @@ from dithead.runtime.defaults import IN_FLIGHT, default_threads
 from dithead.runtime.progress import WANTED, Progress
 
 if TYPE_CHECKING:
-    from dithead.runtime.inputs import Input
-    from dithead.runtime.outputs import Encoding
+    from dithead.runtime.media.inputs import Input
+    from dithead.runtime.media.outputs import Encoding
     from dithead.runtime.pipeline import Summary
 
 
@@ -298,8 +298,8 @@ def _device(name: str) -> Any:
 
 
 def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
-    from dithead.runtime.inputs import Input
-    from dithead.runtime.outputs import Encoding, Output
+    from dithead.runtime.media.inputs import Input
+    from dithead.runtime.media.outputs import Encoding, Output
 
     video = Input(args.video, args.input_format, args.fps, tuple(args.input_option))
     settings = tuple(args.audio_option)
@@ -326,7 +326,7 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None, show: bool) 
 
     What can be read but once is left for the run.
     """
-    from dithead.runtime.media import AudioSource, VideoSource
+    from dithead.runtime.media.sources import AudioSource, VideoSource
 
     frames = rate = sound_s = None
     if not video.once:

@@ -190,7 +190,7 @@ def look_at_bundle(folder: Path) -> list[Finding]:
     """Whether a bundle is whole and fits what is installed."""
     from dithead.errors import BackendUnavailable
     from dithead.export import manifest as mf
-    from dithead.export.graphs import graph_specs
+    from dithead.export.specs import graph_specs
     from dithead.export.tensorrt import load_flavour
 
     group, remedy = "Bundles", f"dithead-export -o {folder}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dithead.errors import MediaError
 from dithead.pipeline import LeftAlone, Options
-from dithead.runtime.inputs import Input
+from dithead.runtime.media.inputs import Input
 
 REASONS: Mapping[LeftAlone, tuple[str, str | None]] = {
     "no face": ("no face was seen", None),

@@ -1,5 +1,5 @@
 """The main job, from files, pipes or live sources to a file, a pipe or a server: the stages of
-:mod:`dithead.runtime.stages` between a decoder and an encoder, in bounded memory."""
+:mod:`dithead.runtime.schedule.stages` between a decoder and an encoder, in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from dithead.errors import ConfigError, MediaError
 from dithead.pipeline import FrameGenerator, LeftAlone, Options
 from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.defaults import IN_FLIGHT
-from dithead.runtime.extend import ExtendMode, extend_frames
-from dithead.runtime.frame import VideoFrame
-from dithead.runtime.inputs import Demuxer, Input, Kind, as_input
-from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.leftalone import left_alone_notes, nobody_spoke
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.outputs import Encoding, Output, as_output
-from dithead.runtime.scheduler import Item, Scheduler
-from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
-from dithead.runtime.trace import Trace
-from dithead.runtime.tracks import OtherTracks, other_streams
+from dithead.runtime.media.extend import ExtendMode, extend_frames
+from dithead.runtime.media.inputs import Demuxer, Input, Kind, as_input
+from dithead.runtime.media.otherstreams import OtherTracks, other_streams
+from dithead.runtime.media.outputs import Encoding, Output, as_output
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.runtime.media.videoframe import VideoFrame
+from dithead.runtime.schedule.lanes import Lanes, make_lanes
+from dithead.runtime.schedule.scheduler import Item, Scheduler
+from dithead.runtime.schedule.stages import BUFFERS, Deliver, face_stages, load_picture
+from dithead.runtime.schedule.trace import Trace
 
 _BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
 
@@ -230,7 +230,7 @@ def _check(
 
 
 class _FileSound:
-    """The sound of a file; see :class:`dithead.runtime.stages.Sound`."""
+    """The sound of a file; see :class:`dithead.runtime.schedule.stages.Sound`."""
 
     def __init__(self, source: AudioSource) -> None:
         self._source = source

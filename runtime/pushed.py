@@ -16,21 +16,21 @@ from torch import Tensor
 from dithead.errors import StreamError
 from dithead.face.choice import Box, checked_box
 from dithead.pipeline import FrameGenerator, LeftAlone
-from dithead.runtime.batch import Batcher
-from dithead.runtime.channel import Channel, Closed, Stopped
 from dithead.runtime.checked import checked_picture, checked_rate, checked_time, checked_wait
-from dithead.runtime.lanes import Lanes
-from dithead.runtime.media import SPEECH_RATE_HZ
-from dithead.runtime.scheduler import Item, Scheduler
-from dithead.runtime.stages import BUFFERS, Deliver, face_stages, load_picture
-from dithead.runtime.trace import Trace
+from dithead.runtime.media.sources import SPEECH_RATE_HZ
+from dithead.runtime.schedule.batch import Batcher
+from dithead.runtime.schedule.channel import Channel, Closed, Stopped
+from dithead.runtime.schedule.lanes import Lanes
+from dithead.runtime.schedule.scheduler import Item, Scheduler
+from dithead.runtime.schedule.stages import BUFFERS, Deliver, face_stages, load_picture
+from dithead.runtime.schedule.trace import Trace
 
 _PIECE_SAMPLES = SPEECH_RATE_HZ  # sound is taken in and encoded in pieces of at most a second
 
 
 @dataclass(frozen=True, slots=True)
 class RgbFrame:
-    """A pushed picture; see :class:`dithead.runtime.stages.Frame`."""
+    """A pushed picture; see :class:`dithead.runtime.schedule.stages.Frame`."""
 
     index: int
     time_s: Fraction
@@ -80,7 +80,7 @@ class OutputFrame:
 
 
 class PushedSound:
-    """Sound as it is pushed; see :class:`dithead.runtime.stages.Sound`."""
+    """Sound as it is pushed; see :class:`dithead.runtime.schedule.stages.Sound`."""
 
     def __init__(self) -> None:
         self.channel: Channel[Tensor] = Channel()

@@ -31,12 +31,12 @@ from dithead.errors import ConfigError, StreamError
 from dithead.face.choice import Box
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
-from dithead.runtime.batch import WAIT_S, Batcher
 from dithead.runtime.checked import checked_number, checked_picture, checked_time, checked_wait
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
-from dithead.runtime.lanes import Lanes, make_lanes
 from dithead.runtime.pushed import OutputFrame, PushedRun
-from dithead.runtime.trace import Trace
+from dithead.runtime.schedule.batch import WAIT_S, Batcher
+from dithead.runtime.schedule.lanes import Lanes, make_lanes
+from dithead.runtime.schedule.trace import Trace
 
 _SLICE_S = 0.1  # for which a thread waits before it asks whether it still should
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dithead.export import tensorrt
-from dithead.export.graphs import GraphSpec, example_inputs, graph_specs, select
-from dithead.models import Models
+from dithead.export.specs import GraphSpec, example_inputs, graph_specs, select
+from dithead.torchgraphs import TorchGraphs
 
 SMALL = ("dit_step", "dit_context", "noise")
 HAS_RTX = tensorrt.installed_flavour() == "tensorrt-rtx"
@@ -18,6 +18,6 @@ def spec_of(name: str) -> GraphSpec:
     return select(graph_specs(128), [name])[0]
 
 
-def cases(name: str, models: Models, count: int = 2) -> list[dict[str, torch.Tensor]]:
+def cases(name: str, models: TorchGraphs, count: int = 2) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [example_inputs(spec_of(name), models.config, generator) for _ in range(count)]

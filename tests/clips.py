@@ -17,10 +17,10 @@ from typing import Any
 import av
 import numpy as np
 
-from dithead.runtime.frame import VideoFrame, planes
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.outputs import Encoding
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.runtime.media.videoframe import VideoFrame, planes
 
 # Plays the server that an RTMP client expects: takes what is sent, and copies it into a file.
 LISTENER = """

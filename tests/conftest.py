@@ -24,9 +24,8 @@ from bundles import HAS_RTX, SMALL
 from emulated_cuda import EmulatedCuda
 from streams import BLANK, TIMES, warble
 
-from dithead import checkpoint
+from dithead import checkpoint, footage
 from dithead.audio import AudioConfig, load_audio_encoder
-from dithead.bench import footage
 from dithead.config import DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, VQGANConfig
 from dithead.errors import DitheadError
 from dithead.export import cli
@@ -34,9 +33,9 @@ from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.face.detector import load_face_detector
 from dithead.face.mesh import load_face_mesh
 from dithead.model import DitHead
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
 from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
 
 SEED = 20231206
 THREADS = int(os.environ.get("DITHEAD_TEST_THREADS", min(2, os.cpu_count() or 1)))
@@ -91,7 +90,7 @@ def shared_footage() -> Path:
 
 
 @pytest.fixture(scope="session")
-def random_models() -> Models:
+def random_models() -> TorchGraphs:
     """A small model with random weights behind the real face and speech models.
 
     For tests of timing, geometry and exactness, which hold for any weights.
@@ -114,7 +113,7 @@ def random_models() -> Models:
         last.bias.copy_(torch.tensor([0.5, 0.2, 0.05]))
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
-    return Models(model, audio, load_face_detector(), load_face_mesh())
+    return TorchGraphs(model, audio, load_face_detector(), load_face_mesh())
 
 
 @pytest.fixture(scope="session")
@@ -135,14 +134,14 @@ def sound() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def session(random_models: Models) -> Session:
+def session(random_models: TorchGraphs) -> Session:
     """The small random model."""
     return Session(random_models)
 
 
 @pytest.fixture(scope="session")
 def specification(
-    random_models: Models, pictures: list[np.ndarray], sound: np.ndarray
+    random_models: TorchGraphs, pictures: list[np.ndarray], sound: np.ndarray
 ) -> Callable[[Options], list[np.ndarray]]:
     """What dithead.pipeline makes of the frames and the sound, by options."""
     made: dict[Options, list[np.ndarray]] = {}
@@ -223,7 +222,7 @@ def tone_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_file(random_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_file(random_models: TorchGraphs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random model as a file."""
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     model = random_models.dithead

@@ -41,11 +41,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dithead.models import Models
-from dithead.runtime.channel import Channel
-from dithead.runtime.lanes import cuda
-from dithead.runtime.lanes.recording import Entry, races
-from dithead.runtime.scheduler import Scheduler
+from dithead.runtime.schedule import cuda
+from dithead.runtime.schedule.channel import Channel
+from dithead.runtime.schedule.recording import Entry, races
+from dithead.runtime.schedule.scheduler import Scheduler
+from dithead.torchgraphs import TorchGraphs
 
 #: Kernels whose result is a number in Python, or whose size depends on values.
 _READ_BACK = {
@@ -422,7 +422,7 @@ class EmulatedCuda:
     def _replace_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tensor, numpy, guard = torch.tensor, Tensor.numpy, Scheduler._guard
         join = threading.Thread.join
-        put, get, module = Channel.put, Channel.get, Models.module
+        put, get, module = Channel.put, Channel.get, TorchGraphs.module
 
         def make_tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
             made = tensor(data, **options)
@@ -439,7 +439,7 @@ class EmulatedCuda:
             self._end_thread()
 
         # What a thread knows to be done, the thread that it hands something to knows as well.
-        def module_noted(models: Models, name: str) -> Any:
+        def module_noted(models: TorchGraphs, name: str) -> Any:
             with self._lock:
                 act = "wait" if name in models._modules else "record"
                 found = module(models, name)
@@ -473,7 +473,7 @@ class EmulatedCuda:
             (torch, "tensor", make_tensor),
             (Tensor, "numpy", as_numpy),
             (Scheduler, "_guard", guarded),
-            (Models, "module", module_noted),
+            (TorchGraphs, "module", module_noted),
             (threading.Thread, "join", joined),
             (Channel, "put", put_noted),
             (Channel, "get", get_noted),

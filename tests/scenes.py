@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dithead.face.detector import crop_rotated
 from dithead.face.locate import FaceLocator, Located
-from dithead.models import Models
+from dithead.torchgraphs import TorchGraphs
 
 GREY = 128
 
@@ -55,7 +55,7 @@ def covered(
     return made
 
 
-def cut_out(picture: Tensor, models: Models) -> tuple[Tensor, Tensor]:
+def cut_out(picture: Tensor, models: TorchGraphs) -> tuple[Tensor, Tensor]:
     """Head and shoulders of a picture: where they are, (H, W) bool; the face's middle, (2,)."""
     found = FaceLocator(models.run)(picture)
     assert found is not None

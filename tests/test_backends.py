@@ -19,10 +19,10 @@ from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.export.folder import claimed
-from dithead.models import Models
 from dithead.runtime.backends import open_graphs
 from dithead.runtime.backends.onnxruntime import KEPT_SIZES, OnnxGraphs
 from dithead.runtime.doctor import look_at_bundle
+from dithead.torchgraphs import TorchGraphs
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
@@ -148,7 +148,7 @@ def count_opened(graphs: OnnxGraphs, patch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_streams_open_graphs_at_the_same_time(
-    small_bundle: Path, random_models: Models, monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path, random_models: TorchGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs = OnnxGraphs(small_bundle, threads=1)
     inputs = list(cases("dit_context", random_models, 1)[0].values())

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dithead.runtime import batch
-from dithead.runtime.batch import Batcher, Member
-from dithead.runtime.channel import Stopped
-from dithead.runtime.lanes.host import HostLane, HostLanes
+from dithead.runtime.schedule import batch
+from dithead.runtime.schedule.batch import Batcher, Member
+from dithead.runtime.schedule.channel import Stopped
+from dithead.runtime.schedule.host import HostLane, HostLanes
 
 
 def double(values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import pytest
 
 from dithead.bench import cli
 from dithead.bench.case import Case, run_case
-from dithead.bench.child import measure, percentiles
+from dithead.bench.measure import measure, percentiles
 from dithead.bench.plot import Bar, bars
 from dithead.errors import ConfigError, StreamError
 from dithead.runtime.session import Session, Stream

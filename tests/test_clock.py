@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from dithead.runtime.clock import SampleClock, VideoClock
+from dithead.runtime.media.clock import SampleClock, VideoClock
 
 
 @pytest.mark.parametrize(

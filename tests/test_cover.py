@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dithead.face.cover import FOR_GOOD_S, MouthWatch
 from dithead.face.locate import FaceLocator
-from dithead.models import Models
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
+from dithead.torchgraphs import TorchGraphs
 
 HANDS = {
     "hand": (50, 78, 70, 40, (0xC0, 0x80, 0x60)),
@@ -28,7 +28,7 @@ def drive(carphone_clip: Path) -> list[Tensor]:
         return [torch.from_numpy(frame.rgb()) for frame in video]
 
 
-def watched(frames: list[Tensor], models: Models, fps: float = 30.0) -> list[bool]:
+def watched(frames: list[Tensor], models: TorchGraphs, fps: float = 30.0) -> list[bool]:
     """Whether each frame's mouth is seen to be covered."""
     locate, watch, found = FaceLocator(models.run), MouthWatch(), []
     for index, frame in enumerate(frames):
@@ -42,7 +42,7 @@ def watched(frames: list[Tensor], models: Models, fps: float = 30.0) -> list[boo
 
 @pytest.mark.parametrize("what", HANDS)
 def test_a_mouth_is_covered_while_something_is_before_it(
-    what: str, drive: list[Tensor], random_models: Models
+    what: str, drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     *place, colour = HANDS[what]
     frames = [
@@ -55,7 +55,9 @@ def test_a_mouth_is_covered_while_something_is_before_it(
     assert not any(found[27:])
 
 
-def test_the_own_skin_before_the_mouth_is_seen(drive: list[Tensor], random_models: Models) -> None:
+def test_the_own_skin_before_the_mouth_is_seen(
+    drive: list[Tensor], random_models: TorchGraphs
+) -> None:
     cheek = drive[0][84:88, 76:80].float().mean((0, 1)).round().byte()
     frames = [covered(f, 56, 80, 56, 36, cheek) if i >= 8 else f for i, f in enumerate(drive[:20])]
     found = watched(frames, random_models)
@@ -64,14 +66,14 @@ def test_the_own_skin_before_the_mouth_is_seen(drive: list[Tensor], random_model
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_an_ordinary_mouth_is_never_covered(
-    every: int, drive: list[Tensor], random_models: Models
+    every: int, drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     assert not any(watched(drive[::every], random_models, 30 / every))
     dimmer = [lit(frame, 1 - 0.5 * i / len(drive)) for i, frame in enumerate(drive)]
     assert not any(watched(dimmer[::every], random_models, 30 / every))
 
 
-def test_a_covered_frame_is_left_as_it_is(drive: list[Tensor], random_models: Models) -> None:
+def test_a_covered_frame_is_left_as_it_is(drive: list[Tensor], random_models: TorchGraphs) -> None:
     *place, colour = HANDS["hand"]
     hand = torch.tensor(colour, dtype=torch.uint8)
     generate = FrameGenerator(random_models, Options(steps=1, detail=False))
@@ -84,7 +86,7 @@ def test_a_covered_frame_is_left_as_it_is(drive: list[Tensor], random_models: Mo
 
 
 def test_a_face_that_was_covered_at_first_is_begun_with_anew(
-    drive: list[Tensor], random_models: Models
+    drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     *place, colour = HANDS["hand"]
     hand = torch.tensor(colour, dtype=torch.uint8)
@@ -92,7 +94,7 @@ def test_a_face_that_was_covered_at_first_is_begun_with_anew(
     assert not any(watched(frames, random_models)[9:])  # three frames until lips are believed
 
 
-def test_what_stays_for_good_is_the_mouth(drive: list[Tensor], random_models: Models) -> None:
+def test_what_stays_for_good_is_the_mouth(drive: list[Tensor], random_models: TorchGraphs) -> None:
     *place, colour = HANDS["microphone"]
     dark = torch.tensor(colour, dtype=torch.uint8)
     frames = [drive[0], *[covered(drive[0], *place, dark)] * 30]
@@ -104,7 +106,7 @@ def test_what_stays_for_good_is_the_mouth(drive: list[Tensor], random_models: Mo
 
 @pytest.mark.parametrize("colour", [(20, 20, 25), (60, 90, 200), (60, 160, 70), (240, 240, 240)])
 def test_a_mask_that_is_put_on_is_no_mouth(
-    colour: tuple[int, int, int], drive: list[Tensor], random_models: Models
+    colour: tuple[int, int, int], drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     generate = FrameGenerator(random_models, Options(steps=1, detail=False))
     cloth = torch.tensor(colour, dtype=torch.uint8)

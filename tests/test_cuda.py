@@ -10,11 +10,11 @@ import pytest
 import torch
 from streams import collect, warble
 
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
-from dithead.runtime.lanes.cuda import CudaLanes
 from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.schedule.cuda import CudaLanes
 from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
 
 pytestmark = pytest.mark.gpu
 
@@ -22,9 +22,9 @@ FRAMES = 40
 
 
 @pytest.fixture(scope="module")
-def models() -> Models:
+def models() -> TorchGraphs:
     """The shipped model on the GPU."""
-    return Models.load("tiny", "cuda")
+    return TorchGraphs.load("tiny", "cuda")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def sound() -> np.ndarray:
 
 
 def run(
-    models: Models,
+    models: TorchGraphs,
     pictures: list[np.ndarray],
     sound: np.ndarray,
     options: Options,
@@ -52,7 +52,7 @@ def run(
 
 
 def test_streams_equal_the_specification(
-    models: Models, pictures: list[np.ndarray], sound: np.ndarray
+    models: TorchGraphs, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
     options = Options(steps=2, seed=3)
     frames = [(torch.from_numpy(p).cuda(), n / 25) for n, p in enumerate(pictures)]
@@ -67,7 +67,7 @@ def test_streams_equal_the_specification(
 
 
 def test_nothing_waits_for_the_device(
-    models: Models, pictures: list[np.ndarray], sound: np.ndarray
+    models: TorchGraphs, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
     def came(count: int) -> None:
         if count == FRAMES // 4:  # by then, buffers are there and graphs are captured
@@ -80,7 +80,7 @@ def test_nothing_waits_for_the_device(
 
 
 def test_cuda_streams_overlap(
-    models: Models, pictures: list[np.ndarray], sound: np.ndarray
+    models: TorchGraphs, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
     from torch.profiler import ProfilerActivity, profile
 

@@ -25,8 +25,8 @@ from dithead.face.crop import (
     transform_from_placement,
 )
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, roi_from_mesh
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
+from dithead.torchgraphs import TorchGraphs
 
 SIDE = 256
 CONFIG = FaceConfig(crop_px=128)
@@ -36,7 +36,7 @@ STEP = torch.tensor(0.04)
 class Portrait:
     """A portrait's rectangle, and what the stages before know of it."""
 
-    def __init__(self, astronaut: np.ndarray, models: Models) -> None:
+    def __init__(self, astronaut: np.ndarray, models: TorchGraphs) -> None:
         self.rectangle = torch.from_numpy(astronaut[:SIDE, 96 : 96 + SIDE].copy())
         region = torch.tensor([[128.0, 120.0, 240.0, 240.0, 0.0]])
         for _ in range(3):
@@ -87,7 +87,7 @@ class Portrait:
 
 
 @pytest.fixture
-def portrait(astronaut: np.ndarray, random_models: Models) -> Portrait:
+def portrait(astronaut: np.ndarray, random_models: TorchGraphs) -> Portrait:
     return Portrait(astronaut, random_models)
 
 
@@ -348,7 +348,7 @@ def test_a_closed_mouth_beside_one_that_moves_is_closed(portrait: Portrait) -> N
 
 @pytest.mark.parametrize("shift", [-150, 0, 150])
 def test_faces_that_reach_out_of_the_frame(
-    random_models: Models, astronaut: np.ndarray, shift: int
+    random_models: TorchGraphs, astronaut: np.ndarray, shift: int
 ) -> None:
     frame = torch.full((150, 200, 3), 90, dtype=torch.uint8)
     part = torch.from_numpy(astronaut[20:220, 120:320].copy())
@@ -360,7 +360,7 @@ def test_faces_that_reach_out_of_the_frame(
 
 
 def test_without_the_detail_layer_the_generated_face_is_shown(
-    random_models: Models, astronaut: np.ndarray
+    random_models: TorchGraphs, astronaut: np.ndarray
 ) -> None:
     frame = torch.from_numpy(astronaut[20:260, 104:344].copy())
     on, off = (

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dithead import checkpoint
-from dithead.models import Models
 from dithead.runtime import doctor
+from dithead.torchgraphs import TorchGraphs
 
 
 def test_everything_is_found_and_every_lack_has_a_remedy() -> None:
@@ -34,7 +34,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     assert "dithead[tensorrt-rtx]" in by_name["tensorrt-rtx"].remedy
 
 
-def test_checkpoints_that_do_not_fit_are_unusable(random_models: Models, tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_unusable(
+    random_models: TorchGraphs, tmp_path: Path
+) -> None:
     good, bad, torn = (tmp_path / f"{name}.safetensors" for name in ("good", "bad", "torn"))
     model = random_models.dithead
     checkpoint.save(good, model.state_dict(), model.config.to_dict())
@@ -56,7 +58,7 @@ def test_the_remedy_makes_the_same_bundle_again(
     assert "a part of a bundle" in found.detail
     assert "--engines tensorrt-rtx --batch 1 -o " in found.remedy
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr("dithead.export.graphs.graph_specs", lambda *_: [])
+    monkeypatch.setattr("dithead.export.specs.graph_specs", lambda *_: [])
     found = doctor.look_at_bundle(bundle_copy)[-1]
     assert found.state == "unusable"
     assert found.remedy == "pip install 'dithead[tensorrt-rtx]'"

@@ -17,23 +17,23 @@ from streams import alike, collect, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.models import Models
 from dithead.pipeline import FrameGenerator, Options, revoice
-from dithead.runtime.lanes import cuda
-from dithead.runtime.lanes.cuda import CudaBuffer, CudaLane, CudaLanes
 from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.schedule import cuda
+from dithead.runtime.schedule.cuda import CudaBuffer, CudaLane, CudaLanes
 from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
 
 FRAMES = 12  # the detector looks again after ten
 DEVICE = torch.device("cuda")
 
 
 @pytest.fixture
-def models(emulated_cuda: EmulatedCuda, random_models: Models) -> Models:
+def models(emulated_cuda: EmulatedCuda, random_models: TorchGraphs) -> TorchGraphs:
     """The small model on the device, every graph of it."""
     given = random_models
     parts = (given.dithead, given.audio, given.detector, given.mesh)
-    return Models(*(copy.deepcopy(part).to(DEVICE) for part in parts))
+    return TorchGraphs(*(copy.deepcopy(part).to(DEVICE) for part in parts))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def images(frames: list[OutputFrame]) -> list[np.ndarray]:
 )
 def test_streams_equal_the_specification_without_races_or_waits(
     emulated_cuda: EmulatedCuda,
-    models: Models,
+    models: TorchGraphs,
     pictures: list[np.ndarray],
     sound: list[np.ndarray],
     options: Options,
@@ -92,7 +92,7 @@ def test_streams_equal_the_specification_without_races_or_waits(
 
 def test_streams_that_share_a_batch(
     emulated_cuda: EmulatedCuda,
-    models: Models,
+    models: TorchGraphs,
     pictures: list[np.ndarray],
     sound: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
@@ -108,7 +108,7 @@ def test_streams_that_share_a_batch(
 
 
 def close_early(
-    models: Models, pictures: list[np.ndarray], sound: list[np.ndarray], pulled: int
+    models: TorchGraphs, pictures: list[np.ndarray], sound: list[np.ndarray], pulled: int
 ) -> None:
     """Close a stream after so many frames, and let go of all that it held."""
     with Session(models).open_stream(Options(steps=1)) as stream:
@@ -120,7 +120,10 @@ def close_early(
 
 
 def test_a_stream_that_is_closed_early_frees_nothing_in_use(
-    emulated_cuda: EmulatedCuda, models: Models, pictures: list[np.ndarray], sound: list[np.ndarray]
+    emulated_cuda: EmulatedCuda,
+    models: TorchGraphs,
+    pictures: list[np.ndarray],
+    sound: list[np.ndarray],
 ) -> None:
     for pulled in (0, 2):
         close_early(models, pictures, sound, pulled)
@@ -137,7 +140,7 @@ def test_a_stream_that_is_closed_early_frees_nothing_in_use(
 )
 def test_a_forgotten_event_is_a_race(
     emulated_cuda: EmulatedCuda,
-    models: Models,
+    models: TorchGraphs,
     pictures: list[np.ndarray],
     sound: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
@@ -152,7 +155,7 @@ def test_a_forgotten_event_is_a_race(
 
 def test_a_number_read_back_is_a_wait(
     emulated_cuda: EmulatedCuda,
-    models: Models,
+    models: TorchGraphs,
     pictures: list[np.ndarray],
     sound: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
@@ -173,7 +176,7 @@ def test_a_number_read_back_is_a_wait(
 
 def test_a_copy_from_the_host_is_not_captured(
     emulated_cuda: EmulatedCuda,
-    models: Models,
+    models: TorchGraphs,
     pictures: list[np.ndarray],
     sound: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,

@@ -14,10 +14,10 @@ import torch
 
 from dithead.errors import MediaError
 from dithead.export.precision import ReducedGraphs
-from dithead.models import Models
 from dithead.pipeline import Options
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.torchgraphs import TorchGraphs
 from dithead.train import evaluate
 from dithead.train.evaluation.clips import (
     Clip,
@@ -105,7 +105,7 @@ def test_feedback_compares_the_first_and_last_five_seconds(rate: int) -> None:
 
 
 def test_a_reduced_precision_is_compared_with_float32(
-    random_models: Models, astronaut: np.ndarray
+    random_models: TorchGraphs, astronaut: np.ndarray
 ) -> None:
     picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
     frames = [picture.roll(i, 1) for i in range(5)]
@@ -274,7 +274,7 @@ def test_part_of_a_clip_begins_anew() -> None:
 
 
 def test_frames_that_lost_their_face_are_counted(
-    random_models: Models, astronaut: np.ndarray
+    random_models: TorchGraphs, astronaut: np.ndarray
 ) -> None:
     picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
     blank = torch.full_like(picture, 90)

@@ -16,8 +16,8 @@ from dithead.errors import CheckpointError, ConfigError, ExportError
 from dithead.export import cli
 from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
-from dithead.export.graphs import example_inputs, graph_specs, select, with_batch
 from dithead.export.keys import hash_tensors, weights_read
+from dithead.export.specs import example_inputs, graph_specs, select, with_batch
 from dithead.export.validate import (
     TOLERANCES,
     onnx_session,
@@ -25,10 +25,10 @@ from dithead.export.validate import (
     run_torch,
     to_arrays,
 )
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.backends.tensorrt import find_engine
+from dithead.torchgraphs import TorchGraphs
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
@@ -54,7 +54,7 @@ def test_shipped_bundle_is_whole(shipped_bundle: Path) -> None:
 
 def test_every_shipped_file_runs_and_equals_pytorch(shipped_bundle: Path) -> None:
     manifest = mf.read_manifest(shipped_bundle)
-    models = Models.load("tiny")
+    models = TorchGraphs.load("tiny")
     generator = torch.Generator().manual_seed(77)  # not the inputs it was validated on
     worst: dict[str, float] = {}
     for spec in graph_specs(manifest.largest_rectangle, manifest.model_config().shape_head):
@@ -106,7 +106,7 @@ def test_streaming_from_the_shipped_bundle_equals_pytorch(
     frames = [(picture.roll(i, 1), i / 25) for i in range(6)]
     sound = 0.2 * torch.randn(16000)
     options = Options(steps=2, reference="previous")
-    expected = list(revoice(iter(frames), sound, Models.load("tiny"), options))
+    expected = list(revoice(iter(frames), sound, TorchGraphs.load("tiny"), options))
     found = list(revoice(iter(frames), sound, OnnxGraphs(shipped_bundle), options))
     for a, b in zip(expected, found, strict=True):
         difference = (a.int() - b.int()).abs()
@@ -126,7 +126,7 @@ def test_a_second_export_builds_nothing(checkpoint_file: Path, bundle_copy: Path
 
 
 @pytest.fixture
-def changed_file(random_models: Models, tmp_path: Path) -> Path:
+def changed_file(random_models: TorchGraphs, tmp_path: Path) -> Path:
     """The small random model with one weight of the denoiser changed."""
     tensors = {k: v.clone() for k, v in random_models.dithead.state_dict().items()}
     tensors["dit.patch_out.bias"][0] += 0.5
@@ -154,7 +154,7 @@ def test_weights_are_hashed_by_value_and_name() -> None:
     assert hash_tensors(a) != hash_tensors({"weight": a["bias"], "bias": a["weight"]})
 
 
-def test_a_graph_holds_the_weights_it_reads_and_no_others(random_models: Models) -> None:
+def test_a_graph_holds_the_weights_it_reads_and_no_others(random_models: TorchGraphs) -> None:
     def read(name: str) -> set[str]:
         spec, module = spec_of(name), random_models.module(name)
         inputs = example_inputs(spec, random_models.config, torch.Generator().manual_seed(1))
@@ -213,7 +213,7 @@ def test_a_damaged_bundle_is_mended_by_exporting_again(
 
 
 def test_a_nan_in_the_checkpoint_is_refused(
-    random_models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_models: TorchGraphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = {k: v.clone() for k, v in random_models.dithead.state_dict().items()}
     tensors["dit.patch_out.bias"][0] = float("nan")
@@ -249,7 +249,7 @@ def shared_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactor
 def test_streams_in_one_batch_equal_streams_alone(
     shared_bundle: Path, checkpoint_file: Path
 ) -> None:
-    graphs, models = OnnxGraphs(shared_bundle), Models.load(str(checkpoint_file))
+    graphs, models = OnnxGraphs(shared_bundle), TorchGraphs.load(str(checkpoint_file))
     for name in ("dit_context", "dit_step", "face_decoder"):
         spec = with_batch(spec_of(name), models.config, 3)
         inputs = example_inputs(spec, models.config, torch.Generator().manual_seed(5), 3)
@@ -437,7 +437,7 @@ def test_an_edited_manifest_is_put_right(checkpoint_file: Path, bundle_copy: Pat
 def test_random_weights_are_always_the_same(tmp_path: Path) -> None:
     options = ExportOptions(graphs=("dit_context",))
     for built in (2, 0):
-        models = Models.random(preset("tiny"))
+        models = TorchGraphs.random(preset("tiny"))
         report = export_bundle(None, tmp_path / "bundle", options, models=models)
         assert len(report.built) == built
 

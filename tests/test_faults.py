@@ -22,18 +22,19 @@ import torch
 from streams import threads_of_streams
 
 from dithead.errors import DitheadError, MediaError, StreamError
-from dithead.models import Models
 from dithead.pipeline import Options
-from dithead.runtime import pipeline, stages
-from dithead.runtime.mux import VideoSink
+from dithead.runtime import pipeline
+from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.pipeline import stream_file
+from dithead.runtime.schedule import stages
+from dithead.torchgraphs import TorchGraphs
 
 FRAMES = 12
 STAGES: dict[str, tuple[Any, str]] = {
     "decode video": (pipeline, "load_picture"),
-    "track": (stages.Track, "run"),
+    "track": (stages.TrackFace, "run"),
     "encode face": (stages.EncodeFace, "run"),
-    "audio": (stages.Hear, "run"),
+    "audio": (stages.AlignAudio, "run"),
     "denoise": (stages.Denoise, "run"),
     "decode face": (stages.DecodeFace, "run"),
     "blend": (stages.Blend, "run"),
@@ -48,7 +49,7 @@ STAGES: dict[str, tuple[Any, str]] = {
 def job(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> Callable[..., Any]:
     """Runs the main job on a short clip; nothing is left in its folder but what it wrote."""
@@ -189,7 +190,7 @@ def test_interrupted_fifty_times(job: Callable[..., Any], tmp_path: Path) -> Non
 def test_a_source_cut_off_in_a_packet(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> None:
     whole = portrait_clip("whole.mkv", [Fraction(i, 25) for i in range(30)])
@@ -216,6 +217,6 @@ def test_all_errors_are_ours(job: Callable[..., Any], monkeypatch: pytest.Monkey
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(stages.Track, "run", fail)
+            patch.setattr(stages.TrackFace, "run", fail)
             with pytest.raises(DitheadError, match="stage 'track' failed at frame 0"):
                 job()

@@ -13,10 +13,10 @@ from torch import Tensor
 from dithead.face.cover import MouthWatch
 from dithead.face.locate import FaceLocator
 from dithead.face.reference import ReferenceChoice
-from dithead.models import Models
 from dithead.patch import put_patch
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
+from dithead.torchgraphs import TorchGraphs
 
 CUTS = [
     ("grid_s31_lbig7s", "grid_s30_pbbm3n", 5),
@@ -41,7 +41,7 @@ def frames_of(path: Path, count: int, every: int = 1) -> list[Tensor]:
 
 @pytest.mark.parametrize("every", [1, 5])
 def test_no_ordinary_frame_is_left_alone_or_begun_with_afresh(
-    every: int, shared_footage: Path, random_models: Models
+    every: int, shared_footage: Path, random_models: TorchGraphs
 ) -> None:
     clips = sorted((shared_footage / "clips").glob("*.mp4"))
     assert len(clips) >= 30
@@ -60,7 +60,7 @@ def test_no_ordinary_frame_is_left_alone_or_begun_with_afresh(
 
 @pytest.mark.parametrize(("before", "after", "at"), CUTS)
 def test_from_a_cut_on_all_is_as_if_it_began_there(
-    before: str, after: str, at: int, shared_footage: Path, random_models: Models
+    before: str, after: str, at: int, shared_footage: Path, random_models: TorchGraphs
 ) -> None:
     one, other = (
         frames_of(shared_footage / "clips" / f"{name}.mp4", 14) for name in (before, after)

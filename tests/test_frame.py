@@ -15,10 +15,10 @@ from clips import as_frame, picture, same_planes, write_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dithead.runtime.frame import WORKING_FORMATS, copy_picture, planes
-from dithead.runtime.media import VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.outputs import Encoding
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import VideoSource
+from dithead.runtime.media.videoframe import WORKING_FORMATS, copy_picture, planes
 
 
 @pytest.mark.parametrize("pix_fmt", WORKING_FORMATS)

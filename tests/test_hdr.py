@@ -10,10 +10,10 @@ import pytest
 from av.sidedata.sidedata import Type
 from clips import write_clip
 
-from dithead.runtime.hdr import Hdr, hdr_of
-from dithead.runtime.media import VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.outputs import Encoding
+from dithead.runtime.media.hdr import Hdr, hdr_of
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import VideoSource
 
 # x and y of red, green, blue and white, then the least and the greatest luminance: BT.2020's kind.
 DISPLAY = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329, 0.005, 1000)

@@ -33,14 +33,14 @@ from clips import (
 
 from dithead.command import Terminated, terminate
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.deinterlace import deinterlaced
-from dithead.runtime.frame import VideoFrame, has_alpha, planes, upright
-from dithead.runtime.inputs import Demuxer, Input
-from dithead.runtime.live import NewestFrames
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.outputs import Encoding
-from dithead.runtime.shared import Shared
+from dithead.runtime.media.deinterlace import deinterlaced
+from dithead.runtime.media.fanout import FanOut
+from dithead.runtime.media.inputs import Demuxer, Input
+from dithead.runtime.media.live import NewestFrames
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.runtime.media.videoframe import VideoFrame, has_alpha, planes, upright
 
 
 def write_pictures(folder: Path, first: int, count: int) -> Path:
@@ -244,7 +244,7 @@ def test_picture_and_sound_too_far_apart_in_a_pipe(
     tmp_path: Path, pipe_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = write_clip(tmp_path / "in.mkv", sound=tone(44100, 1.6), b_frames=0)
-    monkeypatch.setattr("dithead.runtime.inputs._APART_BYTES", 200)
+    monkeypatch.setattr("dithead.runtime.media.inputs._APART_BYTES", 200)
     shared = Demuxer(Input(pipe_of(clip.read_bytes())), ["video", "audio"])
     with pytest.raises(MediaError, match="too far apart"):
         list(VideoSource(shared))
@@ -448,7 +448,7 @@ def test_a_device_that_has_no_frame_yet_has_not_ended(
 def test_a_device_that_gives_nothing_more_has_ended(
     tmp_path: Path, device_of: Callable[..., VideoSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dithead.runtime.inputs._SILENT_S", 0.2)
+    monkeypatch.setattr("dithead.runtime.media.inputs._SILENT_S", 0.2)
     frames = iter(device_of(write_clip(tmp_path / "in.ts", b_frames=0), 20))
     next(frames)
     time.sleep(0.3)  # nobody asked meanwhile
@@ -556,7 +556,7 @@ def test_a_reader_is_not_kept_waiting_by_another() -> None:
         assert go_on.wait(10)
         yield 4
 
-    shared = Shared(slow(), (0, 1), lambda item: (0, 1) if item != 2 else (0,))
+    shared = FanOut(slow(), (0, 1), lambda item: (0, 1) if item != 2 else (0,))
     results: list[list[int]] = []
     first = threading.Thread(target=lambda: results.append(list(shared.read(0))))
     first.start()
@@ -578,7 +578,7 @@ def test_who_waits_for_a_reader_gets_what_that_one_read() -> None:
             assert go_on.wait(10)
             yield 2
 
-        shared = Shared(source(begin, go_on), (0, 1), lambda item: (1,) if item == 1 else (0,))
+        shared = FanOut(source(begin, go_on), (0, 1), lambda item: (1,) if item == 1 else (0,))
         threads = [threading.Thread(target=shared.take, args=(number,)) for number in (0, 1)]
         for thread in threads:
             thread.start()
@@ -597,7 +597,7 @@ def test_an_interrupted_reader_holds_nobody_up() -> None:
     before = signal.signal(signal.SIGALRM, stop)
     try:
         for after_us in range(200, 1200, 5):
-            shared = Shared(iter(range(10_000)), (0, 1), lambda _: (0,))
+            shared = FanOut(iter(range(10_000)), (0, 1), lambda _: (0,))
             try:
                 signal.setitimer(signal.ITIMER_REAL, after_us / 1e6)
                 while True:

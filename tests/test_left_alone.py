@@ -16,12 +16,12 @@ from streams import collect, same, threads_of_streams, warble
 from torch import Tensor
 
 from dithead.errors import ExportError, MediaError
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
 from dithead.runtime import cli
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.pipeline import Summary, stream_file
 from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
 
 NEAR = {2, 3, 4, 7}
 """Frames of nine in which the face is close to the camera."""
@@ -30,7 +30,7 @@ NEAR = {2, 3, 4, 7}
 class Limited:
     """The small random model as a bundle with rectangles of up to so many pixels has it."""
 
-    def __init__(self, models: Models, largest: int) -> None:
+    def __init__(self, models: TorchGraphs, largest: int) -> None:
         self.largest_rectangle = largest
         self._models = models
 
@@ -59,7 +59,7 @@ def zoomed(astronaut: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.fixture
-def limited(random_models: Models) -> Limited:
+def limited(random_models: TorchGraphs) -> Limited:
     return Limited(random_models, 128)
 
 

@@ -12,20 +12,20 @@ import torch
 from scenes import fading_in, lit
 from torch import Tensor
 
-from dithead.bench import footage
+from dithead import footage
 from dithead.face.judge import LOOKS_SHAPE, light_to
 from dithead.face.locate import FaceLocator, Located
 from dithead.face.reference import BETTER, REPLACED_OVER, ReferenceChoice, quality
-from dithead.models import Models, SpeechGraph
 from dithead.patch import put_patch
 from dithead.pipeline import FrameGenerator, Options, encode_audio
-from dithead.runtime.media import AudioSource, VideoSource
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.torchgraphs import SpeechGraph, TorchGraphs
 from dithead.train.evaluation.colour import lab
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Models:
-    return Models.load()
+def shipped() -> TorchGraphs:
+    return TorchGraphs.load()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def drive(carphone_clip: Path) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def speech(shipped: Models) -> object:
+def speech(shipped: TorchGraphs) -> object:
     blocks = list(AudioSource(footage.speech()).blocks())
     samples = torch.from_numpy(np.concatenate(blocks)[: 3 * 16000])
     with torch.inference_mode():
@@ -43,7 +43,7 @@ def speech(shipped: Models) -> object:
 
 
 @pytest.fixture(scope="module")
-def revoiced(shipped: Models, speech: object):
+def revoiced(shipped: TorchGraphs, speech: object):
     def run(frames: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None], list[str | None]]:
         """Frames re-voiced, where each was changed, and why one was left alone."""
         generate = FrameGenerator(shipped, Options())
@@ -58,7 +58,7 @@ def revoiced(shipped: Models, speech: object):
     return run
 
 
-def mouth_box(models: Models, frame: Tensor) -> tuple[slice, slice]:
+def mouth_box(models: TorchGraphs, frame: Tensor) -> tuple[slice, slice]:
     found = FaceLocator(models.run)(frame)
     assert found is not None
     lips = found.mesh[[61, 291, 0, 17], :2]
@@ -71,7 +71,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def test_lit_frames_after_a_fade_are_as_without_it(
-    drive: list[Tensor], shipped: Models, revoiced
+    drive: list[Tensor], shipped: TorchGraphs, revoiced
 ) -> None:
     plain, _, _ = revoiced(drive)
     faded, _, reasons = revoiced(fading_in(drive, 15))
@@ -115,14 +115,14 @@ def test_a_mouth_is_lit_as_its_face_is(change, drive: list[Tensor], revoiced) ->
             assert float((means[0] - means[1]).norm()) < 4.0
 
 
-def located(models: Models, frame: Tensor) -> Located:
+def located(models: TorchGraphs, frame: Tensor) -> Located:
     found = FaceLocator(models.run)(frame)
     assert found is not None
     return found
 
 
 def test_a_dark_frame_is_no_reference_once_there_is_a_lit_one(
-    drive: list[Tensor], random_models: Models
+    drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     choose = ReferenceChoice()
     dark, bright = (located(random_models, lit(drive[0], gain)) for gain in (0.2, 1.0))
@@ -138,7 +138,7 @@ def test_a_dark_frame_is_no_reference_once_there_is_a_lit_one(
 
 
 def test_a_blurred_or_turned_frame_gives_way_and_an_equal_one_does_not(
-    drive: list[Tensor], random_models: Models
+    drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     face = located(random_models, drive[0])
     blurred = replace(

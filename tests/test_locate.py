@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.face.locate import FaceLocator
-from dithead.models import Models
 from dithead.patch import Patch
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
+from dithead.torchgraphs import TorchGraphs
 
 PLACE = (128.0, 110.0)  # of the middle of every face here
 WIDTH = 110.0
 
 
-def placed(picture: Tensor, models: Models) -> Tensor:
+def placed(picture: Tensor, models: TorchGraphs) -> Tensor:
     """A picture (H, W, 3), so scaled and moved that its face is in the place: (256, 256, 3)."""
     found = FaceLocator(models.run)(picture)
     assert found is not None
@@ -48,16 +48,16 @@ def drive(carphone_clip: Path) -> list[Tensor]:
 
 
 @pytest.fixture
-def woman(astronaut: np.ndarray, random_models: Models) -> Tensor:
+def woman(astronaut: np.ndarray, random_models: TorchGraphs) -> Tensor:
     return placed(torch.from_numpy(astronaut[:300, 80:380].copy()), random_models)
 
 
 @pytest.fixture
-def man(drive: list[Tensor], random_models: Models) -> Tensor:
+def man(drive: list[Tensor], random_models: TorchGraphs) -> Tensor:
     return placed(drive[10], random_models)
 
 
-def locator(models: Models) -> FaceLocator:
+def locator(models: TorchGraphs) -> FaceLocator:
     return FaceLocator(models.run)
 
 
@@ -77,7 +77,7 @@ def patches(generate: FrameGenerator, frames: list[Tensor], first: int) -> list[
 
 @pytest.mark.parametrize("reference", ["previous", "fixed"])
 def test_after_a_cut_to_somebody_else_in_the_same_place_all_is_as_at_the_start(
-    reference: Literal["previous", "fixed"], woman: Tensor, man: Tensor, random_models: Models
+    reference: Literal["previous", "fixed"], woman: Tensor, man: Tensor, random_models: TorchGraphs
 ) -> None:
     options = Options(steps=1, reference=reference)
     before, after = [woman] * 3, [man, man.roll(1, 1), man]
@@ -89,7 +89,7 @@ def test_after_a_cut_to_somebody_else_in_the_same_place_all_is_as_at_the_start(
 
 
 def test_only_the_frame_of_the_cut_is_fresh(
-    woman: Tensor, man: Tensor, random_models: Models
+    woman: Tensor, man: Tensor, random_models: TorchGraphs
 ) -> None:
     changed = changes(locator(random_models), [woman, woman, man, man, woman, woman])
     assert changed == [True, False, True, False, True, False]
@@ -97,7 +97,7 @@ def test_only_the_frame_of_the_cut_is_fresh(
 
 @pytest.mark.parametrize("shift", [40, -40])
 def test_a_head_that_leaps_is_looked_at_anew(
-    shift: int, woman: Tensor, random_models: Models
+    shift: int, woman: Tensor, random_models: TorchGraphs
 ) -> None:
     locate, afresh = locator(random_models), locator(random_models)
     assert locate(woman) is not None
@@ -110,7 +110,7 @@ def test_a_head_that_leaps_is_looked_at_anew(
 
 
 def test_a_cut_that_only_the_mesh_network_sees_loses_no_frame(
-    woman: Tensor, man: Tensor, random_models: Models
+    woman: Tensor, man: Tensor, random_models: TorchGraphs
 ) -> None:
     blind = False
 
@@ -129,13 +129,15 @@ def test_a_cut_that_only_the_mesh_network_sees_loses_no_frame(
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_ordinary_motion_is_no_cut(every: int, drive: list[Tensor], random_models: Models) -> None:
+def test_ordinary_motion_is_no_cut(
+    every: int, drive: list[Tensor], random_models: TorchGraphs
+) -> None:
     assert not any(changes(locator(random_models), drive[::every])[1:])
 
 
 @pytest.mark.parametrize(("gain", "more"), [(1.5, 30.0), (0.3, 0.0), (0.6, 80.0)])
 def test_a_change_of_light_is_no_cut(
-    gain: float, more: float, drive: list[Tensor], woman: Tensor, random_models: Models
+    gain: float, more: float, drive: list[Tensor], woman: Tensor, random_models: TorchGraphs
 ) -> None:
     for lit in (drive[40], woman):
         other = (lit.float() * gain + more).clamp(0, 255).byte()
@@ -143,7 +145,7 @@ def test_a_change_of_light_is_no_cut(
 
 
 def test_another_shot_of_the_same_face_is_begun_with_afresh(
-    drive: list[Tensor], random_models: Models
+    drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     def graded(frame: Tensor) -> Tensor:
         """Darker mid-tones, little colour, a blue cast."""

@@ -30,12 +30,12 @@ from clips import (
 )
 
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime import extend as extend_module
-from dithead.runtime import mux
-from dithead.runtime.extend import EXTEND_MODES, ExtendMode, extend_frames
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.outputs import Encoding
+from dithead.runtime.media import extend as extend_module
+from dithead.runtime.media import sink as mux
+from dithead.runtime.media.extend import EXTEND_MODES, ExtendMode, extend_frames
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
 
 STATUS = Path("/proc/self/status")
 

@@ -32,10 +32,10 @@ from clips import (
 )
 
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.inputs import Demuxer, Input
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import DISCLOSURE, VideoSink
-from dithead.runtime.outputs import Encoding
+from dithead.runtime.media.inputs import Demuxer, Input
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import DISCLOSURE, VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
 
 #: How the tests are run, before any of them has changed it.
 POLICY = os.sched_getscheduler(0) if sys.platform == "linux" else None
@@ -199,8 +199,8 @@ def test_an_interrupt_while_nobody_reads_is_not_lost(
 OPENS = """
 import signal, sys, threading
 from dithead.command import terminate
-from dithead.runtime.media import VideoSource
-from dithead.runtime.mux import VideoSink
+from dithead.runtime.media.sources import VideoSource
+from dithead.runtime.media.sink import VideoSink
 signal.signal(signal.SIGTERM, terminate)
 with VideoSource(sys.argv[1]) as source:
     VideoSink(sys.argv[2], source.info)

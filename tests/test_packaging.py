@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dithead
-from dithead.bench import footage
+from dithead import footage
 
 FOLDERS = ("bench", "export", "kernels", "runtime", "train")
 COMMANDS = sorted(

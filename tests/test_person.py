@@ -14,11 +14,11 @@ from dithead.errors import ConfigError
 from dithead.face.choice import FaceChoice
 from dithead.face.locate import FaceLocator
 from dithead.face.speakers import NOBODY, Speakers, Turn
-from dithead.models import Models
 from dithead.patch import put_patch
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
 from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
 
 WIDTH = 352
 
@@ -37,7 +37,7 @@ def woman() -> Tensor:
 
 
 def altered(
-    frames: list[Tensor], models: Models, choice: FaceChoice
+    frames: list[Tensor], models: TorchGraphs, choice: FaceChoice
 ) -> tuple[list[Tensor], list[str | None]]:
     """Which pixels of each frame are changed, and why a frame was left alone."""
     generate = FrameGenerator(models, Options(steps=1, face=choice, detail=False))
@@ -56,7 +56,7 @@ def altered(
 
 @pytest.mark.parametrize("back_from", [None, 24])
 def test_while_the_chosen_face_is_away_its_twin_does_not_speak(
-    back_from: int | None, drive: list[Tensor], random_models: Models
+    back_from: int | None, drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     frames = []
     for index, frame in enumerate(drive[:36]):
@@ -75,7 +75,11 @@ def test_while_the_chosen_face_is_away_its_twin_does_not_speak(
 @pytest.mark.parametrize("she_is_in_front", [False, True])
 @pytest.mark.parametrize("choice", [0, 1])
 def test_of_two_who_cross_one_speaks(
-    she_is_in_front: bool, choice: int, drive: list[Tensor], woman: Tensor, random_models: Models
+    she_is_in_front: bool,
+    choice: int,
+    drive: list[Tensor],
+    woman: Tensor,
+    random_models: TorchGraphs,
 ) -> None:
     man = drive[0]
     his, hers = (cut_out(picture, random_models) for picture in (man, woman))
@@ -95,7 +99,7 @@ def test_of_two_who_cross_one_speaks(
 
 
 def test_who_comes_into_the_place_of_another_does_not_speak(
-    drive: list[Tensor], woman: Tensor, random_models: Models
+    drive: list[Tensor], woman: Tensor, random_models: TorchGraphs
 ) -> None:
     his, hers = (cut_out(picture, random_models) for picture in (drive[0], woman))
     background = torch.full((288, 640, 3), 100, dtype=torch.uint8)
@@ -113,7 +117,9 @@ def test_who_comes_into_the_place_of_another_does_not_speak(
     assert all(bool(part.any()) for part in (*changed[:4], *changed[-3:]))
 
 
-def test_a_face_is_chosen_by_a_point_or_a_box(drive: list[Tensor], random_models: Models) -> None:
+def test_a_face_is_chosen_by_a_point_or_a_box(
+    drive: list[Tensor], random_models: TorchGraphs
+) -> None:
     frame = side_by_side(drive[0], drive[0].flip(1))
     right = FaceLocator(random_models.run, 1)(frame)
     assert right is not None
@@ -135,7 +141,7 @@ def test_a_choice_that_is_none_is_refused(choice: FaceChoice) -> None:
 
 
 def test_a_caller_says_for_each_frame_whose_face_it_is(
-    drive: list[Tensor], random_models: Models
+    drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     left, right = (0, 0, WIDTH, 288), (WIDTH, 0, 2 * WIDTH, 288)
     boxes = [left, left, right, None, right, NOBODY, left]
@@ -185,7 +191,7 @@ def test_turns_that_are_none_are_refused(text: str, message: str, tmp_path: Path
         Speakers.read(tmp_path / "none.txt")
 
 
-def test_speakers_of_a_stream_take_turns(drive: list[Tensor], random_models: Models) -> None:
+def test_speakers_of_a_stream_take_turns(drive: list[Tensor], random_models: TorchGraphs) -> None:
     speakers = Speakers((Turn(0.04, 0.12, (0, 0, 352, 288)), Turn(0.12, 0.2, (352, 0, 704, 288))))
     generate = FrameGenerator(random_models, Options(steps=1, speakers=speakers, detail=False))
     sides = []
@@ -198,7 +204,7 @@ def test_speakers_of_a_stream_take_turns(drive: list[Tensor], random_models: Mod
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_small_face_that_was_lost_is_taken_up_again(
-    width: int, woman: Tensor, random_models: Models
+    width: int, woman: Tensor, random_models: TorchGraphs
 ) -> None:
     side = round(288 * width / 105)
     frame = torch.full((1080, 1920, 3), 110, dtype=torch.uint8)
@@ -210,7 +216,7 @@ def test_a_small_face_that_was_lost_is_taken_up_again(
 
 
 def test_who_walks_through_the_picture_does_not_speak(
-    drive: list[Tensor], woman: Tensor, random_models: Models
+    drive: list[Tensor], woman: Tensor, random_models: TorchGraphs
 ) -> None:
     his, hers = (cut_out(picture, random_models) for picture in (drive[0], woman))
     background = torch.full((288, 640, 3), 100, dtype=torch.uint8)
@@ -228,7 +234,7 @@ def test_who_walks_through_the_picture_does_not_speak(
 
 
 def test_who_has_taken_the_place_in_a_jump_does_not_speak(
-    drive: list[Tensor], woman: Tensor, random_models: Models
+    drive: list[Tensor], woman: Tensor, random_models: TorchGraphs
 ) -> None:
     his, hers = (cut_out(picture, random_models) for picture in (drive[0], woman))
     background = torch.full((288, 640, 3), 100, dtype=torch.uint8)
@@ -238,7 +244,7 @@ def test_who_has_taken_the_place_in_a_jump_does_not_speak(
     assert [bool(part.any()) for part in changed] == [True] * 12 + [False] * 30 + [True] * 6
 
 
-def test_a_camera_that_shakes_is_no_cut(drive: list[Tensor], random_models: Models) -> None:
+def test_a_camera_that_shakes_is_no_cut(drive: list[Tensor], random_models: TorchGraphs) -> None:
     locate = FaceLocator(random_models.run)
     wide = torch.nn.functional.pad(drive[0].permute(2, 0, 1), (60, 60, 60, 60), value=GREY)
     wide = wide.permute(1, 2, 0)
@@ -249,7 +255,7 @@ def test_a_camera_that_shakes_is_no_cut(drive: list[Tensor], random_models: Mode
 
 
 def test_a_box_holds_for_the_frame_that_it_comes_with(
-    drive: list[Tensor], random_models: Models
+    drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     both, left = side_by_side(drive[0], drive[0].flip(1)), (0.0, 0.0, float(WIDTH), 288.0)
     swapped = both.roll(WIDTH, 1)

@@ -21,14 +21,14 @@ from dithead.diffusion import InitialNoise
 from dithead.errors import CheckpointError, ConfigError, MediaError, StreamError
 from dithead.graphs import Noise
 from dithead.model import DitHead
-from dithead.models import Models
 from dithead.patch import Patch, cut_rectangle, inside
 from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime import pipeline as runtime
-from dithead.runtime import stages
-from dithead.runtime.frame import VideoFrame, planes
-from dithead.runtime.media import AudioSource, VideoSource
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.runtime.media.videoframe import VideoFrame, planes
 from dithead.runtime.pipeline import stream_file
+from dithead.runtime.schedule import stages
+from dithead.torchgraphs import TorchGraphs
 
 RATES: dict[str, list[Fraction]] = {
     "25": [Fraction(i, 25) for i in range(14)],
@@ -68,7 +68,7 @@ def test_every_frame_keeps_its_time(
     interpolate: int,
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> None:
     video, out = portrait_clip("in.mp4", RATES[rate]), tmp_path / "out.mp4"
@@ -91,7 +91,7 @@ def test_every_frame_keeps_its_time(
 def test_length_is_that_of_the_shorter(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> None:
     video, out = portrait_clip("in.mp4", RATES["25"]), tmp_path / "out.mp4"
@@ -106,7 +106,7 @@ def test_video_is_extended_to_the_audio(
     mode: Any,
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> None:
     video, out = portrait_clip("in.mp4", RATES["25"]), tmp_path / "out.mp4"
@@ -119,7 +119,7 @@ def test_stream_equals_the_specification_bit_for_bit(
     reference: Any,
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,7 +149,7 @@ def test_stream_equals_the_specification_bit_for_bit(
 
 
 def test_reset_equals_a_fresh_generator(
-    portrait_clip: Callable[..., Path], random_models: Models
+    portrait_clip: Callable[..., Path], random_models: TorchGraphs
 ) -> None:
     frames = pictures_of(portrait_clip("in.mp4", RATES["25"][:4]))
     silence = torch.zeros(16000)
@@ -171,7 +171,7 @@ def test_reset_equals_a_fresh_generator(
 
 
 def test_audio_and_seed_change_the_mouth(
-    portrait_clip: Callable[..., Path], random_models: Models
+    portrait_clip: Callable[..., Path], random_models: TorchGraphs
 ) -> None:
     frames = pictures_of(portrait_clip("in.mp4", RATES["25"][:3]))
 
@@ -188,7 +188,7 @@ def test_audio_and_seed_change_the_mouth(
 def test_untouched_means_untouched(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -225,7 +225,7 @@ def test_untouched_means_untouched(
 def test_faceless_frames_can_be_refused(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> None:
     video, out = portrait_clip("in.mp4", RATES["25"], blank={4}), tmp_path / "out.mp4"
@@ -240,7 +240,7 @@ def test_faceless_frames_can_be_refused(
 def test_a_failing_stage_is_named_and_leaves_nothing(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -255,7 +255,7 @@ def test_a_failing_stage_is_named_and_leaves_nothing(
 
 
 def test_the_input_is_never_overwritten(
-    portrait_clip: Callable[..., Path], tone_file: Callable[..., Path], random_models: Models
+    portrait_clip: Callable[..., Path], tone_file: Callable[..., Path], random_models: TorchGraphs
 ) -> None:
     video = portrait_clip("in.mp4", RATES["25"])
     before = video.read_bytes()
@@ -283,12 +283,12 @@ def test_rectangle_beyond_the_frame_repeats_its_edge() -> None:
         {"steps": 0},
     ],
 )
-def test_bad_options(options: dict[str, Any], random_models: Models) -> None:
+def test_bad_options(options: dict[str, Any], random_models: TorchGraphs) -> None:
     with pytest.raises(ConfigError):
         FrameGenerator(random_models, Options(**options))
 
 
-def test_checkpoint_round_trip_and_misfits(random_models: Models, tmp_path: Path) -> None:
+def test_checkpoint_round_trip_and_misfits(random_models: TorchGraphs, tmp_path: Path) -> None:
     from dithead import checkpoint
 
     model, path = random_models.dithead, tmp_path / "model.safetensors"
@@ -323,7 +323,7 @@ def test_checkpoint_round_trip_and_misfits(random_models: Models, tmp_path: Path
         DitHead.load("no-such-checkpoint")
 
 
-def test_noise_mode_decides_whether_frames_share_their_noise(random_models: Models) -> None:
+def test_noise_mode_decides_whether_frames_share_their_noise(random_models: TorchGraphs) -> None:
     config = random_models.dithead.config
     for mode, shared in (("stream", True), ("frame", False)):
         noise = Noise(replace(config.diffusion, noise=mode), InitialNoise(4, 8))
@@ -332,7 +332,7 @@ def test_noise_mode_decides_whether_frames_share_their_noise(random_models: Mode
         assert not torch.equal(noise(five, zero), noise(six, zero))
 
 
-def test_a_face_elsewhere_starts_afresh(random_models: Models, astronaut: np.ndarray) -> None:
+def test_a_face_elsewhere_starts_afresh(random_models: TorchGraphs, astronaut: np.ndarray) -> None:
     face = torch.from_numpy(astronaut[20:260, 104:344].copy())
     left, shifted, right = (torch.full((240, 700, 3), 90, dtype=torch.uint8) for _ in range(3))
     left[:, :240], shifted[:, 10:250], right[:, 460:] = face, face, face.flip(1)
@@ -360,20 +360,20 @@ def test_a_patch_outside_the_frame_has_no_part_in_it() -> None:
 def test_sound_does_not_pile_up_while_there_is_no_face(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     times = [Fraction(i, 5) for i in range(60)]
     video = portrait_clip("in.mp4", times, blank=range(1, 60))
-    held, run = [], stages.Hear.run
+    held, run = [], stages.AlignAudio.run
 
-    def record(self: stages.Hear, item: Any, lane: Any) -> Any:
+    def record(self: stages.AlignAudio, item: Any, lane: Any) -> Any:
         passed = run(self, item, lane)
         held.append(len(self.features.state.features))
         return passed
 
-    monkeypatch.setattr(stages.Hear, "run", record)
+    monkeypatch.setattr(stages.AlignAudio, "run", record)
     summary = stream_file(
         video, tone_file(12.0), tmp_path / "out.mp4", random_models, Options(steps=1)
     )
@@ -382,7 +382,7 @@ def test_sound_does_not_pile_up_while_there_is_no_face(
     assert max(held) < 12  # hops; 12 s are 37
 
 
-def test_initial_noise_is_scaled_as_configured(random_models: Models) -> None:
+def test_initial_noise_is_scaled_as_configured(random_models: TorchGraphs) -> None:
     config = random_models.dithead.config
     initial, five = InitialNoise(4, 8), torch.tensor([5])
     whole = Noise(replace(config.diffusion, noise_scale=1.0), initial)

@@ -11,8 +11,8 @@ import pytest
 from clips import all_samples, tone
 
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.inputs import Input
-from dithead.runtime.media import AudioSource
+from dithead.runtime.media.inputs import Input
+from dithead.runtime.media.sources import AudioSource
 
 
 def write_raw(path: Path, rate_hz: int, channels: int, dtype: str = "<i2") -> np.ndarray:

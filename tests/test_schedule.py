@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streams import BLANK, TIMES, collect
 
 from dithead.pipeline import Options
-from dithead.runtime.lanes.recording import Entry, RecordingLanes, races
+from dithead.runtime.schedule.recording import Entry, RecordingLanes, races
 from dithead.runtime.session import Session
 
 

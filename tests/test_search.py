@@ -13,9 +13,9 @@ from torch import Tensor
 from dithead.face.locate import CERTAIN, FaceLocator
 from dithead.face.mesh import roi_from_mesh
 from dithead.face.search import FaceSearch, turned_back
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
+from dithead.torchgraphs import TorchGraphs
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def off_by(found_degrees: float, degrees: float) -> float:
 
 @pytest.mark.parametrize("degrees", range(0, 360, 15))
 def test_a_face_is_found_the_right_way_up_at_any_angle(
-    degrees: int, man: Tensor, woman: Tensor, random_models: Models
+    degrees: int, man: Tensor, woman: Tensor, random_models: TorchGraphs
 ) -> None:
     for picture in (man, woman):
         found = FaceLocator(random_models.run)(turned(picture, degrees))
@@ -43,7 +43,7 @@ def test_a_face_is_found_the_right_way_up_at_any_angle(
         assert off_by(roll_degrees(found), -degrees) < 25
 
 
-def test_a_face_that_rolls_over_is_followed(woman: Tensor, random_models: Models) -> None:
+def test_a_face_that_rolls_over_is_followed(woman: Tensor, random_models: TorchGraphs) -> None:
     locate = FaceLocator(random_models.run)
     for degrees in range(0, 400, 8):
         found = locate(turned(woman, degrees))
@@ -53,7 +53,7 @@ def test_a_face_that_rolls_over_is_followed(woman: Tensor, random_models: Models
 
 @pytest.mark.parametrize("degrees", [120, 150, 180, 255])
 def test_nothing_above_the_nose_of_a_turned_face_is_changed(
-    degrees: int, man: Tensor, random_models: Models
+    degrees: int, man: Tensor, random_models: TorchGraphs
 ) -> None:
     frame = turned(scaled(man, 288, 352), degrees)
     found = FaceLocator(random_models.run)(frame)
@@ -71,7 +71,7 @@ def test_nothing_above_the_nose_of_a_turned_face_is_changed(
 
 @pytest.mark.parametrize("width", [48, 70, 120])
 def test_a_small_face_is_found_in_a_large_frame(
-    width: int, woman: Tensor, random_models: Models
+    width: int, woman: Tensor, random_models: TorchGraphs
 ) -> None:
     part = scaled(woman, round(300 * width / 105), round(300 * width / 105))  # a face 105 wide
     frame = torch.full((1080, 1920, 3), 90, dtype=torch.uint8)
@@ -85,14 +85,14 @@ def test_a_small_face_is_found_in_a_large_frame(
         assert float(points[:, 0].max() - points[:, 0].min()) == pytest.approx(width, rel=0.3)
 
 
-def test_where_there_is_no_face_none_is_found(random_models: Models) -> None:
+def test_where_there_is_no_face_none_is_found(random_models: TorchGraphs) -> None:
     noise = torch.randint(0, 256, (90, 160, 3), dtype=torch.uint8)
     locate = FaceLocator(random_models.run)
     assert locate(scaled(noise, 720, 1280)) is None
     assert locate.absence == "no face"
 
 
-def test_a_mesh_the_wrong_way_round_is_doubted(woman: Tensor, random_models: Models) -> None:
+def test_a_mesh_the_wrong_way_round_is_doubted(woman: Tensor, random_models: TorchGraphs) -> None:
     search = FaceSearch(random_models.run)
     found = FaceLocator(random_models.run)(woman)
     assert found is not None

@@ -25,10 +25,10 @@ from dithead.controls import in_crop
 from dithead.errors import ConfigError, StreamError
 from dithead.face.mesh import INNER_LOWER
 from dithead.model import DitHead
-from dithead.models import Models
 from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.session import AsyncStream, Session, Stream
+from dithead.torchgraphs import TorchGraphs
 
 
 def pieces(sound: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
@@ -85,7 +85,7 @@ def test_generating_every_second_face_changes_those_between(
 
 
 @pytest.fixture
-def models_with_a_head(random_models: Models, pictures: list[np.ndarray]) -> Models:
+def models_with_a_head(random_models: TorchGraphs, pictures: list[np.ndarray]) -> TorchGraphs:
     """The small random model, and a head that sees an open mouth in every latent."""
     config = replace(random_models.config, shape_head=True)
     model = DitHead(config)
@@ -98,12 +98,12 @@ def models_with_a_head(random_models: Models, pictures: list[np.ndarray]) -> Mod
         model.shape_head.mesh.weight.mul_(0.01)
         model.shape_head.mesh.bias.copy_(mesh.flatten())
     model.eval().requires_grad_(False)
-    return Models(model, random_models.audio, random_models.detector, random_models.mesh)
+    return TorchGraphs(model, random_models.audio, random_models.detector, random_models.mesh)
 
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_shapes_come_from_a_head_where_there_is_one(
-    models_with_a_head: Models,
+    models_with_a_head: TorchGraphs,
     specification: Callable[[Options], list[np.ndarray]],
     pictures: list[np.ndarray],
     sound: np.ndarray,

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from streams import close, collect, rows_denoised, threads_of_streams
 
 from dithead.errors import ConfigError
-from dithead.models import Models
 from dithead.pipeline import Options
-from dithead.runtime.batch import Batcher
-from dithead.runtime.lanes.recording import Log, RecordingLanes, races
 from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.schedule.batch import Batcher
+from dithead.runtime.schedule.recording import Log, RecordingLanes, races
 from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
 
 
 @given(
@@ -48,7 +48,7 @@ def test_frames_denoised_together_equal_those_alone(
 
 
 def test_streams_denoised_together_equal_those_alone(
-    random_models: Models,
+    random_models: TorchGraphs,
     specification: Callable[[Options], list[np.ndarray]],
     pictures: list[np.ndarray],
     sound: np.ndarray,
@@ -95,7 +95,7 @@ def test_streams_denoised_together_equal_those_alone(
 
 
 def test_a_closed_stream_leaves_the_batch_to_the_others(
-    random_models: Models,
+    random_models: TorchGraphs,
     specification: Callable[[Options], list[np.ndarray]],
     pictures: list[np.ndarray],
     sound: np.ndarray,
@@ -115,7 +115,7 @@ def test_a_closed_stream_leaves_the_batch_to_the_others(
     assert not threads_of_streams()
 
 
-def test_a_stream_that_cannot_be_is_not_waited_for(random_models: Models) -> None:
+def test_a_stream_that_cannot_be_is_not_waited_for(random_models: TorchGraphs) -> None:
     session = Session(random_models, batch=2)
     with pytest.raises(ConfigError, match="frames in flight"):
         session.open_stream(Options(steps=2, generate_every=2), in_flight=1)
@@ -123,7 +123,7 @@ def test_a_stream_that_cannot_be_is_not_waited_for(random_models: Models) -> Non
     assert session._batcher._members[2] == 0
 
 
-def test_batches_that_cannot_be(session: Session, random_models: Models) -> None:
+def test_batches_that_cannot_be(session: Session, random_models: TorchGraphs) -> None:
     with pytest.raises(ConfigError, match="batch must be 1, or reference 'fixed'"):
         session.open_stream(Options(reference="previous"), batch=2)
     with pytest.raises(ConfigError, match="needs at least 4 frames in flight"):

@@ -20,7 +20,7 @@ SOAK = """
 import json, re, statistics, sys
 from pathlib import Path
 import torch
-from dithead.models import Models
+from dithead.torchgraphs import TorchGraphs
 from dithead.pipeline import Options
 from dithead.runtime.pipeline import stream_file
 
@@ -36,7 +36,7 @@ def watch(frames, time_s):
 
 video, audio, output = map(Path, sys.argv[1:])
 summary = stream_file(
-    video, audio, output, Models.load("tiny"), Options(steps=1), extend="loop", progress=watch
+    video, audio, output, TorchGraphs.load("tiny"), Options(steps=1), extend="loop", progress=watch
 )
 print(json.dumps([summary.frames, summary.faces, summary.fps, medians]))
 """

@@ -14,10 +14,10 @@ import pytest
 from clips import declared_interlaced, picture, write_clip
 
 from dithead.errors import MediaError
-from dithead.runtime.frame import planes
-from dithead.runtime.inputs import Input
-from dithead.runtime.media import VideoSource
-from dithead.runtime.sidedata import Mirror
+from dithead.runtime.media.inputs import Input
+from dithead.runtime.media.sidedata import Mirror
+from dithead.runtime.media.sources import VideoSource
+from dithead.runtime.media.videoframe import planes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -20,15 +20,15 @@ from clips import heed_interrupts
 
 from dithead import checkpoint
 from dithead.command import run_command
-from dithead.models import Models
 from dithead.runtime.cli import main
 from dithead.runtime.progress import Progress
+from dithead.torchgraphs import TorchGraphs
 
 TIMES = [Fraction(i, 25) for i in range(10)]
 
 
 @pytest.fixture
-def weights(random_models: Models, tmp_path: Path) -> Path:
+def weights(random_models: TorchGraphs, tmp_path: Path) -> Path:
     """The random model as a checkpoint file, in a folder of its own."""
     folder = tmp_path / "weights"
     folder.mkdir()

@@ -20,20 +20,20 @@ from clips import LISTENER, all_samples, beside, free_address, raw_times, said
 
 from dithead import checkpoint
 from dithead.errors import ConfigError, MediaError
-from dithead.models import Models
 from dithead.pipeline import Options
-from dithead.runtime.frame import planes
-from dithead.runtime.inputs import Input
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.outputs import Encoding
+from dithead.runtime.media.inputs import Input
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.runtime.media.videoframe import planes
 from dithead.runtime.pipeline import Summary, stream_file
+from dithead.torchgraphs import TorchGraphs
 
 TIMES = [Fraction(i, 25) for i in range(14)]
 RUN = "import sys; from dithead.runtime.cli import main; sys.exit(main())"
 
 
 @pytest.fixture
-def job(random_models: Models, tone_file: Callable[..., Path]) -> Callable[..., Summary]:
+def job(random_models: TorchGraphs, tone_file: Callable[..., Path]) -> Callable[..., Summary]:
     """Runs the main job with the small random model: (video, output, audio, options of the job)."""
 
     def run(video: Any, output: Any, audio: Any = None, **settings: Any) -> Summary:
@@ -244,7 +244,7 @@ def test_a_sound_of_a_pipe_that_nobody_takes_does_not_pile_up(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     threading.Thread(target=lambda: pipe.write_bytes(both.read_bytes()), daemon=True).start()
-    monkeypatch.setattr("dithead.runtime.inputs._APART_BYTES", 20_000)  # the sound has 24,000
+    monkeypatch.setattr("dithead.runtime.media.inputs._APART_BYTES", 20_000)  # the sound has 24,000
     assert job(pipe, tmp_path / "out.mp4").frames == 14
 
 
@@ -378,7 +378,7 @@ def test_a_server_gets_the_video_at_the_pace_of_playing(
 def test_standard_input_and_output(
     portrait_clip: Callable[..., Path],
     tone_file: Callable[..., Path],
-    random_models: Models,
+    random_models: TorchGraphs,
     tmp_path: Path,
 ) -> None:
     both = with_sound(portrait_clip("in.mp4", TIMES), tone_file(0.56), tmp_path / "both.mkv")

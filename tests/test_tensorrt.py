@@ -14,14 +14,14 @@ from dithead.errors import BackendUnavailable, ConfigError, ExportError
 from dithead.export import manifest as mf
 from dithead.export import tensorrt
 from dithead.export.onnx import export_onnx
-from dithead.models import Models
+from dithead.torchgraphs import TorchGraphs
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
 
 
 @needs_rtx
-def test_engines_can_be_narrowed_to_one_gpu(random_models: Models, tmp_path: Path) -> None:
+def test_engines_can_be_narrowed_to_one_gpu(random_models: TorchGraphs, tmp_path: Path) -> None:
     spec = spec_of("dit_context")
     path = tmp_path / "dit_context.onnx"
     export_onnx(
@@ -45,7 +45,7 @@ def test_what_tensorrt_cannot_parse_is_named(tmp_path: Path) -> None:
 @needs_rtx
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_tensorrt_builds_is_not_lost(
-    random_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    random_models: TorchGraphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     spec, path = spec_of("dit_context"), tmp_path / "dit_context.onnx"
     inputs = cases("dit_context", random_models)[0]

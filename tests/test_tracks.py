@@ -14,12 +14,12 @@ import pytest
 from av.stream import Disposition
 from clips import all_samples, copy_through, lag_s, picture, raw_times, said, tone, write_wav
 
-from dithead.runtime.extend import extend_frames
-from dithead.runtime.inputs import Input
-from dithead.runtime.media import AudioSource, VideoSource
-from dithead.runtime.mux import DISCLOSURE, VideoSink
-from dithead.runtime.outputs import Encoding
-from dithead.runtime.tracks import OtherTracks, other_streams
+from dithead.runtime.media.extend import extend_frames
+from dithead.runtime.media.inputs import Input
+from dithead.runtime.media.otherstreams import OtherTracks, other_streams
+from dithead.runtime.media.outputs import Encoding
+from dithead.runtime.media.sink import DISCLOSURE, VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
 
 WORDS = [(0, 400, "one"), (400, 1000, "two\nlines"), (1200, 1500, "three")]  # ms
 
@@ -361,7 +361,7 @@ def test_a_piece_that_the_muxer_refuses_stops_nothing(
     def refuse(*_: Any) -> Any:
         raise av.error.InvalidDataError(1, "no words")
 
-    monkeypatch.setattr("dithead.runtime.subtitles.Respelt.packet", refuse)
+    monkeypatch.setattr("dithead.runtime.media.subtitles.Respelt.packet", refuse)
     left = copied(write_rich(tmp_path / "in.mkv", cover=False), tmp_path / "out.mp4", speech)
     assert left == ["the attachment font.ttf", "3 pieces of subtitle track 1 (subrip, spa)"]
     assert len(raw_times(tmp_path / "out.mp4")) == 40

@@ -11,11 +11,11 @@ import pytest
 import torch
 from bundles import cases, spec_of
 
-from dithead.bench import footage
+from dithead import footage
 from dithead.errors import ConfigError, ExportError
-from dithead.export.graphs import GraphSpec, graph_specs
 from dithead.export.onnx import check_names, export_onnx
 from dithead.export.precision import ReducedGraphs, reduce_precision
+from dithead.export.specs import GraphSpec, graph_specs
 from dithead.export.spelt import spelt_out
 from dithead.export.validate import (
     TOLERANCES,
@@ -27,9 +27,9 @@ from dithead.export.validate import (
     validate,
     validate_precision,
 )
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
-from dithead.runtime.media import AudioSource, VideoSource
+from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.clips import Clip, fit_meshes, load_clip
 from dithead.train.evaluation.looped import compare_precision
 
@@ -37,7 +37,7 @@ pytest.importorskip("onnx", reason="exporting needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
 
 
-def test_an_overflow_in_fp16_is_refused_with_its_layer(random_models: Models) -> None:
+def test_an_overflow_in_fp16_is_refused_with_its_layer(random_models: TorchGraphs) -> None:
     module = copy.deepcopy(random_models.module("dit_step"))
     block = module.dit.blocks[1]  # type: ignore[union-attr,index]
     with torch.no_grad():
@@ -52,7 +52,9 @@ def test_an_overflow_in_fp16_is_refused_with_its_layer(random_models: Models) ->
     validate_precision(sound, reduce_precision(sound, "fp16"), spec, inputs, TOLERANCES["fp16"])
 
 
-def test_a_wrong_value_is_refused_with_its_layer(random_models: Models, tmp_path: Path) -> None:
+def test_a_wrong_value_is_refused_with_its_layer(
+    random_models: TorchGraphs, tmp_path: Path
+) -> None:
     module = random_models.module("dit_step")
     wrong = copy.deepcopy(module)
     with torch.no_grad():
@@ -66,7 +68,7 @@ def test_a_wrong_value_is_refused_with_its_layer(random_models: Models, tmp_path
         validate(bad, module, spec, inputs, TOLERANCES["fp32"], good)
 
 
-def test_a_renamed_output_is_refused(random_models: Models, tmp_path: Path) -> None:
+def test_a_renamed_output_is_refused(random_models: TorchGraphs, tmp_path: Path) -> None:
     import onnx
 
     spec = spec_of("dit_context")
@@ -88,7 +90,7 @@ def test_a_renamed_output_is_refused(random_models: Models, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "name", ["masked_encoder", "audio_encoder", "dit_context", "dit_step", "face_decoder"]
 )
-def test_reduced_graphs_stay_close(random_models: Models, name: str, precision: str) -> None:
+def test_reduced_graphs_stay_close(random_models: TorchGraphs, name: str, precision: str) -> None:
     spec = spec_of(name)
     module = random_models.module(name)
     reduced = reduce_precision(module, precision)  # type: ignore[arg-type]
@@ -117,14 +119,14 @@ def test_group_norms_keep_their_digits_in_onnxruntime(tmp_path: Path) -> None:
     assert validate(path, norm, spec, [inputs], 3e-6) > 0
 
 
-def test_float32_is_the_module_itself(random_models: Models) -> None:
+def test_float32_is_the_module_itself(random_models: TorchGraphs) -> None:
     module = random_models.module("dit_step")
     assert reduce_precision(module, "fp32") is module
     with pytest.raises(ConfigError, match="fp32, fp16, bf16"):
         reduce_precision(module, "fp8")  # type: ignore[arg-type]
 
 
-def test_open_dimensions_take_other_sizes(random_models: Models, tmp_path: Path) -> None:
+def test_open_dimensions_take_other_sizes(random_models: TorchGraphs, tmp_path: Path) -> None:
     spec = spec_of("face_region.2")
     path = tmp_path / "face_region.onnx"
     first, second, third = cases("face_region.2", random_models, 3)
@@ -141,7 +143,7 @@ def test_an_activation_is_spelt_out_exactly() -> None:
     assert torch.equal(spelt_out(torch.nn.Sequential(activation))(x), activation(x))
 
 
-def test_layers_are_named_as_in_pytorch(random_models: Models, tmp_path: Path) -> None:
+def test_layers_are_named_as_in_pytorch(random_models: TorchGraphs, tmp_path: Path) -> None:
     spec, inputs = spec_of("dit_step"), cases("dit_step", random_models)[0]
     path = tmp_path / "dit_step.onnx"
     export_onnx(random_models.module("dit_step"), spec, inputs, path)
@@ -151,7 +153,7 @@ def test_layers_are_named_as_in_pytorch(random_models: Models, tmp_path: Path) -
 
 
 def test_a_graph_without_modules_is_refused_all_the_same(
-    random_models: Models, tmp_path: Path
+    random_models: TorchGraphs, tmp_path: Path
 ) -> None:
     spec, inputs = spec_of("face_crop.64"), cases("face_crop.64", random_models)
     path = tmp_path / "face_crop.onnx"
@@ -177,7 +179,7 @@ def test_relative_error_sees_what_matters() -> None:
     assert relative_error(off, grey) == pytest.approx(2 / 255)
 
 
-def test_recorder_keeps_what_graphs_meet(random_models: Models, astronaut: np.ndarray) -> None:
+def test_recorder_keeps_what_graphs_meet(random_models: TorchGraphs, astronaut: np.ndarray) -> None:
     picture = torch.from_numpy(astronaut[20:260, 104:344].copy())
     recorder = Recorder(random_models, graph_specs(512, random_models.config.shape_head), keep=2)
     frames = [(picture, i / 25) for i in range(9)]
@@ -193,7 +195,7 @@ MOUTH_MEAN_LEVELS, MOUTH_LARGEST_LEVELS = 2, 8
 
 
 def test_fp16_keeps_the_mouth_of_a_real_clip(carphone_clip: Path) -> None:
-    models = Models.load("tiny")
+    models = TorchGraphs.load("tiny")
     with VideoSource(carphone_clip) as video:
         frames = [torch.from_numpy(frame.rgb()) for frame in islice(video, 24)]
     sound = np.concatenate(list(AudioSource(footage.speech()).blocks()))[:16000]
@@ -210,7 +212,7 @@ def test_fp16_keeps_the_mouth_of_a_real_clip(carphone_clip: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_fp16_keeps_the_mouth_over_250_frames_fed_back(shared_footage: Path, number: int) -> None:
-    models = Models.load("tiny")
+    models = TorchGraphs.load("tiny")
     path = sorted((shared_footage / "grid_s1" / "clips").glob("*.mp4"))[number]
     clip = load_clip(path, models)
     options = Options(reference="previous")

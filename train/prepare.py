@@ -19,7 +19,7 @@ from dithead.face.crop import STABLE_POINTS, crop_face
 from dithead.face.locate import FaceLocator
 from dithead.face.networks import FaceNetworks
 from dithead.face.tracker import FaceTracker
-from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
+from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.data import STORED_MARGIN, Clip, make_folders, read_index, save_clip, write_index
 from dithead.train.loop import single_thread
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dithead.audio.config import US_PER_FEATURE, AudioConfig
 from dithead.errors import ConfigError, StreamError
-from dithead.transfer import to_device
+from dithead.hosttodevice import to_device
 
 
 class ChunkEncoder(Protocol):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dithead.config import View
 from dithead.face.sampling import compose, invert_similarity, pixel_centres, resample
-from dithead.transfer import written
+from dithead.hosttodevice import written
 
 STABLE_POINTS: tuple[int, ...] = (33, 133, 362, 263, 168, 6, 197, 127, 356, 54, 284, 10, 151, 9)
 """Mesh points that the crop hangs on: eye corners, nose bridge, temples, forehead."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dithead.face.mesh import INPUT_SIZE, roi_from_detection, roi_from_mesh, samples_for
-from dithead.transfer import to_device
+from dithead.hosttodevice import to_device
 
 Run = Callable[..., tuple[Tensor, ...]]
 """Runs a graph: its name, its inputs -> its outputs."""

@@ -64,9 +64,9 @@ def open_graphs(
                 "the back end 'torch' reads a checkpoint, not a bundle",
                 hint="leave one out",
             )
-        from dithead.models import Models
+        from dithead.torchgraphs import TorchGraphs
 
-        return Models.load(checkpoint, where, audio_weights)
+        return TorchGraphs.load(checkpoint, where, audio_weights)
     if bundle is None:
         raise ConfigError(
             f"the back end {backend!r} reads a bundle",

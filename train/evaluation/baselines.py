@@ -7,31 +7,31 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dithead.models import Models
 from dithead.patch import put_patch
 from dithead.pipeline import FrameGenerator, Options
+from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.clips import Clip
 
 
-def frozen_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
+def frozen_frames(clip: Clip, models: TorchGraphs) -> Iterator[Tensor]:
     """The baseline: the first frame's lower face blended into every frame."""
     yield from _replaced(clip, models, lambda crop, first: first)
 
 
-def ceiling_frames(clip: Clip, models: Models) -> Iterator[Tensor]:
+def ceiling_frames(clip: Clip, models: TorchGraphs) -> Iterator[Tensor]:
     """The ceiling: every frame's own lower face through stage 1 and back."""
     yield from _replaced(clip, models, lambda crop, first: through_stage_1(crop, models))
 
 
 @torch.inference_mode()
-def through_stage_1(crop: Tensor, models: Models) -> Tensor:
+def through_stage_1(crop: Tensor, models: TorchGraphs) -> Tensor:
     """A face crop (1, 3, S, S) in [-1, 1], encoded and decoded."""
     (latent,) = models.run("reference_encoder", crop)
     return models.run("face_decoder", latent)[0]
 
 
 def _replaced(
-    clip: Clip, models: Models, face_from: Callable[[Tensor, Tensor], Tensor]
+    clip: Clip, models: TorchGraphs, face_from: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[Tensor]:
     """A clip with the face that ``face_from`` makes of a frame's crop and the first one's."""
     generator = FrameGenerator(models, Options(detail=False))

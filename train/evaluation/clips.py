@@ -15,8 +15,8 @@ from dithead.errors import MediaError
 from dithead.face.locate import FaceLocator
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import Graphs
-from dithead.models import Models
-from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
+from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
+from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.motion import RATE_HZ
 from dithead.train.evaluation.sound import silent_stretches
 from dithead.train.metrics import TREND_FRAMES
@@ -85,7 +85,7 @@ def people_in_manifest(manifest: Path, split: str) -> list[Person]:
 
 
 def load_clip(
-    path: Path, models: Models, seconds: float | None = None, sound_delay_ms: float = 0.0
+    path: Path, models: TorchGraphs, seconds: float | None = None, sound_delay_ms: float = 0.0
 ) -> Clip:
     """Decode a clip and fit the mesh to its true frames.
 
@@ -126,7 +126,7 @@ def speaking_part(samples: np.ndarray, seconds: float) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def fit_meshes(frames: Sequence[Tensor], models: Models) -> np.ndarray:
+def fit_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> np.ndarray:
     """Mesh (T, 468, 2) of each frame, followed by the runtime's locator, unsmoothed.
 
     Raises:
@@ -140,7 +140,7 @@ def fit_meshes(frames: Sequence[Tensor], models: Models) -> np.ndarray:
 
 
 @torch.inference_mode()
-def follow_meshes(frames: Sequence[Tensor], models: Models) -> tuple[np.ndarray, np.ndarray]:
+def follow_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`fit_meshes`, for frames that may have lost their face.
 
     Returns:
@@ -195,7 +195,7 @@ class ClipStore:
         self.seconds = seconds
         self.sound_delay_ms = sound_delay_ms
 
-    def add(self, path: Path, models: Models) -> None:
+    def add(self, path: Path, models: TorchGraphs) -> None:
         """Decode a clip, fit its meshes and write both. Raises MediaError as :func:`load_clip`."""
         clip = load_clip(path, models, self.seconds, self.sound_delay_ms)
         shape = (len(clip.frames), *clip.frames[0].shape)

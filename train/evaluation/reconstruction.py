@@ -12,9 +12,9 @@ from torch import Tensor
 from dithead.config import FaceConfig
 from dithead.errors import MediaError
 from dithead.face.crop import crop_mask, mask_polygon
-from dithead.models import Models
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
+from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.baselines import through_stage_1
 from dithead.train.evaluation.clips import Clip
 
@@ -37,7 +37,7 @@ def lower_face_psnr(crop: Tensor, decoded: Tensor, area: Tensor) -> float:
 
 @torch.inference_mode()
 def reconstruct(
-    frames: Sequence[Tensor], times_s: Sequence[float], models: Models
+    frames: Sequence[Tensor], times_s: Sequence[float], models: TorchGraphs
 ) -> list[tuple[Tensor, Tensor]]:
     """True crop and decoded crop, (1, 3, S, S) each, of frames that follow each other; those
     without a face are left out."""
@@ -50,7 +50,7 @@ def reconstruct(
     return pairs
 
 
-def clip_reconstruction(clip: Clip, models: Models) -> dict[str, Any]:
+def clip_reconstruction(clip: Clip, models: TorchGraphs) -> dict[str, Any]:
     """Mean PSNR in the lower face of every fifth frame of a clip."""
     area = lower_face(models.config.face)
     pairs = reconstruct(clip.frames[::EVERY], clip.times_s[::EVERY], models)
@@ -74,7 +74,7 @@ def list_stills(source: Path) -> list[Path]:
 
 
 def still_reconstruction(
-    path: Path, models: Models
+    path: Path, models: TorchGraphs
 ) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
     """PSNR in the lower face of a still, and its crops, true and decoded.
 

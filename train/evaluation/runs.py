@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dithead.errors import MediaError
 from dithead.export.precision import ReducedGraphs
-from dithead.models import Models
 from dithead.pipeline import Options, revoice
+from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation import theval
 from dithead.train.evaluation.baselines import ceiling_frames, frozen_frames
 from dithead.train.evaluation.clips import Clip, ClipStore, follow_meshes, track
@@ -82,10 +82,10 @@ class Job:
 
 
 @cache
-def load_models(checkpoint: str) -> Models:
+def load_models(checkpoint: str) -> TorchGraphs:
     """A checkpoint, once a process, on one thread."""
     torch.set_num_threads(1)
-    return Models.load(checkpoint)
+    return TorchGraphs.load(checkpoint)
 
 
 @cache
@@ -156,7 +156,7 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
 
 
 def _own(
-    clip: Clip, made: list[Tensor], meshes: np.ndarray, models: Models, perceptual: bool
+    clip: Clip, made: list[Tensor], meshes: np.ndarray, models: TorchGraphs, perceptual: bool
 ) -> dict[str, Any]:
     metric = _metric() if perceptual else None
     outlines = track(clip, models)[1]
@@ -217,7 +217,7 @@ def _looks(
 
 
 def _crossed(
-    clip: Clip, other: Clip, made: list[Tensor], meshes: np.ndarray, models: Models
+    clip: Clip, other: Clip, made: list[Tensor], meshes: np.ndarray, models: TorchGraphs
 ) -> dict[str, Any]:
     again, _ = follow_meshes(_at_size_of(other, clip), models)
     series = {

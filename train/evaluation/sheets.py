@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.patch import cut_rectangle
-from dithead.runtime.frame import VideoFrame, convert_picture
-from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource
-from dithead.runtime.mux import VideoSink
-from dithead.runtime.videoinfo import VideoInfo
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource
+from dithead.runtime.media.videoframe import VideoFrame, convert_picture
+from dithead.runtime.media.videoinfo import VideoInfo
 from dithead.train.evaluation.clips import Clip
 from dithead.train.picture import save_grid
 

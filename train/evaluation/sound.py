@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dithead.runtime.media import SPEECH_RATE_HZ
+from dithead.runtime.media.sources import SPEECH_RATE_HZ
 
 WINDOW_S = 0.05
 QUIET_SHARE = 1 / 3

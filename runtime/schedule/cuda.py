@@ -109,8 +109,11 @@ class _Replayed:
 
 
 class CudaLane:
-    """A CUDA stream; see :class:`dithead.runtime.lanes.Lane`. A host lane has none: what it has
-    waited for is done, and what it does is done before it goes on."""
+    """A CUDA stream; see :class:`dithead.runtime.schedule.lanes.Lane`.
+
+    A lane of the host has no stream: what it has waited for is done, and what it does is done
+    before it goes on.
+    """
 
     def __init__(self, name: str, device: torch.device, host: bool, replays: bool) -> None:
         self.name = name
@@ -187,7 +190,7 @@ def _until_reached(event: torch.cuda.Event | None) -> None:
 
 
 class CudaLanes:
-    """See :class:`dithead.runtime.lanes.Lanes`.
+    """See :class:`dithead.runtime.schedule.lanes.Lanes`.
 
     Args:
         replays: whether work of fixed shapes is captured and replayed. Off for back ends whose work

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dithead.runtime.lanes.host import HostBuffer
+from dithead.runtime.schedule.host import HostBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Entry:
 
 
 class RecordingLane:
-    """A lane on the CPU that notes what it is told; see :class:`dithead.runtime.lanes.Lane`."""
+    """A lane on the CPU that notes what it is told; see
+    :class:`dithead.runtime.schedule.lanes.Lane`."""
 
     def __init__(self, name: str, log: Log) -> None:
         self.name = name
@@ -83,7 +84,7 @@ class Log:
 
 
 class RecordingLanes:
-    """See :class:`dithead.runtime.lanes.Lanes`.
+    """See :class:`dithead.runtime.schedule.lanes.Lanes`.
 
     Args:
         log: where it is noted, with other streams; None for one of its own.

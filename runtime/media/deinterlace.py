@@ -9,7 +9,7 @@ from dataclasses import replace
 import av
 from av.filter import Graph
 
-from dithead.runtime.frame import VideoFrame
+from dithead.runtime.media.videoframe import VideoFrame
 
 
 def deinterlaced(frames: Iterable[VideoFrame]) -> Generator[VideoFrame]:

@@ -18,16 +18,16 @@ import numpy as np
 from av.format import Flags as FormatFlags
 
 from dithead.errors import MediaError
-from dithead.runtime.clock import FORWARD_S, Ahead, SampleClock, VideoClock
-from dithead.runtime.deinterlace import deinterlaced
-from dithead.runtime.frame import VideoFrame, convert_picture
-from dithead.runtime.inputs import Demuxer, Input, as_input
-from dithead.runtime.live import NewestFrames
-from dithead.runtime.shared import Shared
-from dithead.runtime.sidedata import Mirror
-from dithead.runtime.tags import labels, read_tags
-from dithead.runtime.track import Track
-from dithead.runtime.videoinfo import VideoInfo, video_info
+from dithead.runtime.media.clock import FORWARD_S, Ahead, SampleClock, VideoClock
+from dithead.runtime.media.decoder import MediaDecoder
+from dithead.runtime.media.deinterlace import deinterlaced
+from dithead.runtime.media.fanout import FanOut
+from dithead.runtime.media.inputs import Demuxer, Input, as_input
+from dithead.runtime.media.live import NewestFrames
+from dithead.runtime.media.sidedata import Mirror
+from dithead.runtime.media.tags import labels, read_tags
+from dithead.runtime.media.videoframe import VideoFrame, convert_picture
+from dithead.runtime.media.videoinfo import VideoInfo, video_info
 
 SPEECH_RATE_HZ = 16_000
 
@@ -176,7 +176,7 @@ class AudioSource:
         self.decode_errors = 0
         self.restarts = 0
         self._duration_s: Fraction | None = None
-        track = Track(self._open, "audio")
+        track = MediaDecoder(self._open, "audio")
         try:
             decoded = iter(track)
             first = next((frame for frame in decoded if frame.samples), None)
@@ -188,7 +188,7 @@ class AudioSource:
         except BaseException:
             track.close()
             raise
-        self._readers: Shared[np.ndarray] | None = None
+        self._readers: FanOut[np.ndarray] | None = None
         self._only = track.demuxer if self.given.once else None
         if not self.given.once:
             track.close()
@@ -204,7 +204,7 @@ class AudioSource:
                 f"{self.given}: {self.channels} audio channels in no usual layout; expected 1 to 8"
             ) from error
         if self.given.once:
-            self._readers = Shared(
+            self._readers = FanOut(
                 self._decoded(track, chain([first], decoded)), (0, 1), lambda _: (0, 1)
             )
 
@@ -265,10 +265,12 @@ class AudioSource:
             position += samples.shape[1]
 
     def _samples(self) -> Iterator[np.ndarray]:
-        track = Track(self._open, "audio")
+        track = MediaDecoder(self._open, "audio")
         return self._decoded(track, track)
 
-    def _decoded(self, track: Track, frames: Iterable[av.AudioFrame]) -> Iterator[np.ndarray]:
+    def _decoded(
+        self, track: MediaDecoder, frames: Iterable[av.AudioFrame]
+    ) -> Iterator[np.ndarray]:
         """Yield (channels, S) float32 at the track's own rate, without gaps from time zero on."""
         rate, clock, coming = self.sample_rate_hz, SampleClock(self.sample_rate_hz), Ahead(frames)
 
@@ -346,7 +348,7 @@ class _VideoPass:
 
     def __init__(self, given: Input | Demuxer, info: VideoInfo | None = None) -> None:
         self.interlaced = False
-        self._track = Track(given, "video")
+        self._track = MediaDecoder(given, "video")
         try:
             decoded = iter(self._track)
             first = next(decoded, None)

@@ -41,7 +41,7 @@ from dithead.interpolation import load_interpolator
 from dithead.model import DitHead
 
 
-class Models:
+class TorchGraphs:
     """Weights of every graph, shared by streams, and the graphs as PyTorch modules."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Models:
         checkpoint: str = "tiny",
         device: str | torch.device = "cpu",
         audio_weights: str | Path | None = None,
-    ) -> Models:
+    ) -> TorchGraphs:
         """Load a checkpoint and the packaged face and speech models onto a device.
 
         Args:
@@ -77,7 +77,7 @@ class Models:
         return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]
 
     @classmethod
-    def random(cls, config: DitHeadConfig) -> Models:
+    def random(cls, config: DitHeadConfig) -> TorchGraphs:
         """Random weights, always the same, behind the packaged face and speech models, for
         measuring sizes and speed; wav2vec2 is random, too. On the CPU."""
         audio: AudioEncoder

@@ -1,4 +1,4 @@
-"""Measures one case and prints its figures as JSON: ``python -m dithead.bench.child CASE``.
+"""Measures one case and prints its figures as JSON: ``python -m dithead.bench.measure CASE``.
 
 Run by :func:`dithead.bench.case.run_case`. A frame's latency lasts from the moment at which its
 decoding begins (or it is pushed) to that at which the encoder has it (or it is pulled). Real-time
@@ -31,10 +31,10 @@ from dithead.errors import DitheadError, MediaError
 from dithead.pipeline import Options
 from dithead.runtime.backends import RuntimeGraphs, limit_threads, open_graphs
 from dithead.runtime.defaults import WAITING, available_cores
-from dithead.runtime.media import SPEECH_RATE_HZ, AudioSource, VideoSource
+from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.pipeline import stream_file
+from dithead.runtime.schedule.trace import Span, Trace
 from dithead.runtime.session import Session, Stream
-from dithead.runtime.trace import Span, Trace
 
 SHOWN_FRAMES = 12
 """Frames of which the report draws when each stage worked on them."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dithead.runtime.channel import Stopped
-from dithead.runtime.lanes import Buffer, Event, Lane, Lanes
+from dithead.runtime.schedule.channel import Stopped
+from dithead.runtime.schedule.lanes import Buffer, Event, Lane, Lanes
 
 WAIT_S = 0.002
 """How long a stream waits for the others: about a denoising step of a small model on a GPU."""

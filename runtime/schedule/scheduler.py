@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 
 from dithead.errors import ConfigError, DitheadError, StreamError
-from dithead.runtime.channel import Channel, Closed, Stopped
-from dithead.runtime.lanes import Buffer, Event, Lane, Lanes
-from dithead.runtime.trace import Trace
+from dithead.runtime.schedule.channel import Channel, Closed, Stopped
+from dithead.runtime.schedule.lanes import Buffer, Event, Lane, Lanes
+from dithead.runtime.schedule.trace import Trace
 
 STOP_S = 2.0
 """Time within which all threads are gone after a failure or :meth:`Scheduler.stop`."""

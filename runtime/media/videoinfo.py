@@ -11,10 +11,10 @@ import av
 from av.container import InputContainer
 
 from dithead.errors import MediaError
-from dithead.runtime.frame import convert_picture, working_format
-from dithead.runtime.hdr import Hdr, hdr_of
-from dithead.runtime.sidedata import orientation, side_data
-from dithead.runtime.track import Track
+from dithead.runtime.media.decoder import MediaDecoder
+from dithead.runtime.media.hdr import Hdr, hdr_of
+from dithead.runtime.media.sidedata import orientation, side_data
+from dithead.runtime.media.videoframe import convert_picture, working_format
 
 # FFmpeg's formats that hold one picture: what it makes of a damaged one is held as well.
 _PICTURES = ("_pipe", "image2")
@@ -68,7 +68,7 @@ class VideoInfo:
     hdr: Hdr | None = None
 
 
-def video_info(track: Track, first: av.VideoFrame, alone: bool) -> VideoInfo:
+def video_info(track: MediaDecoder, first: av.VideoFrame, alone: bool) -> VideoInfo:
     """Describe a video by its container and its first frame.
 
     Args:

@@ -8,7 +8,7 @@ slot is used again when the last stage is done with it. So memory is bounded, an
 ahead waits.
 
 Stages touch buffers through their lane only. So an implementation that records
-(:mod:`~dithead.runtime.lanes.recording`) can prove, without a GPU, that every access is ordered.
+(:mod:`~dithead.runtime.schedule.recording`) can prove, without a GPU, that every access is ordered.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Lanes(Protocol):
 def make_lanes(device: torch.device, replays: bool) -> Lanes:
     """The lanes of a device, and whether they may record work once and replay it."""
     if device.type == "cuda":
-        from dithead.runtime.lanes.cuda import CudaLanes
+        from dithead.runtime.schedule.cuda import CudaLanes
 
         return CudaLanes(device, replays)
-    from dithead.runtime.lanes.host import HostLanes
+    from dithead.runtime.schedule.host import HostLanes
 
     return HostLanes()

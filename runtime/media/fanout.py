@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shared(Generic[T]):
+class FanOut(Generic[T]):
     """Gives each reader, from any thread, what is meant for it; what it has not taken waits.
 
     A reader for which something waits gets it at once, even while another waits for the source.

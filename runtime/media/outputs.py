@@ -1,4 +1,5 @@
-"""Where the result goes, and how it is to be encoded; :mod:`dithead.runtime.mux` writes it."""
+"""Where the result goes, and how it is to be encoded; :mod:`dithead.runtime.media.sink` writes
+it."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from av.codec.codec import Codec, find_best_pix_fmt_of_list
 from av.video.format import VideoFormat
 
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.frame import has_alpha
-from dithead.runtime.inputs import shortened
-from dithead.runtime.videoinfo import VideoInfo
+from dithead.runtime.media.inputs import shortened
+from dithead.runtime.media.videoframe import has_alpha
+from dithead.runtime.media.videoinfo import VideoInfo
 
 # FFmpeg's muxers that are known to keep what is promised, and their usual encoders.
 ENCODERS = {

@@ -10,8 +10,8 @@ from itertools import takewhile
 from typing import Literal, get_args
 
 from dithead.errors import ConfigError
-from dithead.runtime.frame import VideoFrame, planes
-from dithead.runtime.media import VideoSource
+from dithead.runtime.media.sources import VideoSource
+from dithead.runtime.media.videoframe import VideoFrame, planes
 
 ExtendMode = Literal["trim", "loop", "pingpong", "freeze"]
 EXTEND_MODES: tuple[ExtendMode, ...] = get_args(ExtendMode)

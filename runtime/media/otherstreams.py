@@ -13,9 +13,9 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
 
-from dithead.runtime.inputs import Demuxer, Input
-from dithead.runtime.subtitles import Respelt, native, spelling
-from dithead.runtime.tags import labels, labels_for
+from dithead.runtime.media.inputs import Demuxer, Input
+from dithead.runtime.media.subtitles import Respelt, native, spelling
+from dithead.runtime.media.tags import labels, labels_for
 
 # FLV's players know one sound; an RTSP server is sent what it expects.
 _ALONE = {"flv", "rtsp"}

@@ -27,7 +27,14 @@ from av.video.stream import VideoStream
 
 from dithead.command import terminate
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime.frame import (
+from dithead.runtime.media.inputs import shortened
+from dithead.runtime.media.otherstreams import OtherTracks
+from dithead.runtime.media.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
+from dithead.runtime.media.pipes import WritePipe
+from dithead.runtime.media.soundtrack import Soundtrack
+from dithead.runtime.media.sources import AudioSource
+from dithead.runtime.media.tags import DISCLOSURE, Tags
+from dithead.runtime.media.videoframe import (
     VideoFrame,
     convert_picture,
     copy_picture,
@@ -35,14 +42,7 @@ from dithead.runtime.frame import (
     has_transparency,
     upright,
 )
-from dithead.runtime.inputs import shortened
-from dithead.runtime.media import AudioSource
-from dithead.runtime.outputs import ENCODERS, Encoding, Output, as_output, encoder_format
-from dithead.runtime.pipes import WritePipe
-from dithead.runtime.soundtrack import Soundtrack
-from dithead.runtime.tags import DISCLOSURE, Tags
-from dithead.runtime.tracks import OtherTracks
-from dithead.runtime.videoinfo import VideoInfo
+from dithead.runtime.media.videoinfo import VideoInfo
 
 _SERVICE = {"service_name": "AI-generated video", "service_provider": "DiT-Head"}
 

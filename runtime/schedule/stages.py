@@ -21,12 +21,12 @@ from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
 from dithead.face.choice import Box
 from dithead.graphs import Graphs
-from dithead.models import SpeechGraph
 from dithead.patch import Patch, inside
 from dithead.pipeline import COVERED, Face, FrameGenerator, LeftAlone, in_rectangle
-from dithead.runtime.batch import Member
-from dithead.runtime.lanes import Lane
-from dithead.runtime.scheduler import Item
+from dithead.runtime.schedule.batch import Member
+from dithead.runtime.schedule.lanes import Lane
+from dithead.runtime.schedule.scheduler import Item
+from dithead.torchgraphs import SpeechGraph
 
 BUFFERS: Mapping[str, bool] = {
     "picture": False,  # (H, W, 3) uint8, the frame in RGB
@@ -100,7 +100,7 @@ class Note:
 
 class FaceStage:
     """A stage that keeps no frame and leaves those without a face alone; see
-    :class:`dithead.runtime.scheduler.Stage`."""
+    :class:`dithead.runtime.schedule.scheduler.Stage`."""
 
     name = ""
     host = False
@@ -129,7 +129,7 @@ def load_picture(item: Item, lane: Lane) -> None:
     lane.put(item.slot["picture"], torch.from_numpy(item.frame.rgb()))
 
 
-class Track(FaceStage):
+class TrackFace(FaceStage):
     """Finds the face and cuts the rectangle out."""
 
     name = "track"
@@ -183,7 +183,7 @@ class Sound(Protocol):
         """Length in seconds, known at the end."""
 
 
-class Hear(FaceStage):
+class AlignAudio(FaceStage):
     """Gives each frame its audio window, reading on in the sound as far as it takes.
 
     Args:
@@ -460,8 +460,9 @@ def face_stages(
     """Every stage between the source and :class:`Deliver`.
 
     Args:
-        sound, trim: see :class:`Hear`. interpolate: 2 adds :class:`Interpolate`. batch, together:
-            see :class:`Denoise`.
+        sound, trim: see :class:`AlignAudio`.
+        interpolate: 2 adds :class:`Interpolate`.
+        batch, together: see :class:`Denoise`.
 
     Raises:
         ConfigError: frames that depend on each other cannot be batched.
@@ -473,8 +474,8 @@ def face_stages(
             "with reference 'previous' a frame needs the one before: batch must be 1, or reference "
             "'fixed'"
         )
-    stages: list[FaceStage] = [Track(generator), EncodeFace(generator)]
-    stages.append(Hear(generator.graphs, sound, trim))
+    stages: list[FaceStage] = [TrackFace(generator), EncodeFace(generator)]
+    stages.append(AlignAudio(generator.graphs, sound, trim))
     stages.append(Denoise(generator, batch, together))
     stages += [DecodeFace(generator), Blend(generator)]
     if generator.options.detail:

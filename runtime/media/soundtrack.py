@@ -12,8 +12,8 @@ from av.codec.codec import Codec
 from av.container import OutputContainer
 from av.stream import Disposition
 
-from dithead.runtime.media import AudioSource, audio_frame
-from dithead.runtime.tags import labels_for
+from dithead.runtime.media.sources import AudioSource, audio_frame
+from dithead.runtime.media.tags import labels_for
 
 _AUDIO_BITS_PER_S = 192_000
 _AUDIO_BITS_PER_SAMPLE_MAX = 6  # AAC's limit, for each channel

@@ -19,7 +19,7 @@ class HostBuffer:
 
 
 class HostLane:
-    """See :class:`dithead.runtime.lanes.Lane`."""
+    """See :class:`dithead.runtime.schedule.lanes.Lane`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class HostLane:
 
 
 class HostLanes:
-    """See :class:`dithead.runtime.lanes.Lanes`."""
+    """See :class:`dithead.runtime.schedule.lanes.Lanes`."""
 
     def lane(self, name: str, *, host: bool = False) -> HostLane:
         return HostLane(name)

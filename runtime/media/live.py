@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 
-from dithead.runtime.frame import VideoFrame, planes
+from dithead.runtime.media.videoframe import VideoFrame, planes
 
 _BYTES = 512 << 20  # of waiting frames, whatever their time
 

@@ -22,10 +22,10 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 
 from dithead.errors import ConfigError, MediaError
-from dithead.runtime import rawsound
-from dithead.runtime.pipes import ReadPipe
-from dithead.runtime.shared import Shared
-from dithead.runtime.wholeness import damage
+from dithead.runtime.media import rawsound
+from dithead.runtime.media.damage import damage
+from dithead.runtime.media.fanout import FanOut
+from dithead.runtime.media.pipes import ReadPipe
 
 Kind = Literal["video", "audio"]
 
@@ -225,14 +225,14 @@ class Demuxer:
         self._held_bytes = 0
         self._packets = self._shared()
 
-    def _shared(self) -> Shared[Packet]:
+    def _shared(self) -> FanOut[Packet]:
         numbers = {stream.index for stream in self._streams.values()}
 
         def meant_for(packet: Packet) -> tuple[int]:
             index = packet.stream_index
             return (index if index in numbers else _OTHERS,)
 
-        return Shared(self._demuxed(), (*numbers, _OTHERS), meant_for)
+        return FanOut(self._demuxed(), (*numbers, _OTHERS), meant_for)
 
     def _demuxed(self) -> Iterator[Packet]:
         packets, asked_s = self._packets_of_all(), time.monotonic()

@@ -9,7 +9,7 @@ import av
 import numpy as np
 from clips import tone, write_clip, write_wav
 
-from dithead.runtime.wholeness import damage
+from dithead.runtime.media.damage import damage
 
 
 def whole_files(folder: Path) -> Iterator[Path]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import av
 
-from dithead.runtime.inputs import Demuxer, Input, Kind
+from dithead.runtime.media.inputs import Demuxer, Input, Kind
 
 
-class Track:
+class MediaDecoder:
     """One pass over one track: its frames as decoded, damage skipped and counted.
 
     Args:

@@ -1,0 +1,1 @@
+"""Reading and writing media through FFmpeg (PyAV): files, pipes, devices, servers."""
