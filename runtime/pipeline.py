@@ -30,9 +30,10 @@ from dithead.runtime.media.outputs import Encoding, Output, as_output
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.runtime.media.videoframe import VideoFrame
+from dithead.runtime.schedule.frame import Frame
 from dithead.runtime.schedule.lanes import Lanes, make_lanes
-from dithead.runtime.schedule.scheduler import Item, Scheduler
-from dithead.runtime.schedule.stages import BUFFERS, Deliver, face_stages, load_picture
+from dithead.runtime.schedule.scheduler import Scheduler
+from dithead.runtime.schedule.stages import Deliver, face_stages, load_picture
 from dithead.runtime.schedule.trace import Trace
 
 _BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
@@ -168,8 +169,7 @@ def stream_file(
                 load_picture,
                 [*stages, Deliver("encode video", writer.take)],
                 lanes or make_lanes(graphs.device, graphs.replayable),
-                BUFFERS,
-                slots=in_flight,
+                in_flight=in_flight,
                 overlap=overlap,
                 waits=[source, writer],
                 trace=trace,
@@ -295,19 +295,20 @@ class _Writer:
         if self._pace is not None:
             self._pace.stop()
 
-    def take(self, item: Item, middle: np.ndarray | None) -> None:
+    def take(self, f: Frame) -> None:
         """Write one frame on its way."""
-        made: VideoFrame = item.note.made
+        made = f.result
+        assert isinstance(made, VideoFrame)
         if self._pace is not None:
             self._pace.wait(float(made.time_s))
-        if middle is not None and self.last is not None:
-            self._sink.write(between(self.last, made, middle))
+        if f.middle is not None and self.last is not None:
+            self._sink.write(between(self.last, made, f.middle.numpy()))
         shown = made if self._interpolate == 1 else halved(made)
         self._sink.write(shown)
         self.last = made
         summary = self._summary
         summary.frames += 1
-        why = item.note.left_alone
+        why = f.left_alone
         summary.faces += why is None
         if why is not None:
             summary.left_alone[why] += 1

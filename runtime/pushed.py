@@ -20,9 +20,10 @@ from dithead.runtime.checked import checked_picture, checked_rate, checked_time,
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.runtime.schedule.batch import Batcher
 from dithead.runtime.schedule.channel import Channel, Closed, Stopped
+from dithead.runtime.schedule.frame import Frame
 from dithead.runtime.schedule.lanes import Lanes
-from dithead.runtime.schedule.scheduler import Item, Scheduler
-from dithead.runtime.schedule.stages import BUFFERS, Deliver, face_stages, load_picture
+from dithead.runtime.schedule.scheduler import Scheduler
+from dithead.runtime.schedule.stages import Deliver, face_stages, load_picture
 from dithead.runtime.schedule.trace import Trace
 
 _PIECE_SAMPLES = SPEECH_RATE_HZ  # sound is taken in and encoded in pieces of at most a second
@@ -30,7 +31,7 @@ _PIECE_SAMPLES = SPEECH_RATE_HZ  # sound is taken in and encoded in pieces of at
 
 @dataclass(frozen=True, slots=True)
 class RgbFrame:
-    """A pushed picture; see :class:`dithead.runtime.schedule.stages.Frame`."""
+    """A pushed picture; see :class:`dithead.runtime.schedule.frame.Picture`."""
 
     index: int
     time_s: Fraction
@@ -169,7 +170,7 @@ class PushedRun:
         self._last_out: RgbFrame | None = None
         self._portrait = portrait
         self._stopped = ""
-        member = None if batcher is None else batcher.join(lanes, generator.steps)
+        member = None if batcher is None else batcher.join(generator.steps)
         self._member = member
         try:
             stages = face_stages(
@@ -185,8 +186,7 @@ class PushedRun:
                 load_picture,
                 [*stages, Deliver("deliver", self._deliver)],
                 lanes,
-                BUFFERS,
-                slots=in_flight,
+                in_flight=in_flight,
                 source_name="take in",
                 waits=[
                     self._inbox,
@@ -281,14 +281,13 @@ class PushedRun:
             except Closed:
                 return
 
-    def _deliver(self, item: Item, middle: np.ndarray | None) -> None:
-        made: RgbFrame = item.note.made
-        why = item.note.left_alone
-        if middle is not None and self._last_out is not None:
-            at = (self._last_out.time_s + made.time_s) / 2
-            between = OutputFrame(made.index, at, middle.copy(), why is None, why, between=True)
-            self._outbox.put(between)
-        self._outbox.put(OutputFrame(made.index, made.time_s, made.image, why is None, why))
+    def _deliver(self, f: Frame) -> None:
+        made, why = f.result, f.left_alone
+        assert isinstance(made, RgbFrame)
+        if f.middle is not None and self._last_out is not None:
+            at, image = (self._last_out.time_s + made.time_s) / 2, f.middle.numpy().copy()
+            self._outbox.put(OutputFrame(f.index, at, image, why is None, why, between=True))
+        self._outbox.put(OutputFrame(f.index, made.time_s, made.image, why is None, why))
         self._last_out = made
 
 

@@ -2,7 +2,7 @@
 ``cuda:0``, and what CUDA asks of a program checked at every call.
 
 - Values are real. Streams' work is done at once, but what orders it is noted, for every tensor's
-  memory and not for the slots' buffers alone: :meth:`EmulatedCuda.races` names each access that no
+  memory: :meth:`EmulatedCuda.races` names each access that no
   event orders. Memory that is freed counts as written by the stream that allocated it, as PyTorch's
   allocator gives it out again there.
 - Calls for which the host would have to wait are noted (:attr:`EmulatedCuda.waits`), copies to or
@@ -36,6 +36,7 @@ from emulated_tensor import (
     on_device,
     set_device,
 )
+from races import Entry, races
 from streams import threads_of_streams
 from torch import Tensor
 from torch.nn.attention import SDPBackend
@@ -43,7 +44,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dithead.runtime.schedule import cuda
 from dithead.runtime.schedule.channel import Channel
-from dithead.runtime.schedule.recording import Entry, races
 from dithead.runtime.schedule.scheduler import Scheduler
 from dithead.torchgraphs import TorchGraphs
 
@@ -175,10 +175,11 @@ class EmulatedCuda:
         """Let this thread, too, use the device."""
         return DeviceMode()
 
-    def races(self) -> list[str]:
-        """Accesses to memory that nothing orders."""
+    def races(self, without: str = "") -> list[str]:
+        """Accesses to memory that nothing orders; had nobody waited for the event ``without``."""
         with self._lock:
-            return races(self._entries)
+            entries = list(self._entries)
+        return races(entry for entry in entries if (entry.act, entry.what) != ("wait", without))
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a kernel, on the device or on the host."""

@@ -23,7 +23,7 @@ def double(values: Tensor) -> Tensor:
 
 def test_what_fails_before_the_work_is_told_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = Batcher(HostLanes(), most=4, wait_s=5.0)
-    members = [batcher.join(HostLanes(), "key") for _ in range(2)]
+    members = [batcher.join("key") for _ in range(2)]
     calls = [partial(ask, member, double, 1.0) for member in members]
     assert [value[0, 0] for value in together(calls) if isinstance(value, Tensor)] == [2.0, 2.0]
 
@@ -89,7 +89,7 @@ def test_what_is_asked_together_runs_together(
     work: Callable[[Tensor], Tensor], sizes: list[int]
 ) -> None:
     batcher = Batcher(HostLanes(), most=8, wait_s=5.0)
-    members = [batcher.join(HostLanes(), "key") for _ in range(5)]
+    members = [batcher.join("key") for _ in range(5)]
     start = time.monotonic()
     found = together([lambda m=m, n=n: ask(m, work, n) for n, m in enumerate(members)])
     assert time.monotonic() - start < 4  # all have asked: nobody is waited for
@@ -103,12 +103,12 @@ def test_a_batch_has_so_many_rows_at_most(
     work: Callable[[Tensor], Tensor], sizes: list[int]
 ) -> None:
     batcher = Batcher(HostLanes(), most=4, wait_s=5.0)  # not for a batch that is full
-    members = [batcher.join(HostLanes(), "key") for _ in range(4)]
+    members = [batcher.join("key") for _ in range(4)]
     together([lambda m=m: ask(m, work, 1, rows=2) for m in members])
     assert sizes == [4, 4]
     sizes.clear()
     batcher = Batcher(HostLanes(), most=4, wait_s=0.2)
-    members = [batcher.join(HostLanes(), "key") for _ in range(2)]
+    members = [batcher.join("key") for _ in range(2)]
     together([lambda m=m: ask(m, work, 1, rows=3) for m in members])
     assert sizes == [3, 3]
     sizes.clear()
@@ -118,7 +118,7 @@ def test_a_batch_has_so_many_rows_at_most(
 
 def test_other_work_runs_by_itself(work: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
     batcher = Batcher(HostLanes(), most=8, wait_s=5.0)
-    members = [batcher.join(HostLanes(), key) for key in "aba"]
+    members = [batcher.join(key) for key in "aba"]
     start = time.monotonic()
     found = together([lambda m=m: ask(m, work, 1) for m in members])
     assert time.monotonic() - start < 4  # for other work nobody waits
@@ -130,7 +130,7 @@ def test_a_stream_waits_for_others_no_longer_than_was_said(
     work: Callable[[Tensor], Tensor], sizes: list[int]
 ) -> None:
     batcher = Batcher(HostLanes(), most=8, wait_s=1.0)
-    first, second = batcher.join(HostLanes(), "key"), batcher.join(HostLanes(), "key")
+    first, second = batcher.join("key"), batcher.join("key")
     start = time.monotonic()
     ask(first, work, 1)
     assert 1.0 <= time.monotonic() - start < 5
@@ -144,7 +144,7 @@ def test_a_stream_waits_for_others_no_longer_than_was_said(
 
 def test_ones_fault_stays_its_own(work: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
     batcher = Batcher(HostLanes(), most=8, wait_s=5.0)
-    members = [batcher.join(HostLanes(), "key") for _ in range(3)]
+    members = [batcher.join("key") for _ in range(3)]
     values = (1.0, -1.0, 2.0)
     found = together(
         [lambda m=m, v=v: ask(m, work, v) for m, v in zip(members, values, strict=True)]
@@ -158,7 +158,7 @@ def test_ones_fault_stays_its_own(work: Callable[[Tensor], Tensor], sizes: list[
 
 def test_whoever_is_stopped_goes_and_the_others_stay() -> None:
     batcher = Batcher(HostLanes(), most=1, wait_s=0.0)
-    members = [batcher.join(HostLanes(), "key") for _ in range(3)]
+    members = [batcher.join(key) for key in ("slow", "double", "double")]
     running, go_on = threading.Event(), threading.Event()
 
     def slow(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from emulated_cuda import EmulatedCuda
+from races import Entry, races
 from streams import alike, collect, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime.pushed import OutputFrame
 from dithead.runtime.schedule import cuda
-from dithead.runtime.schedule.cuda import CudaBuffer, CudaLane, CudaLanes
+from dithead.runtime.schedule.cuda import CudaLane, CudaLanes
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
@@ -153,6 +154,48 @@ def test_a_forgotten_event_is_a_race(
     assert emulated_cuda.races() != []
 
 
+@pytest.mark.parametrize("interpolate", [1, 2])
+def test_no_wait_can_be_left_out(
+    emulated_cuda: EmulatedCuda,
+    models: TorchGraphs,
+    pictures: list[np.ndarray],
+    sound: list[np.ndarray],
+    interpolate: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[tuple[str, str]] = []
+    wait = CudaLane.wait
+
+    def noted(lane: CudaLane, event: Any) -> None:
+        if event is not None:
+            waits.append((lane.name, event.name))
+        wait(lane, event)
+
+    monkeypatch.setattr(CudaLane, "wait", noted)
+    with Session(models).open_stream(
+        Options(steps=1), in_flight=2, interpolate=interpolate
+    ) as stream:
+        assert len(collect(stream, pictures[:4], sound)) == 4 * interpolate - (interpolate == 2)
+    assert emulated_cuda.races() == []
+    # A host lane's work is done when it returns: nobody waits for the composite.
+    assert len(waits) == 4 * (8 + (interpolate == 2))
+    needless = [lane for lane, event in waits if not emulated_cuda.races(without=event)]
+    assert needless == ["deliver"] * (interpolate == 2)  # before the first, nothing is between
+
+
+def test_races_are_found() -> None:
+    def run(*acts: tuple[str, Any, str]) -> list[str]:
+        return races([Entry(lane, act, what) for lane, act, what in acts])
+
+    write, record, read = ("a", "write", "x"), ("a", "record", "a#1"), ("b", "read", "x")
+    wait, done = ("b", "wait", "a#1"), ("b", "record", "b#1")
+    assert run(write, record, wait, read) == []
+    assert "b reads x, which a may still use" in run(write, record, read)[0]
+    assert len(run(write, record, wait, read, write)) == 1  # used again too early
+    assert run(write, record, wait, read, done, ("a", "wait", "b#1"), write) == []
+    assert run(write, ("a", "read", "x"), write) == []
+
+
 def test_a_number_read_back_is_a_wait(
     emulated_cuda: EmulatedCuda,
     models: TorchGraphs,
@@ -193,18 +236,22 @@ def test_a_copy_from_the_host_is_not_captured(
 
 def test_a_graph_keeps_what_the_host_said_at_capture(emulated_cuda: EmulatedCuda) -> None:
     lane, factor = CudaLane("lane", DEVICE, host=False, replays=True), [2.0]
+
+    def scaled(x: Tensor) -> Tensor:
+        return factor[0] * x
+
     with lane.active():
         ones = torch.ones(3, device=DEVICE)
         results = []
         for factor[0] in (2.0, 3.0):
-            results.append(lane.replay("key", lambda x: factor[0] * x, ones + 1).clone())
+            results.append(lane.replay(scaled, ones + 1))
     assert [lane.read(result).tolist() for result in results] == [[4.0] * 3, [4.0] * 3]
 
 
 def test_graphs_are_captured_one_at_a_time(
     emulated_cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(x: Tensor) -> Tensor:
+    def slow(x: Tensor, key: int) -> Tensor:
         with contextlib.suppress(threading.BrokenBarrierError):
             met.wait(1)  # where both capture at a time, one of them is refused
         return x + 1
@@ -223,7 +270,7 @@ def test_graphs_are_captured_one_at_a_time(
                     x = torch.ones(3, device=DEVICE)
                     both.wait()
                     for key in range(5):
-                        lane.replay(key, slow, x)
+                        lane.replay(slow, x, key=key)
                 except Exception as error:
                     failed.append(error)
 
@@ -261,20 +308,8 @@ def test_what_fails_while_it_is_captured_is_told(emulated_cuda: EmulatedCuda) ->
 
     with lane.active():
         with pytest.raises(ValueError, match="no such thing"):
-            lane.replay("key", work, torch.ones(3, device=DEVICE))
-        assert lane.replay("key", work, torch.ones(3, device=DEVICE)).tolist() == [2.0] * 3
-
-
-def test_a_buffer_keeps_a_few_shapes(emulated_cuda: EmulatedCuda) -> None:
-    lane, buffer = (
-        CudaLane("lane", DEVICE, host=False, replays=False),
-        CudaBuffer("b", DEVICE, False),
-    )
-    with lane.active():
-        for size in (*range(1, 20), 19):
-            lane.put(buffer, torch.full((size,), size))
-            assert lane.get(buffer).tolist() == [size] * size
-    assert len(buffer._storage) == len(buffer._staging) == 4
+            lane.replay(work, torch.ones(3, device=DEVICE))
+        assert lane.replay(work, torch.ones(3, device=DEVICE)).tolist() == [2.0] * 3
 
 
 def test_memory_that_another_stream_still_uses_is_not_freed_unnoticed(

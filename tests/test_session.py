@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import BLANK, FPS, TIMES, collect, feed, same, threads_of_streams, true_within
+from torch import Tensor
 
 from dithead.controls import in_crop
 from dithead.errors import ConfigError, StreamError
@@ -175,16 +176,31 @@ def test_reset_equals_fresh_and_streams_do_not_mix(
     assert same(results["b"], specification(other))
 
 
-def test_closing_frees_the_buffers_at_once(
-    session: Session, pictures: list[np.ndarray], sound: np.ndarray
+def test_closing_frees_the_frames_on_their_way_at_once(
+    session: Session,
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    encode = FrameGenerator.encode
+
+    def noted(self: FrameGenerator, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        results = encode(self, *inputs)
+        made.extend(weakref.ref(result) for result in results)
+        return results
+
+    monkeypatch.setattr(FrameGenerator, "encode", noted)
     gc.disable()  # it knows nothing of a GPU's memory
     try:
         with session.open_stream(Options(steps=1)) as stream:
-            slot = weakref.ref(stream._run._scheduler._slots[0])
-            collect(stream, pictures, [sound])
-            assert slot() is not None
-        assert slot() is None
+            stream.push_audio(sound)
+            stream.finish_audio()
+            for number, image in enumerate(pictures[:4]):
+                stream.push_frame(image, Fraction(number, FPS))
+            stream.pull(60)
+            assert any(tensor() is not None for tensor in made)
+        assert [tensor() for tensor in made if tensor() is not None] == []
     finally:
         gc.enable()
 

@@ -15,8 +15,6 @@ from streams import close, collect, rows_denoised, threads_of_streams
 from dithead.errors import ConfigError
 from dithead.pipeline import Options
 from dithead.runtime.pushed import OutputFrame
-from dithead.runtime.schedule.batch import Batcher
-from dithead.runtime.schedule.recording import Log, RecordingLanes, races
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
@@ -56,8 +54,7 @@ def test_streams_denoised_together_equal_those_alone(
 ) -> None:
     torch.set_num_threads(1)
     rows = rows_denoised(monkeypatch)
-    session, log = Session(random_models, batch=4), Log()
-    session._batcher = Batcher(RecordingLanes(log), 4, wait_s=0.5)
+    session = Session(random_models, batch=4, batch_wait_s=0.5)
     asked = [
         Options(steps=2, seed=3),
         Options(steps=2, seed=9, reference="previous"),
@@ -67,8 +64,7 @@ def test_streams_denoised_together_equal_those_alone(
     results: dict[int, list[OutputFrame]] = {}
 
     def run(number: int, options: Options) -> None:
-        lanes = RecordingLanes(log, f"{number} ")
-        with session.open_stream(options, lanes=lanes) as stream:
+        with session.open_stream(options) as stream:
             results[number] = collect(stream, pictures, [sound])
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(asked)]
@@ -81,17 +77,6 @@ def test_streams_denoised_together_equal_those_alone(
         assert close(results[number], specification(options)), options
     assert max(rows) >= 2
     assert max(rows) <= 4
-    assert races(log.entries) == []
-    shared = [
-        number
-        for number, entry in enumerate(log.entries)
-        if entry.act == "wait" and "together" in entry.lane + entry.what
-    ]
-    assert len(shared) == 2 * (8 + 8 + 5 + 8)
-    entries = log.entries
-    idle = [n for n in shared if not races(entries[:n] + entries[n + 1 :])]
-    firsts = {entries[n].what for n in idle}  # before it, nothing has read the result's buffer
-    assert len(firsts) <= len(asked)
 
 
 def test_a_closed_stream_leaves_the_batch_to_the_others(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dithead.runtime.schedule.channel import Stopped
-from dithead.runtime.schedule.lanes import Buffer, Event, Lane, Lanes
+from dithead.runtime.schedule.lanes import Event, Lane, Lanes
 
 WAIT_S = 0.002
 """How long a stream waits for the others: about a denoising step of a small model on a GPU."""
@@ -21,19 +21,24 @@ WAIT_S = 0.002
 class Request:
     """Work that one stream asks for."""
 
-    key: object
-    """What may run together has the same."""
+    member: Member
+    """Who asks."""
     work: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     ready: Event
-    """From when on the inputs may be read, and the result be written."""
-    result: Buffer
+    """From when on the inputs may be read; what the member had from the batch before is not used
+    any more."""
     written: Event = None
     ran: bool = False
     """Whether the result is there."""
     taken: bool = False
     done: bool = False
     error: Exception | None = None
+
+    @property
+    def key(self) -> object:
+        """What may run together has the same."""
+        return self.member.key
 
     @property
     def rows(self) -> int:
@@ -62,16 +67,14 @@ class Batcher:
         self._waiting: list[Request] = []
         self._running = False
         self._members: Counter[object] = Counter()
+        self._works: dict[object, Callable[..., Tensor]] = {}
 
-    def join(self, lanes: Lanes, key: object) -> Member:
-        """Let a stream take part.
-
-        Args:
-            lanes: the stream's own. key: streams with the same may run together.
-        """
+    def join(self, key: object) -> Member:
+        """Let a stream take part. Streams with the same key may run together: they ask for work
+        that does the same."""
         with self._changed:
             self._members[key] += 1
-        return Member(self, key, lanes.buffer("together"))
+        return Member(self, key)
 
     def leave(self, key: object) -> None:
         """A stream less to wait for."""
@@ -151,7 +154,8 @@ class Batcher:
             lane.wait(request.ready)
         try:
             inputs = [torch.cat(parts) for parts in zip(*(r.inputs for r in batch), strict=True)]
-            found = lane.replay((first.key, inputs[0].shape[0]), first.work, *inputs)
+            # The same stream's always: what is captured once serves all.
+            found = lane.replay(self._works.setdefault(first.key, first.work), *inputs)
         except Exception as error:
             if len(batch) == 1:
                 first.error = error
@@ -161,7 +165,7 @@ class Batcher:
             return
         start = 0
         for request in batch:
-            lane.put(request.result, found[start : start + request.rows])
+            request.member.result = found[start : start + request.rows]
             start += request.rows
         event = lane.record()
         for request in batch:
@@ -171,10 +175,11 @@ class Batcher:
 class Member:
     """A stream's part in a :class:`Batcher`."""
 
-    def __init__(self, batcher: Batcher, key: object, result: Buffer) -> None:
+    def __init__(self, batcher: Batcher, key: object) -> None:
+        self.key = key
+        self.result: Tensor | None = None
+        """Made by the batcher's lane, and held until the next is, which comes after its use."""
         self._batcher = batcher
-        self._key = key
-        self._result = result
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._left = False
@@ -186,19 +191,20 @@ class Member:
         Raises:
             Stopped: :meth:`stop` was called. Or what the work raised.
         """
-        request = Request(self._key, work, inputs, lane.record(), self._result)
+        request = Request(self, work, inputs, lane.record())
         self._batcher.run(request, self._stopped)
         if request.error is not None:
             raise request.error
         lane.wait(request.written)
-        return lane.get(self._result)
+        assert self.result is not None
+        return self.result.clone()
 
     def leave(self) -> None:
         """The stream has ended. A second call does nothing."""
         with self._lock:
             left, self._left = self._left, True
         if not left:
-            self._batcher.leave(self._key)
+            self._batcher.leave(self.key)
 
     def stop(self) -> None:
         """Turn the stream's thread away where it waits."""

@@ -1,4 +1,4 @@
-"""Lanes on a GPU: CUDA streams, ordered by CUDA events; pinned staging; CUDA graphs.
+"""Lanes on a GPU: CUDA streams, ordered by CUDA events; pinned memory; CUDA graphs.
 
 Nothing here waits for the whole device. The host waits for one event of one lane: where a few
 numbers decide what is run next (:meth:`CudaLane.read`), where a host lane takes a finished picture,
@@ -13,26 +13,30 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from dithead.errors import BackendUnavailable
+from dithead.runtime.schedule.lanes import Event
 
 _POLL_S = 20e-6
 _WARM_UP_RUNS = 3  # before a capture, as torch.cuda.graphs asks for
 
-_KEPT_SHAPES = 4  # of a buffer, such as those of a face that is now larger, now smaller
-
 _capturing = threading.Lock()  # graphs share the generator of random numbers
-# A lane has its stream for itself. (PyTorch hands the same 32 out again and again: work of one lane
-# would be captured into another's graph.) The next lane of a name takes it over, with all that
-# back ends keep for it.
-_free_streams: defaultdict[tuple[torch.device, str], list[Any]] = defaultdict(list)
+# Each lane owns a CUDA stream; a later lane with the same name reuses it, with all that back ends
+# keep for it. PyTorch's own 32 streams go round: what one lane queued would be captured with the
+# work of another.
+_free_streams: defaultdict[tuple[torch.device, str], list[torch.cuda.Stream]] = defaultdict(list)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def _new_stream(device: torch.device) -> Any:
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -49,42 +53,10 @@ def _new_stream(device: torch.device) -> Any:
     return torch.cuda.ExternalStream(int(handle), device)
 
 
-class CudaBuffer:
-    """Storage that stays where it is, for each of the latest shapes, and the latest tensor."""
-
-    def __init__(self, name: str, device: torch.device, host: bool) -> None:
-        self.name = name
-        self.device = torch.device("cpu") if host else device
-        self.value: Tensor | None = None
-        self._storage: dict[tuple[Any, ...], Tensor] = {}
-        self._staging: dict[tuple[Any, ...], Tensor] = {}
-
-    def place(self, value: Tensor) -> Tensor:
-        """Storage of a tensor's shape and type."""
-        return self._made(self._storage, value, self.device)
-
-    def staged(self, value: Tensor) -> Tensor:
-        """A tensor of the host copied to pinned memory, from which a copy to the device need not be
-        waited for. The slot's reuse guards it."""
-        pinned = self._made(self._staging, value, torch.device("cpu"))
-        return pinned.copy_(value)
-
-    @staticmethod
-    def _made(kept: dict[tuple[Any, ...], Tensor], value: Tensor, device: torch.device) -> Tensor:
-        key = (*value.shape, value.dtype)
-        if key not in kept:
-            if len(kept) == _KEPT_SHAPES:  # a slot that is used again is done with the others
-                del kept[next(iter(kept))]
-            kept[key] = torch.empty(
-                value.shape, dtype=value.dtype, device=device, pin_memory=device.type == "cpu"
-            )
-        return kept[key]
-
-
-class _Replayed:
+class _Captured(Generic[R]):
     """Work that was captured once, with its inputs and outputs where they were."""
 
-    def __init__(self, work: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, work: Callable[..., R], inputs: tuple[Tensor, ...]) -> None:
         self._work = work  # what it refers to must live as long as the graph
         self._inputs = [value.clone() for value in inputs]
         for _ in range(_WARM_UP_RUNS):
@@ -101,11 +73,11 @@ class _Replayed:
                 raise
             self._graph.capture_end()
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> R:
         for kept, value in zip(self._inputs, inputs, strict=True):
             kept.copy_(value, non_blocking=True)
         self._graph.replay()
-        return self._outputs
+        return tree_map(torch.clone, self._outputs)  # the next replay writes over them
 
 
 class CudaLane:
@@ -118,7 +90,8 @@ class CudaLane:
     def __init__(self, name: str, device: torch.device, host: bool, replays: bool) -> None:
         self.name = name
         self._replays = replays
-        self._stream: Any = None
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
         if not host:
             free = _free_streams[device, name]
             try:
@@ -128,22 +101,21 @@ class CudaLane:
             weakref.finalize(self, free.append, self._stream)
             # What was queued before, such as copies of weights, comes first.
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._pinned: dict[tuple[Any, ...], Tensor] = {}
-        self._replayed: dict[object, _Replayed] = {}
+        self._captured: dict[object, _Captured[object]] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
         with torch.cuda.stream(self._stream):
             yield
 
-    def record(self) -> torch.cuda.Event | None:
+    def record(self) -> Event:
         if self._stream is None:
             return None
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
 
-    def wait(self, event: torch.cuda.Event | None) -> None:
+    def wait(self, event: Event) -> None:
         if event is None:
             return
         if self._stream is None:
@@ -151,39 +123,36 @@ class CudaLane:
         else:
             self._stream.wait_event(event)
 
-    def put(self, buffer: CudaBuffer, value: Tensor) -> None:
-        place = buffer.place(value)
-        if value.device.type == "cpu" and place.device.type == "cuda":
-            value = buffer.staged(value)
-        place.copy_(value, non_blocking=True)
-        buffer.value = place
+    def upload(self, value: Tensor) -> Tensor:
+        # From pinned memory, or the host would wait for the copy.
+        return value.pin_memory().to(self._device, non_blocking=True)
 
-    def get(self, buffer: CudaBuffer) -> Tensor:
-        assert buffer.value is not None, f"{buffer.name} is read before it is written"
-        return buffer.value
+    def download(self, value: Tensor) -> Tensor:
+        pinned = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        return pinned.copy_(value, non_blocking=True)
 
     def read(self, value: Tensor) -> Tensor:
         if value.device.type == "cpu":
             return value
-        key = (*value.shape, value.dtype)
-        if key not in self._pinned:
-            self._pinned[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        self._pinned[key].copy_(value, non_blocking=True)
+        pinned = self.download(value)
         _until_reached(self.record())
-        return self._pinned[key].clone()
+        return pinned
 
     def drain(self) -> None:
         _until_reached(self.record())
 
-    def replay(self, key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
+    def replay(self, work: Callable[P, R], *inputs: P.args, **constants: P.kwargs) -> R:
         if not self._replays:
-            return work(*inputs)
-        if key not in self._replayed:
-            self._replayed[key] = _Replayed(work, inputs)
-        return self._replayed[key](*inputs)
+            return work(*inputs, **constants)
+        tensors = cast(tuple[Tensor, ...], inputs)
+        shapes = tuple((value.shape, value.dtype) for value in tensors)
+        key = (work, shapes, tuple(constants.items()))
+        if key not in self._captured:
+            self._captured[key] = _Captured(partial(work, **constants), tensors)
+        return cast(R, self._captured[key](*tensors))
 
 
-def _until_reached(event: torch.cuda.Event | None) -> None:
+def _until_reached(event: Event) -> None:
     """Wait on the host; polled, as a wait inside CUDA would hold up other threads' launches."""
     while event is not None and not event.query():
         time.sleep(_POLL_S)
@@ -203,6 +172,3 @@ class CudaLanes:
 
     def lane(self, name: str, *, host: bool = False) -> CudaLane:
         return CudaLane(name, self._device, host, self._replays)
-
-    def buffer(self, name: str, *, host: bool = False) -> CudaBuffer:
-        return CudaBuffer(name, self._device, host)

@@ -1,21 +1,18 @@
-"""Lanes on the CPU: each is the thread that uses it, so handing a slot over is all the order it
+"""Lanes on the CPU: each is the thread that uses it, so handing a frame over is all the order it
 takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
+from dithead.runtime.schedule.lanes import Event
 
-class HostBuffer:
-    """Holds whatever tensor was put."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.value: Tensor | None = None
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class HostLane:
@@ -27,18 +24,17 @@ class HostLane:
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def record(self) -> None:
+    def record(self) -> Event:
         return None
 
-    def wait(self, event: None) -> None:
+    def wait(self, event: Event) -> None:
         pass
 
-    def put(self, buffer: HostBuffer, value: Tensor) -> None:
-        buffer.value = value
+    def upload(self, value: Tensor) -> Tensor:
+        return value
 
-    def get(self, buffer: HostBuffer) -> Tensor:
-        assert buffer.value is not None, f"{buffer.name} is read before it is written"
-        return buffer.value
+    def download(self, value: Tensor) -> Tensor:
+        return value
 
     def read(self, value: Tensor) -> Tensor:
         return value
@@ -46,8 +42,8 @@ class HostLane:
     def drain(self) -> None:
         pass
 
-    def replay(self, key: object, work: Callable[..., Any], *inputs: Tensor) -> Any:
-        return work(*inputs)
+    def replay(self, work: Callable[P, R], *inputs: P.args, **constants: P.kwargs) -> R:
+        return work(*inputs, **constants)
 
 
 class HostLanes:
@@ -55,6 +51,3 @@ class HostLanes:
 
     def lane(self, name: str, *, host: bool = False) -> HostLane:
         return HostLane(name)
-
-    def buffer(self, name: str, *, host: bool = False) -> HostBuffer:
-        return HostBuffer(name)

@@ -1,55 +1,29 @@
 """Runs stages side by side: a thread and a lane for each, frames handed from one to the next.
 
 What a stage does is not known here; only that frames keep their order, that every hand-over is an
-event, that there are no more frames on their way than slots, and that one failure stops everything.
+event, that no more frames are on their way than is allowed, and that one failure stops everything.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from dithead.errors import ConfigError, DitheadError, StreamError
 from dithead.runtime.schedule.channel import Channel, Closed, Stopped
-from dithead.runtime.schedule.lanes import Buffer, Event, Lane, Lanes
+from dithead.runtime.schedule.frame import Frame, Picture
+from dithead.runtime.schedule.lanes import Lane, Lanes
 from dithead.runtime.schedule.trace import Trace
 
 STOP_S = 2.0
 """Time within which all threads are gone after a failure or :meth:`Scheduler.stop`."""
-
-
-class Slot:
-    """The buffers of one frame on its way, by name."""
-
-    def __init__(self, lanes: Lanes, buffers: Mapping[str, bool], number: int) -> None:
-        self._buffers: dict[str, Buffer] = {
-            name: lanes.buffer(f"{name}.{number}", host=host) for name, host in buffers.items()
-        }
-        self.released: Event = None
-
-    def __getitem__(self, name: str) -> Buffer:
-        return self._buffers[name]
-
-
-@dataclass(slots=True)
-class Item:
-    """A frame on its way through the stages."""
-
-    frame: Any
-    """What the source gave; has an ``index``."""
-    slot: Slot
-    written: Event = None
-    """What the stage before has recorded."""
-    note: Any = None
-    """What the stages tell each other on the host."""
 
 
 class Stage(Protocol):
@@ -57,17 +31,17 @@ class Stage(Protocol):
 
     name: str
     host: bool
-    """Whether it reads or writes buffers on the host."""
+    """Whether it reads or writes on the host."""
     holds: int
     """Frames that it may hold back."""
     ended: bool
     """Whether no later frame is wanted, nor the one just given if it was not passed on."""
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
         """Work on a frame; the frames to pass on, in order. One that is not passed on yet is held,
         and must be passed on later."""
 
-    def finish(self, lane: Lane) -> Iterable[Item]:
+    def finish(self, lane: Lane) -> Iterable[Frame]:
         """The frames that are still held, once no more come."""
 
 
@@ -82,12 +56,12 @@ class Scheduler:
     """One run of stages over the frames of a source.
 
     Args:
-        source: gives the frames; iterated, and closed, in one thread.
-        load: writes a frame into its slot, on the source's lane.
+        source: gives the pictures; iterated, and closed, in one thread.
+        load: begins a frame with a picture, on the source's lane.
         source_name: what the source is called in errors and traces.
         stages: in order; the last one's frames are dropped.
-        buffers: names of each slot's buffers, and whether they lie on the host.
-        slots: frames that may be on their way at a time.
+        lanes: make the lane of the source and one for each stage.
+        in_flight: frames that may be on their way at a time.
         overlap: whether each stage has a thread of its own; else :meth:`wait` runs them in turn.
         waits: what else threads may be waiting for, stopped with the rest.
         ended: called when all frames are through.
@@ -97,18 +71,17 @@ class Scheduler:
         busy_s: seconds that each stage has worked, by its name.
 
     Raises:
-        ConfigError: fewer slots than stages may hold back.
+        ConfigError: fewer frames in flight than stages may hold back.
     """
 
     def __init__(
         self,
-        source: Iterator[Any],
-        load: Callable[[Item, Lane], None],
+        source: Iterator[Picture],
+        load: Callable[[Picture, Lane], Frame],
         stages: Sequence[Stage],
         lanes: Lanes,
-        buffers: Mapping[str, bool],
         *,
-        slots: int,
+        in_flight: int,
         overlap: bool = True,
         source_name: str = "decode video",
         waits: Sequence[Stoppable] = (),
@@ -116,8 +89,10 @@ class Scheduler:
         trace: Trace | None = None,
     ) -> None:
         least = 1 + sum(stage.holds for stage in stages)
-        if slots < least:
-            raise ConfigError(f"this stream needs at least {least} frames in flight, not {slots}")
+        if in_flight < least:
+            raise ConfigError(
+                f"this stream needs at least {least} frames in flight, not {in_flight}"
+            )
         self._source = source
         self._load = load
         self._source_name = source_name
@@ -125,12 +100,12 @@ class Scheduler:
         self._trace = trace
         self._waits = waits
         self._ended = ended
-        self._free: Channel[Slot] = Channel()
-        # Kept until the threads are gone: work that is still queued may use their buffers.
-        self._slots = [Slot(lanes, buffers, number) for number in range(slots)]
-        for slot in self._slots:
-            self._free.put(slot)
-        self._inboxes: list[Channel[Item]] = [Channel() for _ in stages]
+        self._room: Channel[int] = Channel()  # one item for each frame that may be added
+        for number in range(in_flight):
+            self._room.put(number)
+        # Kept until the threads are gone: work that is still queued may use their tensors.
+        self._flying: dict[int, Frame] = {}  # by what was taken from the room
+        self._inboxes: list[Channel[Frame]] = [Channel() for _ in stages]
         self.busy_s: dict[str, float] = {
             name: 0.0 for name in (source_name, *(s.name for s in stages))
         }
@@ -197,12 +172,12 @@ class Scheduler:
                 thread.join(max(0.0, end - time.monotonic()))
         if not any(thread.is_alive() for thread in self._threads):
             # Not when the collector of cycles comes by, which knows nothing of a GPU's memory.
-            for held in (self._slots, self._stages, self._lanes):
+            for held in (self._flying, self._stages, self._lanes):
                 held.clear()
             self._ended = None
 
     def _stop_channels(self) -> None:
-        self._free.stop()
+        self._room.stop()
         for waited in (*self._inboxes, *self._waits):
             waited.stop()
 
@@ -234,8 +209,8 @@ class Scheduler:
 
     def _feed(self) -> None:
         """The source's thread."""
-        for item in self._loaded():
-            self._inboxes[0].put(item)
+        for frame in self._loaded():
+            self._inboxes[0].put(frame)
         self._inboxes[0].close()
 
     def _work(self, number: int) -> None:
@@ -244,13 +219,14 @@ class Scheduler:
         hand_over = self._release if number == last else self._inboxes[number + 1].put
         while not stage.ended:
             try:
-                item = inbox.get()
+                frame = inbox.get()
             except Closed:
                 break
-            for passed in self._step(number, item):
+            for passed in self._step(number, frame):
                 hand_over(passed)
+            del frame
         if stage.ended:  # turn away what comes before it
-            self._free.stop()
+            self._room.stop()
             for earlier in self._inboxes[: number + 1]:
                 earlier.stop()
         for held in self._finish(number):
@@ -262,8 +238,8 @@ class Scheduler:
 
     def _in_turn(self) -> None:
         """All stages in one thread, frame by frame."""
-        for item in self._loaded():
-            self._through(item, 0)
+        for frame in self._loaded():
+            self._through(frame, 0)
             if any(stage.ended for stage in self._stages):
                 break
         for number in range(len(self._stages)):
@@ -272,49 +248,49 @@ class Scheduler:
         if self._ended is not None:
             self._ended()
 
-    def _through(self, item: Item, number: int) -> None:
+    def _through(self, frame: Frame, number: int) -> None:
         """Take a frame through a stage and those after it."""
         if number == len(self._stages):
-            self._release(item)
+            self._release(frame)
             return
-        for passed in self._step(number, item):
+        for passed in self._step(number, frame):
             self._through(passed, number + 1)
 
-    def _loaded(self) -> Iterator[Item]:
-        """The source's frames, each in its slot."""
+    def _loaded(self) -> Iterator[Frame]:
+        """The source's frames."""
         lane, name = self._lanes[0], self._source_name
         try:
             for index in count():
-                slot = self._free.get()
+                room = self._room.get()
                 try:
                     with lane.active(), self._at(name, index):
-                        frame = next(self._source, None)
-                        if frame is None:
+                        picture = next(self._source, None)
+                        if picture is None:
                             raise Closed
-                        item = Item(frame, slot)
-                        lane.wait(slot.released)
-                        self._load(item, lane)
+                        frame = self._load(picture, lane)
                 except Closed:
                     return
-                item.written = lane.record()
-                yield item
+                frame.written = lane.record()
+                frame.room = room
+                self._flying[room] = frame
+                yield frame
         finally:
             close = getattr(self._source, "close", None)
             if close is not None:
                 close()
 
-    def _step(self, number: int, item: Item) -> list[Item]:
+    def _step(self, number: int, frame: Frame) -> list[Frame]:
         """A stage's work on a frame: the frames to hand over."""
         stage, lane = self._stages[number], self._lanes[number + 1]
         with lane.active():
-            lane.wait(item.written)
-            with self._at(stage.name, item.frame.index):
-                passed = list(stage.run(item, lane))
+            lane.wait(frame.written)
+            with self._at(stage.name, frame.index):
+                passed = list(stage.run(frame, lane))
             for done in passed:
                 done.written = lane.record()
         return passed
 
-    def _finish(self, number: int) -> list[Item]:
+    def _finish(self, number: int) -> list[Frame]:
         """What a stage still holds."""
         stage, lane = self._stages[number], self._lanes[number + 1]
         with lane.active():
@@ -324,11 +300,13 @@ class Scheduler:
                 done.written = lane.record()
         return held
 
-    def _release(self, item: Item) -> None:
-        """Let another frame use a slot."""
-        item.slot.released = item.written
+    def _release(self, frame: Frame) -> None:
+        """Make room for another frame. The last stage is on the host: all that was queued for this
+        one is done."""
+        del self._flying[frame.room]
+        frame.forget()
         with suppress(Stopped):  # the source may have ended
-            self._free.put(item.slot)
+            self._room.put(frame.room)
 
     @contextmanager
     def _at(self, stage: str, index: int | None) -> Iterator[None]:

@@ -1,101 +1,35 @@
 """The stages between a source of frames and a sink: each step of
-:class:`dithead.pipeline.FrameGenerator`, on the buffers of a slot.
+:class:`dithead.pipeline.FrameGenerator`, on the fields of a :class:`Frame`.
 
-Nothing is computed here. A stage says which buffers it reads and writes, and what it remembers from
-one frame to the next.
+Nothing is computed here. A stage remembers what it needs from one frame to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
-from dithead.face.choice import Box
 from dithead.graphs import Graphs
 from dithead.patch import Patch, inside
-from dithead.pipeline import COVERED, Face, FrameGenerator, LeftAlone, in_rectangle
+from dithead.pipeline import COVERED, FrameGenerator, in_rectangle
 from dithead.runtime.schedule.batch import Member
+from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.lanes import Lane
-from dithead.runtime.schedule.scheduler import Item
 from dithead.torchgraphs import SpeechGraph
 
-BUFFERS: Mapping[str, bool] = {
-    "picture": False,  # (H, W, 3) uint8, the frame in RGB
-    "rectangle": False,  # (S, S, 3) uint8, round the face
-    "transform": False,  # (2, 3), crop units to the rectangle's pixels
-    "polygon": False,  # (P, 2), the blend's outline in crop units
-    "mesh": False,  # (468, 3), in the rectangle's pixels
-    "region": False,  # (1, 5), where it was fitted
-    "light": False,  # (2, 3), brings its colours to the reference's light
-    "crop": False,  # (1, 3, s, s)
-    "masked": False,  # (1, C, l, l)
-    "window": False,  # (window_frames, features)
-    "latent": False,  # (1, C, l, l)
-    "face": False,  # (1, 3, s, s), generated
-    "shape": False,  # (468, 2), its mesh in crop units, or (0, 2)
-    "blended": False,  # (S, S, 3) uint8, before the detail layer
-    "soft mask": False,  # (S, S)
-    "covered": True,  # (), how far something hides the mouth
-    "image": True,  # (S, S, 3) uint8, composited
-    "mask": True,  # (S, S)
-    "whole": False,  # (H, W, 3) uint8, the finished frame
-    "middle": True,  # (H, W, 3) uint8, the frame between the last one and this
-}
-"""Buffers of a slot, and whether they lie on the host."""
 
-
-class Frame(Protocol):
-    """A picture with its place in time, whatever holds its pixels."""
-
-    index: int
-
-    @property
-    def time_s(self) -> Fraction:
-        """Presentation time in seconds."""
-
-    @property
-    def face_box(self) -> Box | None:
-        """Where the face to re-voice is, if the caller knows."""
-
-    @property
-    def width(self) -> int:
-        """Width in pixels."""
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-
-    def rgb(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
-
-    def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> Any:
-        """A copy with a rectangle (h, w, 3) laid in where the mask (h, w) is not 0."""
-
-
-@dataclass(slots=True)
-class Note:
-    """What stages tell each other of a frame."""
-
-    face: Face | None = None
-    left_alone: LeftAlone | None = None
-    """Why the frame is handed through as it is."""
-    left: int = 0
-    top: int = 0
-    filled: bool = False
-    """Whether the face is filled in between two that were generated."""
-    made: Any = None
-    """The finished frame."""
-    between: bool = False
-    """Whether the buffer ``middle`` was written."""
+def load_picture(source: Picture, lane: Lane) -> Frame:
+    """Begin a frame: its picture on the device."""
+    frame = Frame(source)
+    frame.rgb = lane.upload(torch.from_numpy(source.rgb()))
+    return frame
 
 
 class FaceStage:
@@ -110,23 +44,17 @@ class FaceStage:
     def __init__(self, generator: FrameGenerator) -> None:
         self.generator = generator
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        if item.note.face is not None:
-            self.work(item, lane)
-        return [item]
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        if frame.face is not None:
+            self.work(frame, lane)
+        return [frame]
 
-    def work(self, item: Item, lane: Lane) -> None:
+    def work(self, f: Frame, lane: Lane) -> None:
         """Work on a frame with a face."""
         raise NotImplementedError
 
-    def finish(self, lane: Lane) -> Iterable[Item]:
+    def finish(self, lane: Lane) -> Iterable[Frame]:
         return []
-
-
-def load_picture(item: Item, lane: Lane) -> None:
-    """Write a frame's picture into its slot."""
-    item.note = Note()
-    lane.put(item.slot["picture"], torch.from_numpy(item.frame.rgb()))
 
 
 class TrackFace(FaceStage):
@@ -134,29 +62,22 @@ class TrackFace(FaceStage):
 
     name = "track"
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        picture, frame, note = lane.get(item.slot["picture"]), item.frame, item.note
-        time_s = float(frame.time_s)
-        note.face = self.generator.track(picture, time_s, lane.read, frame.face_box)
-        if note.face is None:
-            note.left_alone = self.generator.left_alone
-            self.generator.refuse_faceless(frame.index, time_s)
-            return [item]
-        note.left, note.top, rectangle, local = self.generator.cut(
-            picture, note.face.transform, lane.read
-        )
-        note.face = self.generator.fitted(note.face, rectangle)
-        if note.face is None:
-            note.left_alone = self.generator.left_alone
-            return [item]
-        lane.put(item.slot["rectangle"], rectangle)
-        lane.put(item.slot["transform"], local)
-        lane.put(item.slot["polygon"], note.face.polygon)
-        mesh, region = in_rectangle(note.face, note.left, note.top)
-        lane.put(item.slot["mesh"], mesh)
-        lane.put(item.slot["region"], region)
-        lane.put(item.slot["light"], note.face.light)
-        return [item]
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        f, generator = frame, self.generator
+        face = generator.track(f.rgb, f.time_s, lane.read, f.source.face_box)
+        if face is None:
+            generator.refuse_faceless(f.index, f.time_s)
+        else:
+            f.left, f.top, f.rectangle, f.transform = generator.cut(
+                f.rgb, face.transform, lane.read
+            )
+            face = generator.fitted(face, f.rectangle)
+        if face is None:
+            f.left_alone = generator.left_alone
+            return [f]
+        f.face, f.polygon, f.light = face, face.polygon, face.light
+        f.mesh, f.region = in_rectangle(face, f.left, f.top)
+        return [f]
 
 
 class EncodeFace(FaceStage):
@@ -164,12 +85,8 @@ class EncodeFace(FaceStage):
 
     name = "encode face"
 
-    def work(self, item: Item, lane: Lane) -> None:
-        names = ("rectangle", "transform", "light")
-        inputs = [lane.get(item.slot[name]) for name in names]
-        crop, masked = lane.replay(inputs[0].shape, self.generator.encode, *inputs)
-        lane.put(item.slot["crop"], crop)
-        lane.put(item.slot["masked"], masked)
+    def work(self, f: Frame, lane: Lane) -> None:
+        f.crop, f.masked = lane.replay(self.generator.encode, f.rectangle, f.transform, f.light)
 
 
 class Sound(Protocol):
@@ -195,27 +112,23 @@ class AlignAudio(FaceStage):
     def __init__(self, graphs: Graphs, sound: Sound, trim: bool) -> None:
         self.ended = False
         self.features = AudioFeatureStream(SpeechGraph(graphs))
-        self._device = graphs.device
         self._sound = sound
         self._trim = trim
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        time_s = float(item.frame.time_s)
-        while self.features.available_s < time_s:
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        while self.features.available_s < frame.time_s:
             samples = self._sound.read()
             if samples is None:
                 self.features.finish()
             else:
                 self.features.push(samples)
         # Without a face, too, or the features would pile up.
-        window = self.features.window(time_s)
+        frame.window = self.features.window(frame.time_s)
         if self._trim and self.features.state.finished:
-            self.ended = item.frame.time_s >= self._sound.length_s
+            self.ended = frame.source.time_s >= self._sound.length_s
             if self.ended:
                 return []
-        if item.note.face is not None:
-            lane.put(item.slot["window"], window.to(self._device, non_blocking=True))
-        return [item]
+        return [frame]
 
 
 class Denoise(FaceStage):
@@ -236,62 +149,59 @@ class Denoise(FaceStage):
         self._together = together
         self._every = generator.options.generate_every
         self.holds = batch * self._every - 1
-        self._waiting: list[Item] = []  # all that were not passed on yet, in order
-        self._begun: list[tuple[Item, Tensor, Tensor]] = []  # those to generate: noise, reference
-        self._odd: Item | None = None  # the last one, should it be filled in from its neighbours
+        self._waiting: list[Frame] = []  # all that were not passed on yet, in order
+        self._begun: list[tuple[Frame, Tensor, Tensor]] = []  # those to generate: noise, reference
+        self._odd: Frame | None = None  # the last one, should it be filled in from its neighbours
         self._even = True  # whether the next face is generated in any case
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        face: Face | None = item.note.face
-        passed: list[Item] = []
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        face = frame.face
+        passed: list[Frame] = []
         if self._odd is not None and (face is None or face.fresh):
             passed = self._settle(lane)  # nothing to fill it in from
-        self._waiting.append(item)
+        self._waiting.append(frame)
         if face is not None:
             if self._every == 2 and not self._even and not face.fresh:
-                self._odd, self._even = item, True
+                self._odd, self._even = frame, True
             else:
-                self._begin(item, lane)
+                self._begin(frame)
                 self._even = False
                 if self._odd is not None:
-                    self._odd.note.filled, self._odd = True, None
+                    self._odd.filled, self._odd = True, None
         full = len(self._begun) >= self._batch or len(self._waiting) > self.holds
         if full or (not self._begun and self._odd is None):
             passed += self._generated(lane)
         return passed
 
-    def finish(self, lane: Lane) -> Iterable[Item]:
+    def finish(self, lane: Lane) -> Iterable[Frame]:
         return [*self._settle(lane), *self._generated(lane)]
 
-    def _settle(self, lane: Lane) -> list[Item]:
+    def _settle(self, lane: Lane) -> list[Frame]:
         """Generate the frame that was to be filled in, with the batch that it belongs to."""
         if self._odd is not None:
-            self._begin(self._odd, lane)
+            self._begin(self._odd)
             self._odd = None
         return self._generated(lane) if len(self._begun) >= self._batch else []
 
-    def _begin(self, item: Item, lane: Lane) -> None:
-        crop, face = lane.get(item.slot["crop"]), item.note.face
-        started = self.generator.begin(crop, item.frame.index, face.refers, face.reference_share)
-        self._begun.append((item, *started))
+    def _begin(self, f: Frame) -> None:
+        assert f.face is not None
+        started = self.generator.begin(f.crop, f.index, f.face.refers, f.face.reference_share)
+        self._begun.append((f, *started))
 
-    def _generated(self, lane: Lane) -> list[Item]:
+    def _generated(self, lane: Lane) -> list[Frame]:
         """Generate what has begun: the frames to pass on."""
         if self._begun:
-            items, noise, reference = zip(*self._begun, strict=True)
-            masked = [lane.get(item.slot["masked"]) for item in items]
-            windows = [lane.get(item.slot["window"])[None] for item in items]
+            frames, noise, reference = zip(*self._begun, strict=True)
+            masked = [f.masked for f in frames]
+            windows = [f.window[None] for f in frames]
             inputs = [_rows(values) for values in (noise, masked, reference, windows)]
-            work = self.generator.sample
-            if self._together is None:
-                latents = lane.replay(("sample", len(items)), work, *inputs)
-            else:
-                latents = self._together.run(lane, work, *inputs)
-            for row, item in enumerate(items):
-                lane.put(item.slot["latent"], latents[row : row + 1])
+            run = lane.replay if self._together is None else partial(self._together.run, lane)
+            latents = run(self.generator.sample, *inputs)
+            for row, f in enumerate(frames):
+                f.latent = latents[row : row + 1]
             self.generator.keep(latents[-1:])
             self._begun = []
-        passed = [item for item in self._waiting if item is not self._odd]
+        passed = [f for f in self._waiting if f is not self._odd]
         self._waiting = [] if self._odd is None else [self._odd]
         return passed
 
@@ -308,32 +218,28 @@ class DecodeFace(FaceStage):
     def __init__(self, generator: FrameGenerator) -> None:
         super().__init__(generator)
         self.holds = int(generator.options.generate_every == 2)
-        self._held: Item | None = None
-        self._last: tuple[float, tuple[Tensor, Tensor]] | None = None  # time and face
+        self._held: Frame | None = None
+        self._last: tuple[float, tuple[Tensor, Tensor]] | None = None  # time, face and shape
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        if item.note.filled:
-            self._held = item
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        f = frame
+        if f.filled:
+            self._held = f
             return []
-        if item.note.face is None:
-            return [item]
-        inputs = [lane.get(item.slot[name]) for name in ("latent", "light")]
-        made = lane.replay("decode", self.generator.decode, *inputs)
-        self._put(item, made, lane)
+        if f.face is None:
+            return [f]
+        made = lane.replay(self.generator.decode, f.latent, f.light)
+        f.generated, f.shape = made
         if not self.holds:
-            return [item]
-        passed, time_s = [item], float(item.frame.time_s)
+            return [f]
+        passed = [f]
         if self._held is not None and self._last is not None:
             held, (before_s, before) = self._held, self._last
-            part = (float(held.frame.time_s) - before_s) / (time_s - before_s)
-            self._put(held, self.generator.fill(before, made, part), lane)
-            passed, self._held = [held, item], None
-        self._last = time_s, (made[0].clone(), made[1].clone())
+            part = (held.time_s - before_s) / (f.time_s - before_s)
+            held.generated, held.shape = self.generator.fill(before, made, part)
+            passed, self._held = [held, f], None
+        self._last = f.time_s, (made[0].clone(), made[1].clone())
         return passed
-
-    def _put(self, item: Item, made: tuple[Tensor, Tensor], lane: Lane) -> None:
-        for name, value in zip(("face", "shape"), made, strict=True):
-            lane.put(item.slot[name], value)
 
 
 class Blend(FaceStage):
@@ -341,17 +247,12 @@ class Blend(FaceStage):
 
     name = "blend"
 
-    def __init__(self, generator: FrameGenerator) -> None:
-        super().__init__(generator)
-        detail = generator.options.detail
-        self._made = ("blended", "soft mask") if detail else ("image", "mask")
-
-    def work(self, item: Item, lane: Lane) -> None:
-        names = ("face", "rectangle", "crop", "transform", "polygon")
-        inputs = [lane.get(item.slot[name]) for name in names]
-        results = lane.replay(inputs[1].shape, self.generator.blend, *inputs)
-        for name, result in zip(self._made, results, strict=True):
-            lane.put(item.slot[name], result)
+    def work(self, f: Frame, lane: Lane) -> None:
+        f.blended, f.soft_mask = lane.replay(
+            self.generator.blend, f.generated, f.rectangle, f.crop, f.transform, f.polygon
+        )
+        if not self.generator.options.detail:
+            f.image, f.image_mask = lane.download(f.blended), lane.download(f.soft_mask)
 
 
 class Detail(FaceStage):
@@ -359,18 +260,18 @@ class Detail(FaceStage):
 
     name = "detail"
 
-    def work(self, item: Item, lane: Lane) -> None:
-        names = ("blended", "soft mask", "rectangle", "transform", "polygon")
-        inputs = [lane.get(item.slot[name]) for name in (*names, "mesh", "region", "shape")]
-        time_s, face = float(item.frame.time_s), item.note.face
-        state = self.generator.begin_detail(time_s, face.fresh)
-        key = inputs[2].shape, face.samples
-        work = partial(self.generator.detail, samples=face.samples)
-        image, habit, covered = lane.replay(key, work, *inputs, *state)
+    def work(self, f: Frame, lane: Lane) -> None:
+        assert f.face is not None
+        state = self.generator.begin_detail(f.time_s, f.face.fresh)
+        image, habit, covered = lane.replay(
+            self.generator.detail,
+            *(f.blended, f.soft_mask, f.rectangle, f.transform, f.polygon),
+            *(f.mesh, f.region, f.shape, *state),
+            samples=f.face.samples,
+        )
         self.generator.keep_detail(habit)
-        lane.put(item.slot["covered"], covered)
-        lane.put(item.slot["image"], image)
-        lane.put(item.slot["mask"], inputs[1])
+        f.covered = lane.download(covered)
+        f.image, f.image_mask = lane.download(image), lane.download(f.soft_mask)
 
 
 class Composite(FaceStage):
@@ -379,20 +280,18 @@ class Composite(FaceStage):
     name = "composite"
     host = True
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        item.note.made = item.frame
-        return super().run(item, lane)
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        frame.result = frame.source
+        return super().run(frame, lane)
 
-    def work(self, item: Item, lane: Lane) -> None:
-        note = item.note
-        image, mask = lane.get(item.slot["image"]), lane.get(item.slot["mask"])
-        note.made = lay_on(item.frame, Patch(note.left, note.top, image, mask))
-        if self.generator.options.detail and float(lane.get(item.slot["covered"])) >= COVERED:
-            note.left_alone = "covered"
+    def work(self, f: Frame, lane: Lane) -> None:
+        f.result = lay_on(f.source, Patch(f.left, f.top, f.image, f.image_mask))
+        if self.generator.options.detail and float(f.covered) >= COVERED:
+            f.left_alone = "covered"
 
 
 class Interpolate(FaceStage):
-    """Makes the frame in the middle of the last one and this (RIFE)."""
+    """Makes the picture in the middle of the last frame and this one (RIFE)."""
 
     name = "interpolate"
 
@@ -400,18 +299,16 @@ class Interpolate(FaceStage):
         super().__init__(generator)
         self._last: Tensor | None = None
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        lane.put(item.slot["whole"], torch.from_numpy(item.note.made.rgb()))
-        whole = lane.get(item.slot["whole"])
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        whole = lane.upload(torch.from_numpy(frame.result.rgb()))
         picture = whole.permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
         last, self._last = self._last, picture
         if last is not None:
             half = torch.full((), 0.5, device=picture.device)
             (middle,) = self.generator.graphs.run("interpolator", last, picture, half)
             image = (middle[0].permute(1, 2, 0) * 255.0).round().byte()
-            lane.put(item.slot["middle"], image)
-            item.note.between = True
-        return [item]
+            frame.middle = lane.download(image)
+        return [frame]
 
 
 class Deliver:
@@ -419,33 +316,32 @@ class Deliver:
 
     Args:
         name: what errors and summaries call it.
-        take: is given each frame on its way, and the picture (H, W, 3) between the last frame and
-            this one where there is one.
+        take: is given each frame.
     """
 
     host = True
     holds = 0
     ended = False
 
-    def __init__(self, name: str, take: Callable[[Item, np.ndarray | None], None]) -> None:
+    def __init__(self, name: str, take: Callable[[Frame], None]) -> None:
         self.name = name
         self._take = take
 
-    def run(self, item: Item, lane: Lane) -> Iterable[Item]:
-        middle = lane.get(item.slot["middle"]).numpy() if item.note.between else None
-        self._take(item, middle)
-        return [item]
+    def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
+        self._take(frame)
+        return [frame]
 
-    def finish(self, lane: Lane) -> Iterable[Item]:
+    def finish(self, lane: Lane) -> Iterable[Frame]:
         return []
 
 
-def lay_on(frame: Frame, patch: Patch) -> Any:
-    """Put a patch into a frame; every sample outside the mask stays as it is, bit for bit."""
-    x, y, image, mask = inside(patch, frame.width, frame.height)
+def lay_on(picture: Picture, patch: Patch) -> Picture:
+    """A copy of a picture with a patch on the host laid in. Samples outside the patch's mask stay
+    as they are, bit for bit."""
+    x, y, image, mask = inside(patch, picture.width, picture.height)
     if image.numel() == 0:
-        return frame
-    return frame.with_rectangle(x, y, image.numpy(), (mask > 0).numpy())
+        return picture
+    return picture.with_rectangle(x, y, image.numpy(), (mask > 0).numpy())
 
 
 def face_stages(
