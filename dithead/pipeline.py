@@ -142,9 +142,10 @@ class DetailState:
     last_time_s: float | None = None
 
 
-LeftAlone = Absence | Literal["too faint", "covered", "too large"]
+LeftAlone = Absence | Literal["too faint", "covered", "too large", "idle"]
 """Why a frame is handed through as it is: there is nobody to re-voice in it; too little is to be
-seen of the face; something is in front of the mouth; the graphs were made for smaller faces."""
+seen of the face; something is in front of the mouth; the graphs were made for smaller faces; nobody
+speaks, and the stream was asked to show such frames as they are."""
 
 
 COVERED = 0.95
@@ -400,6 +401,24 @@ class FrameGenerator:
     def keep_detail(self, habit: Tensor) -> None:
         """Take a frame's habit for the next one."""
         self._detailing.habit = habit
+
+    def save_denoising(self) -> Callable[[], None]:
+        """What brings the state of :meth:`begin` and :meth:`keep` back to what it is now."""
+        saved = self._reference, self._replaced, self._noise
+
+        def restore() -> None:
+            self._reference, self._replaced, self._noise = saved
+
+        return restore
+
+    def save_detail(self) -> Callable[[], None]:
+        """What brings the detail layer's state back to what it is now."""
+        saved = replace(self._detailing)
+
+        def restore() -> None:
+            self._detailing = replace(saved)
+
+        return restore
 
     def refuse_faceless(self, index: int, time_s: float) -> None:
         """Raise StreamError if the options do not allow a frame without the face."""

@@ -30,10 +30,9 @@ from dithead.runtime.media.outputs import Encoding, Output, as_output
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.runtime.media.videoframe import VideoFrame
-from dithead.runtime.schedule.frame import Frame
-from dithead.runtime.schedule.lanes import Lanes, make_lanes
-from dithead.runtime.schedule.scheduler import Scheduler
-from dithead.runtime.schedule.stages import Deliver, face_stages, load_picture
+from dithead.runtime.run import Run
+from dithead.runtime.schedule.frame import Frame, Picture
+from dithead.runtime.schedule.lanes import Lanes
 from dithead.runtime.schedule.trace import Trace
 
 _BEHIND_S = 1.0  # sound reaches up to 0.74 s ahead of its frame
@@ -161,26 +160,29 @@ def stream_file(
             writer = _Writer(
                 sink, sound, summary, interpolate, progress, _Pace() if paced else None
             )
-            stages = face_stages(
-                generator, _FileSound(sound), trim=True, interpolate=interpolate, batch=batch
-            )
-            scheduler = Scheduler(
+            run = Run(
+                generator,
                 extend_frames(source, extend),
-                load_picture,
-                [*stages, Deliver("encode video", writer.take)],
-                lanes or make_lanes(graphs.device, graphs.replayable),
+                _FileSound(sound),
+                writer.take,
+                source_name="decode video",
+                take_name="encode video",
+                trim=True,
+                interpolate=interpolate,
                 in_flight=in_flight,
+                batch=batch,
                 overlap=overlap,
                 waits=[source, writer],
+                lanes=lanes,
                 trace=trace,
             )
             try:
-                scheduler.start()
-                scheduler.wait()
+                run.start()
+                run.wait()
                 writer.done = True
             finally:
-                scheduler.stop()
-            summary.stage_s = scheduler.busy_s
+                run.stop()
+            summary.stage_s = run.busy_s
             if writer.last is None:
                 raise MediaError(f"{video} has no frame before the end of {audio}")
             if summary.faces == 0:
@@ -236,7 +238,7 @@ class _FileSound:
         self._source = source
         self._blocks: Iterator[np.ndarray] = source.blocks()
 
-    def read(self) -> Tensor | None:
+    def read(self, picture: Picture) -> Tensor | None:
         block = next(self._blocks, None)
         return None if block is None else torch.from_numpy(block)
 

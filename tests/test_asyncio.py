@@ -13,7 +13,7 @@ from streams import TIMES, same, threads_of_streams
 
 from dithead.errors import StreamError
 from dithead.pipeline import Options
-from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.pictures import OutputFrame
 from dithead.runtime.session import AsyncStream, Session
 
 

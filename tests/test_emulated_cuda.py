@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator, Options, revoice
-from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.pictures import OutputFrame
 from dithead.runtime.schedule import cuda
 from dithead.runtime.schedule.cuda import CudaLane, CudaLanes
 from dithead.runtime.session import Session
@@ -89,6 +89,28 @@ def test_streams_equal_the_specification_without_races_or_waits(
     assert (emulated_cuda.replays > 0) == replays
     for image, other in zip(images(found), wanted, strict=True):
         assert alike(image, other) if arguments.get("batch") else np.array_equal(image, other)
+
+
+def test_dropped_speech_is_undone_without_races(
+    emulated_cuda: EmulatedCuda,
+    models: TorchGraphs,
+    pictures: list[np.ndarray],
+    sound: list[np.ndarray],
+) -> None:
+    found: list[np.ndarray] = []
+    with Session(models).open_stream(Options(steps=1), waiting=FRAMES) as stream:
+        for number, image in enumerate(pictures):
+            stream.push_frame(image, number / 25)
+        stream.push_audio(np.zeros_like(sound[0]))
+        for turn in range(2):
+            for _ in range(2 * turn):
+                assert stream.pull(60) is not None
+            stream.flush_audio()
+        stream.push_audio(sound[0])
+        stream.finish()
+        found = [frame.image for frame in stream.frames()]
+    assert len(found) == FRAMES - 2
+    assert emulated_cuda.races() == []
 
 
 def test_streams_that_share_a_batch(

@@ -27,8 +27,9 @@ from dithead.errors import ConfigError, StreamError
 from dithead.face.mesh import INNER_LOWER
 from dithead.model import DitHead
 from dithead.pipeline import FrameGenerator, Options, revoice
-from dithead.runtime.pushed import OutputFrame
+from dithead.runtime.pictures import OutputFrame
 from dithead.runtime.session import AsyncStream, Session, Stream
+from dithead.runtime.speech import Speech
 from dithead.torchgraphs import TorchGraphs
 
 
@@ -266,7 +267,11 @@ def test_other_rates_are_resampled(session: Session, pictures: list[np.ndarray])
         with pytest.raises(StreamError, match="44100 Hz after sound at 48000 Hz"):
             stream.push_audio(sound, 44100)
         stream.finish()
-        assert abs(stream._run._sound.length_s - Fraction(6, 10)) < Fraction(1, 1000)
+    speech = Speech()
+    for piece in np.array_split(sound, 7):
+        speech.push(piece, 48000)
+    speech.finish()
+    assert abs(speech.length_s - Fraction(6, 10)) < Fraction(1, 1000)
 
 
 def test_a_closed_stream_is_not_reset(session: Session) -> None:
@@ -290,7 +295,7 @@ def test_who_waits_in_a_stream_that_is_reset_is_told(session: Session) -> None:
 
         thread = threading.Thread(target=wait)
         thread.start()
-        arrivals = stream._run._outbox._changed
+        arrivals = stream._run._outbox._changed  # nobody else can tell that it waits
         assert true_within(60, lambda: bool(arrivals._waiters))
         stream.reset()
         thread.join(60)

@@ -279,6 +279,34 @@ class AudioFeatureStream:
         self._take(torch.zeros(end - self.state.received))
         self.state.finished = True
 
+    def go_back(
+        self,
+        received: int,
+        before: Callable[[int, int], Tensor],
+        features: dict[int, Tensor],
+        last_time_us: int | None,
+    ) -> None:
+        """Back to a state in which fewer samples had been pushed; others may follow then.
+
+        Args:
+            received: the samples that count; those after them are forgotten.
+            before: gives the ``count`` samples before number ``end``, with zeros before the first:
+                (count,) float32 for (end, count).
+            features, last_time_us: of ``state``, when the latest window that still counts had been
+                sampled.
+        """
+        config = self.config
+        reach = config.chunk_samples - config.left_context_samples  # of a hop's chunk, from there
+        next_hop = max(config.first_hop, (received - reach) // config.hop_samples + 1)
+        start = next_hop * config.hop_samples - config.left_context_samples
+        self.state = AudioStreamState(
+            pending=before(received, received - start),
+            next_hop=next_hop,
+            received=received,
+            features={hop: rows for hop, rows in features.items() if hop < next_hop},
+            last_time_us=last_time_us,
+        )
+
     def window(self, time_s: float) -> Tensor:
         """Sample the window at a presentation time; see the time convention in dithead.audio.
 

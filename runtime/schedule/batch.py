@@ -76,6 +76,11 @@ class Batcher:
             self._members[key] += 1
         return Member(self, key)
 
+    def come_back(self, key: object) -> None:
+        """A stream more to wait for."""
+        with self._changed:
+            self._members[key] += 1
+
     def leave(self, key: object) -> None:
         """A stream less to wait for."""
         with self._changed:
@@ -198,6 +203,13 @@ class Member:
         lane.wait(request.written)
         assert self.result is not None
         return self.result.clone()
+
+    def come_back(self) -> None:
+        """The stream goes on after :meth:`leave`. Otherwise does nothing."""
+        with self._lock:
+            left, self._left = self._left, False
+        if left:
+            self._batcher.come_back(self.key)
 
     def leave(self) -> None:
         """The stream has ended. A second call does nothing."""

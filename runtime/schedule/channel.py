@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -22,10 +22,15 @@ class Channel(Generic[T]):
 
     Args:
         capacity: items that may wait; a writer waits for room. None for any number.
+        paused_side: whom :meth:`pause` turns away.
     """
 
-    def __init__(self, capacity: int | None = None) -> None:
+    def __init__(
+        self, capacity: int | None = None, paused_side: Literal["reader", "writer"] = "reader"
+    ) -> None:
         self._capacity = capacity
+        self._paused_side = paused_side
+        self._paused = ""
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -45,12 +50,13 @@ class Channel(Generic[T]):
                 lambda: (
                     self._stopped
                     or self._closed
+                    or self._paused == "writer"
                     or self._capacity is None
                     or len(self._items) < self._capacity
                 ),
                 timeout_s,
             )
-            if self._stopped or self._closed:
+            if self._stopped or self._closed or self._paused == "writer":
                 raise Stopped
             if roomy:
                 self._items.append(item)
@@ -66,9 +72,10 @@ class Channel(Generic[T]):
         """
         with self._changed:
             ready = self._changed.wait_for(
-                lambda: self._stopped or self._items or self._closed, timeout_s
+                lambda: self._stopped or self._paused == "reader" or self._items or self._closed,
+                timeout_s,
             )
-            if self._stopped:
+            if self._stopped or self._paused == "reader":
                 raise Stopped
             if self._items:
                 self._changed.notify_all()
@@ -88,6 +95,24 @@ class Channel(Generic[T]):
         with self._changed:
             self._stopped = True
             self._items.clear()
+            self._changed.notify_all()
+
+    def pause(self) -> None:
+        """Turn the thread of one side away, until :meth:`resume`; the other side goes on."""
+        with self._changed:
+            self._paused = self._paused_side
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        """End a pause."""
+        with self._changed:
+            self._paused = ""
+
+    def empty(self) -> None:
+        """Drop what is there, and let more in even after :meth:`close`."""
+        with self._changed:
+            self._items.clear()
+            self._closed = False
             self._changed.notify_all()
 
     def __len__(self) -> int:

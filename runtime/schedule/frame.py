@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Protocol
@@ -55,11 +56,19 @@ class Frame:
     source: Picture
     written: Event = None
     """Reached when what the last stage has written is there."""
-    room: int = 0
+    room: int | None = None
     """The scheduler's: which of the frames that may be on their way this is."""
+    reached: int = 0
+    """The scheduler's: the stage that is to work on it, or does."""
+    undo: dict[int, Callable[[], None]] = field(default_factory=dict)
+    """The scheduler's: what brings each stage back to where it was before this frame."""
+    kept: bool = False
+    """Whether somebody may still ask for its tensors, and lets go of them himself."""
 
     face: Face | None = None
     """The face to re-voice; None where the frame is left alone."""
+    idle: Face | None = None
+    """The face, where the frame is handed through because nobody speaks."""
     left_alone: LeftAlone | None = None
     """Why the frame is handed through as it is."""
     left: int = 0
@@ -122,9 +131,19 @@ class Frame:
         """Presentation time in seconds."""
         return float(self.source.time_s)
 
+    def begin_again(self, stage: int) -> None:
+        """Be as before a stage, for it to be run once more."""
+        self.face, self.idle = self.face or self.idle, None
+        if self.face is not None:
+            self.left_alone = None
+        self.filled, self.middle = False, None
+        self.reached = min(self.reached, stage)
+        self.undo.clear()
+
     def forget(self) -> None:
         """Let go of every tensor. To be called when no queued work reads them any more."""
-        self.face = None
+        self.face = self.idle = None
+        self.undo.clear()
         for each in fields(self):
             if isinstance(getattr(self, each.name, None), Tensor):
                 delattr(self, each.name)

@@ -25,6 +25,15 @@ from dithead.runtime.schedule.trace import Trace
 STOP_S = 2.0
 """Time within which all threads are gone after a failure or :meth:`Scheduler.stop`."""
 
+HALT_S = 60.0
+"""Time within which :meth:`Scheduler.halt` expects a stage to do what it is at."""
+
+
+def make_lanes_for(source_name: str, stages: Sequence[Stage], lanes: Lanes) -> list[Lane]:
+    """The lane of a source, then one for each stage."""
+    made = [lanes.lane(source_name)]
+    return made + [lanes.lane(stage.name, host=stage.host) for stage in stages]
+
 
 class Stage(Protocol):
     """A step that every frame passes through, in order."""
@@ -44,12 +53,25 @@ class Stage(Protocol):
     def finish(self, lane: Lane) -> Iterable[Frame]:
         """The frames that are still held, once no more come."""
 
+    def save(self) -> Callable[[], None]:
+        """What brings the stage back to where it is now, with no frame held."""
+
 
 class Stoppable(Protocol):
     """What threads may be waiting for."""
 
     def stop(self) -> None:
-        """Wake and turn away whoever waits, from any thread."""
+        """Wake and turn away whoever waits, from any thread, for good."""
+
+
+class Pausable(Stoppable, Protocol):
+    """What threads may be waiting for, and can be called away from."""
+
+    def pause(self) -> None:
+        """Wake and turn away the stages' threads, until :meth:`resume`."""
+
+    def resume(self) -> None:
+        """End a pause."""
 
 
 class Scheduler:
@@ -60,11 +82,13 @@ class Scheduler:
         load: begins a frame with a picture, on the source's lane.
         source_name: what the source is called in errors and traces.
         stages: in order; the last one's frames are dropped.
-        lanes: make the lane of the source and one for each stage.
+        lanes: the lane of the source, then one for each stage; see :func:`make_lanes_for`.
         in_flight: frames that may be on their way at a time.
         overlap: whether each stage has a thread of its own; else :meth:`wait` runs them in turn.
         waits: what else threads may be waiting for, stopped with the rest.
         ended: called when all frames are through.
+        undone_from: the first of the stages whose work can be undone (:meth:`halt`).
+        carried: frames that an earlier scheduler of the same stages had on their way.
         trace: where every stage's work is noted.
 
     Attributes:
@@ -79,7 +103,7 @@ class Scheduler:
         source: Iterator[Picture],
         load: Callable[[Picture, Lane], Frame],
         stages: Sequence[Stage],
-        lanes: Lanes,
+        lanes: Sequence[Lane],
         *,
         in_flight: int,
         overlap: bool = True,
@@ -87,6 +111,8 @@ class Scheduler:
         waits: Sequence[Stoppable] = (),
         ended: Callable[[], None] | None = None,
         trace: Trace | None = None,
+        undone_from: int | None = None,
+        carried: Sequence[Frame] = (),
     ) -> None:
         least = 1 + sum(stage.holds for stage in stages)
         if in_flight < least:
@@ -100,20 +126,23 @@ class Scheduler:
         self._trace = trace
         self._waits = waits
         self._ended = ended
-        self._room: Channel[int] = Channel()  # one item for each frame that may be added
-        for number in range(in_flight):
-            self._room.put(number)
+        self._undone_from = undone_from
         # Kept until the threads are gone: work that is still queued may use their tensors.
-        self._flying: dict[int, Frame] = {}  # by what was taken from the room
+        self._flying: list[Frame] = []
         self._inboxes: list[Channel[Frame]] = [Channel() for _ in stages]
+        for frame in carried:
+            self._flying.append(frame)
+            self._inboxes[frame.reached].put(frame)
+        self._room: Channel[int] = Channel()  # one item for each frame that may be added
+        for number in set(range(in_flight)) - {frame.room for frame in carried}:
+            self._room.put(number)
         self.busy_s: dict[str, float] = {
             name: 0.0 for name in (source_name, *(s.name for s in stages))
         }
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._lanes = [lanes.lane(source_name)]  # then the stages'
-        self._lanes += [lanes.lane(stage.name, host=stage.host) for stage in stages]
+        self._lanes = list(lanes)
         workers: list[tuple[str, Callable[[], None], Lane]] = []
         if overlap:
             workers = [(source_name, self._feed, self._lanes[0])]
@@ -176,9 +205,33 @@ class Scheduler:
                 held.clear()
             self._ended = None
 
-    def _stop_channels(self) -> None:
+    def halt(self) -> list[Frame]:
+        """Stop the threads, each when it has done what it is at, and leave stages and lanes to
+        another scheduler. What threads may be waiting for is paused by whoever calls.
+
+        Returns:
+            The frames on their way, in order.
+
+        Raises:
+            StreamError: a stage takes too long. Or what one failed with.
+        """
+        self._stop_inboxes()
+        end = time.monotonic() + HALT_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        self.raise_error()
+        if any(thread.is_alive() for thread in self._threads):
+            raise StreamError(f"a stage was still at work after {HALT_S:.0f} s")
+        return sorted(self._flying, key=lambda frame: frame.index)
+
+    def _stop_inboxes(self) -> None:
         self._room.stop()
-        for waited in (*self._inboxes, *self._waits):
+        for inbox in self._inboxes:
+            inbox.stop()
+
+    def _stop_channels(self) -> None:
+        self._stop_inboxes()
+        for waited in self._waits:
             waited.stop()
 
     def _guard(self, work: Callable[[], None], lanes: Sequence[Lane]) -> None:
@@ -272,7 +325,8 @@ class Scheduler:
                     return
                 frame.written = lane.record()
                 frame.room = room
-                self._flying[room] = frame
+                with self._lock:
+                    self._flying.append(frame)
                 yield frame
         finally:
             close = getattr(self._source, "close", None)
@@ -282,12 +336,14 @@ class Scheduler:
     def _step(self, number: int, frame: Frame) -> list[Frame]:
         """A stage's work on a frame: the frames to hand over."""
         stage, lane = self._stages[number], self._lanes[number + 1]
+        if self._undone_from is not None and number >= self._undone_from:
+            frame.undo[number] = stage.save()
         with lane.active():
             lane.wait(frame.written)
             with self._at(stage.name, frame.index):
                 passed = list(stage.run(frame, lane))
             for done in passed:
-                done.written = lane.record()
+                done.written, done.reached = lane.record(), number + 1
         return passed
 
     def _finish(self, number: int) -> list[Frame]:
@@ -297,16 +353,20 @@ class Scheduler:
             with self._at(stage.name, None):
                 held = list(stage.finish(lane))
             for done in held:
-                done.written = lane.record()
+                done.written, done.reached = lane.record(), number + 1
         return held
 
     def _release(self, frame: Frame) -> None:
         """Make room for another frame. The last stage is on the host: all that was queued for this
         one is done."""
-        del self._flying[frame.room]
-        frame.forget()
-        with suppress(Stopped):  # the source may have ended
-            self._room.put(frame.room)
+        with self._lock:
+            self._flying.remove(frame)
+        room, frame.room = frame.room, None
+        if not frame.kept:
+            frame.forget()
+        if room is not None:
+            with suppress(Stopped):  # the source may have ended
+                self._room.put(room)
 
     @contextmanager
     def _at(self, stage: str, index: int | None) -> Iterator[None]:

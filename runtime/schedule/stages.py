@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ class FaceStage:
     def finish(self, lane: Lane) -> Iterable[Frame]:
         return []
 
+    def save(self) -> Callable[[], None]:
+        return lambda: None
+
 
 class TrackFace(FaceStage):
     """Finds the face and cuts the rectangle out."""
@@ -92,12 +95,31 @@ class EncodeFace(FaceStage):
 class Sound(Protocol):
     """Speech as it comes."""
 
-    def read(self) -> Tensor | None:
-        """The next (S,) float32 samples at 16 kHz, waiting for them; None at the end."""
+    def read(self, picture: Picture) -> Tensor | None:
+        """The next (S,) float32 samples at 16 kHz, waiting for them; None at the end.
+
+        Args:
+            picture: what needs them.
+        """
 
     @property
     def length_s(self) -> Fraction:
         """Length in seconds, known at the end."""
+
+
+@runtime_checkable
+class CutSound(Sound, Protocol):
+    """Speech whose end may be dropped after it was read."""
+
+    @property
+    def kept(self) -> int:
+        """How many of the samples that were read are still to be heard."""
+
+    def before(self, end: int, count: int) -> Tensor:
+        """The ``count`` samples before number ``end``; 0 before the first of all."""
+
+    def speaks_at(self, time_s: Fraction) -> bool:
+        """Whether somebody speaks at that time or close to it, or it is not known yet."""
 
 
 class AlignAudio(FaceStage):
@@ -105,19 +127,21 @@ class AlignAudio(FaceStage):
 
     Args:
         trim: whether frames from the end of the sound on are dropped; else they are silent.
+        pass_idle: whether frames in which nobody speaks are handed through.
     """
 
     name = "audio"
 
-    def __init__(self, graphs: Graphs, sound: Sound, trim: bool) -> None:
+    def __init__(self, graphs: Graphs, sound: Sound, trim: bool, pass_idle: bool = False) -> None:
         self.ended = False
         self.features = AudioFeatureStream(SpeechGraph(graphs))
         self._sound = sound
         self._trim = trim
+        self._pass_idle = pass_idle
 
     def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
         while self.features.available_s < frame.time_s:
-            samples = self._sound.read()
+            samples = self._sound.read(frame.source)
             if samples is None:
                 self.features.finish()
             else:
@@ -128,7 +152,22 @@ class AlignAudio(FaceStage):
             self.ended = frame.source.time_s >= self._sound.length_s
             if self.ended:
                 return []
+        if self._pass_idle and frame.face is not None:
+            assert isinstance(self._sound, CutSound)
+            if not self._sound.speaks_at(frame.source.time_s):
+                frame.face, frame.idle, frame.left_alone = None, frame.face, "idle"
         return [frame]
+
+    def save(self) -> Callable[[], None]:
+        known, last_us = dict(self.features.state.features), self.features.state.last_time_us
+
+        def back() -> None:
+            sound = self._sound
+            assert isinstance(sound, CutSound)
+            self.ended = False
+            self.features.go_back(sound.kept, sound.before, known, last_us)
+
+        return back
 
 
 class Denoise(FaceStage):
@@ -175,6 +214,15 @@ class Denoise(FaceStage):
 
     def finish(self, lane: Lane) -> Iterable[Frame]:
         return [*self._settle(lane), *self._generated(lane)]
+
+    def save(self) -> Callable[[], None]:
+        restore, even = self.generator.save_denoising(), self._even
+
+        def back() -> None:
+            restore()
+            self._waiting, self._begun, self._odd, self._even = [], [], None, even
+
+        return back
 
     def _settle(self, lane: Lane) -> list[Frame]:
         """Generate the frame that was to be filled in, with the batch that it belongs to."""
@@ -241,6 +289,14 @@ class DecodeFace(FaceStage):
         self._last = f.time_s, (made[0].clone(), made[1].clone())
         return passed
 
+    def save(self) -> Callable[[], None]:
+        last = self._last
+
+        def back() -> None:
+            self._last, self._held = last, None
+
+        return back
+
 
 class Blend(FaceStage):
     """Lays the face into its rectangle."""
@@ -272,6 +328,9 @@ class Detail(FaceStage):
         self.generator.keep_detail(habit)
         f.covered = lane.download(covered)
         f.image, f.image_mask = lane.download(image), lane.download(f.soft_mask)
+
+    def save(self) -> Callable[[], None]:
+        return self.generator.save_detail()
 
 
 class Composite(FaceStage):
@@ -310,6 +369,14 @@ class Interpolate(FaceStage):
             frame.middle = lane.download(image)
         return [frame]
 
+    def save(self) -> Callable[[], None]:
+        last = self._last
+
+        def back() -> None:
+            self._last = last
+
+        return back
+
 
 class Deliver:
     """Hands finished frames over, on the host: the last stage.
@@ -334,6 +401,9 @@ class Deliver:
     def finish(self, lane: Lane) -> Iterable[Frame]:
         return []
 
+    def save(self) -> Callable[[], None]:
+        return lambda: None
+
 
 def lay_on(picture: Picture, patch: Patch) -> Picture:
     """A copy of a picture with a patch on the host laid in. Samples outside the patch's mask stay
@@ -352,11 +422,12 @@ def face_stages(
     interpolate: int,
     batch: int = 1,
     together: Member | None = None,
+    pass_idle: bool = False,
 ) -> list[FaceStage]:
     """Every stage between the source and :class:`Deliver`.
 
     Args:
-        sound, trim: see :class:`AlignAudio`.
+        sound, trim, pass_idle: see :class:`AlignAudio`.
         interpolate: 2 adds :class:`Interpolate`.
         batch, together: see :class:`Denoise`.
 
@@ -371,7 +442,7 @@ def face_stages(
             "'fixed'"
         )
     stages: list[FaceStage] = [TrackFace(generator), EncodeFace(generator)]
-    stages.append(AlignAudio(generator.graphs, sound, trim))
+    stages.append(AlignAudio(generator.graphs, sound, trim, pass_idle))
     stages.append(Denoise(generator, batch, together))
     stages += [DecodeFace(generator), Blend(generator)]
     if generator.options.detail:

@@ -1,0 +1,283 @@
+"""Pictures that are pushed, pulled, held still or played in a loop, in the layouts that they may
+have."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import count
+from typing import TYPE_CHECKING, Literal, get_args
+
+import av
+import numpy as np
+
+from dithead.errors import ConfigError, DitheadError, StreamError
+from dithead.face.choice import Box
+from dithead.pipeline import LeftAlone
+from dithead.runtime.checked import checked_picture
+from dithead.runtime.media.extend import extend_frames
+from dithead.runtime.media.inputs import as_input
+from dithead.runtime.media.sources import VideoSource
+from dithead.runtime.schedule.channel import Channel, Closed
+
+if TYPE_CHECKING:
+    from dithead.runtime.speech import SpeechEvent
+
+Layout = Literal["rgb", "bgr", "yuv420p"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+"""``rgb``, ``bgr``: (H, W, 3) uint8. ``yuv420p``: (3 H / 2, W) uint8, the planes Y, U and V one
+below the other as FFmpeg packs them, BT.709 in limited range; H and W are even."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedPicture:
+    """A picture in RGB; see :class:`dithead.runtime.schedule.frame.Picture`."""
+
+    index: int
+    time_s: Fraction
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    face_box: Box | None = None
+    """Where the face to re-voice is, in pixels; see :meth:`Stream.push_frame`."""
+    arrived_s: float = 0.0
+    """When it came, on the stream's clock."""
+    end_s: Fraction | None = None
+    """When the next one is due, where that is known."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.image.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.image.shape[0]
+
+    def rgb(self) -> np.ndarray:
+        """The picture itself."""
+        return self.image
+
+    def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> PushedPicture:
+        """A copy with a rectangle laid in where the mask is not 0."""
+        image = self.image.copy()
+        part = image[y : y + rgb.shape[0], x : x + rgb.shape[1]]
+        np.copyto(part, rgb, where=mask.astype(bool)[..., None])
+        return replace(self, image=image)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFrame:
+    """A finished picture, with the sound that belongs to it."""
+
+    index: int
+    """Number of the pushed frame; of one made between two, that of the later."""
+    time_s: Fraction
+    """Presentation time, as it was pushed."""
+    image: np.ndarray
+    """uint8, in the stream's layout; see :data:`LAYOUTS`."""
+    face: bool
+    """Whether a face was found and re-voiced; else the picture is as it was pushed."""
+    left_alone: LeftAlone | None = None
+    """Why it was not."""
+    between: bool = False
+    """Whether it was made between two pushed frames (``interpolate=2``)."""
+    samples: np.ndarray | None = None
+    """(S,) float32, the sound from where the last frame's ended to where the next frame is due;
+    None with a frame made between two."""
+    sample_rate_hz: int = 0
+    """Of the sound."""
+    events: tuple[SpeechEvent, ...] = ()
+    """What happens in it to pieces of speech that :meth:`Stream.mark` has named."""
+
+
+def checked_layout(layout: Layout) -> Layout:
+    """Raise ConfigError where a layout is unknown."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
+    return layout
+
+
+def to_rgb(image: np.ndarray, layout: Layout) -> np.ndarray:
+    """A picture in a layout as (H, W, 3) uint8 RGB. Raises StreamError: it is of another shape."""
+    if layout == "rgb":
+        return checked_picture(image)
+    if layout == "bgr":
+        return np.ascontiguousarray(checked_picture(image)[..., ::-1])
+    fits = (
+        isinstance(image, np.ndarray)
+        and image.ndim == 2
+        and image.dtype == np.uint8
+        and image.shape[0] % 3 == 0
+        and image.shape[1] % 2 == 0
+        and min(image.shape) >= 3
+    )
+    if not fits:
+        found = getattr(image, "shape", type(image)), getattr(image, "dtype", "")
+        raise StreamError(
+            f"expected a picture (3 H / 2, W) uint8 in yuv420p, found {found[0]} {found[1]}"
+        )
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "yuv420p")
+    return frame.to_ndarray(format="rgb24", src_colorspace="ITU709", dst_colorspace="ITU709")
+
+
+def from_rgb(image: np.ndarray, layout: Layout) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB in a layout."""
+    if layout == "rgb":
+        return image
+    if layout == "bgr":
+        return np.ascontiguousarray(image[..., ::-1])
+    frame = av.VideoFrame.from_ndarray(image, "rgb24")
+    return frame.to_ndarray(format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709")
+
+
+class PushedPictures:
+    """Pictures as they are pushed, for the scheduler to take."""
+
+    def __init__(self, waiting: int) -> None:
+        self.inbox: Channel[PushedPicture] = Channel(waiting)
+
+    def __iter__(self) -> Iterator[PushedPicture]:
+        return self
+
+    def __next__(self) -> PushedPicture:
+        try:
+            return self.inbox.get()
+        except Closed:
+            raise StopIteration from None
+
+    def stop(self) -> None:
+        """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
+        self.inbox.stop()
+
+    def pause(self) -> None:
+        """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
+        self.inbox.pause()
+
+    def resume(self) -> None:
+        """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
+        self.inbox.resume()
+
+
+Shown = tuple[Fraction, Fraction, np.ndarray]
+"""From when to when a picture is shown, and the picture (H, W, 3) uint8 RGB."""
+
+Footage = Callable[[], Iterator[Shown]]
+"""Begins what a stream shows by itself, at time 0, without end."""
+
+
+class OwnPictures:
+    """Pictures that a stream shows by itself: a portrait or a clip, until another is set.
+
+    Args:
+        footage: what is shown first.
+        clock: seconds that pass; None where frames need not wait for their time.
+    """
+
+    def __init__(self, footage: Footage, clock: Callable[[], float] | None = None) -> None:
+        self._frames = footage()
+        self._clock = clock
+        self._began_s: float | None = None
+        self._index = 0
+        self._offset_s = self._end_s = Fraction(0)
+        self._next: Footage | None = None
+        self._changed = threading.Condition()
+        self._turned_away = False
+
+    def change(self, footage: Footage) -> None:
+        """Show something else from the next frame on."""
+        with self._changed:
+            self._next = footage
+
+    def __iter__(self) -> Iterator[PushedPicture]:
+        return self
+
+    def __next__(self) -> PushedPicture:
+        with self._changed:
+            footage, self._next = self._next, None
+        if footage is not None:
+            self.shut()
+            self._frames, self._offset_s = footage(), self._end_s
+        since_s, until_s, image = next(self._frames)
+        time_s, self._end_s = self._offset_s + since_s, self._offset_s + until_s
+        arrived_s = self._wait_until(time_s)
+        self._index += 1
+        return PushedPicture(self._index - 1, time_s, image, arrived_s=arrived_s, end_s=self._end_s)
+
+    def _wait_until(self, time_s: Fraction) -> float:
+        """Wait for a frame's turn; when that is, on the clock."""
+        if self._clock is None:
+            return 0.0
+        if self._began_s is None:
+            self._began_s = self._clock() - float(time_s)
+        due_s = self._began_s + float(time_s)
+        with self._changed:
+            while not self._turned_away and self._clock() < due_s:
+                self._changed.wait(due_s - self._clock())
+        return due_s
+
+    def shut(self) -> None:
+        """Close what is shown. To be called when nobody takes pictures any more."""
+        close = getattr(self._frames, "close", None)
+        if close is not None:
+            with suppress(ValueError):  # a thread that hangs in it
+                close()
+
+    def stop(self) -> None:
+        """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
+        self.pause()
+
+    def pause(self) -> None:
+        """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
+        with self._changed:
+            self._turned_away = True
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
+        with self._changed:
+            self._turned_away = False
+
+
+def still(image: np.ndarray, rate: Fraction) -> Footage:
+    """One picture (H, W, 3) uint8, again and again."""
+
+    def frames() -> Iterator[Shown]:
+        for index in count():
+            yield index / rate, (index + 1) / rate, image
+
+    return frames
+
+
+def clip(path: str | os.PathLike[str]) -> Footage:
+    """A video file, forwards and backwards by turns, at its own rate.
+
+    Raises:
+        MediaError: it cannot be read; when the footage begins.
+    """
+
+    def frames() -> Iterator[Shown]:
+        with VideoSource(as_input(path)) as source:
+            for frame in extend_frames(source, "pingpong"):
+                yield frame.time_s, frame.end_s, frame.rgb()
+
+    return frames
+
+
+def chosen_footage(
+    portrait: np.ndarray | None,
+    loop: str | os.PathLike[str] | None,
+    rate: Fraction,
+    raises: type[DitheadError],
+) -> Footage | None:
+    """A portrait or a clip, of which one may be given; None for neither. Raises what is asked for
+    where both are."""
+    if portrait is not None and loop is not None:
+        raise raises("a stream shows a portrait or a loop, not both")
+    if portrait is not None:
+        return still(checked_picture(portrait), rate)
+    return None if loop is None else clip(loop)

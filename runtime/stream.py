@@ -1,0 +1,416 @@
+"""One speaker: sound and pictures in, finished pictures with their sound out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NoReturn, get_args
+
+import numpy as np
+from torch import Tensor
+
+from dithead.errors import StreamError
+from dithead.face.choice import Box, checked_box
+from dithead.pipeline import FrameGenerator
+from dithead.runtime.checked import checked_time, checked_wait
+from dithead.runtime.pictures import (
+    Footage,
+    Layout,
+    OutputFrame,
+    OwnPictures,
+    PushedPicture,
+    PushedPictures,
+    chosen_footage,
+    from_rgb,
+    to_rgb,
+)
+from dithead.runtime.run import Run
+from dithead.runtime.schedule.batch import Batcher
+from dithead.runtime.schedule.channel import Channel, Closed, Stopped
+from dithead.runtime.schedule.frame import Frame
+from dithead.runtime.schedule.lanes import Lanes
+from dithead.runtime.schedule.trace import Trace
+from dithead.runtime.speech import Speech
+
+IdleMode = Literal["wait", "rest", "pass"]
+IDLE_MODES: tuple[IdleMode, ...] = get_args(IdleMode)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a stream is wired; see :meth:`dithead.runtime.session.Session.open_stream`."""
+
+    interpolate: int
+    in_flight: int
+    waiting: int
+    batch: int
+    rate: Fraction
+    """Frames each second, of what the stream shows by itself."""
+    layout: Layout
+    idle: IdleMode
+    patience_s: float | None
+    """None lets a frame wait for sound for as long as it takes."""
+    realtime: bool
+    sample_rate_hz: int | None
+    footage: Footage | None
+    """What the stream shows by itself; None takes pushed pictures."""
+    trace: Trace | None
+    lanes: Lanes | None
+    batcher: Batcher | None
+
+
+class Stream:
+    """One speaker: sound and frames in, frames out. Made by :meth:`Session.open_stream`.
+
+    Sound and frames may be pushed and pulled from different threads, each by one at a time. A
+    source that runs ahead waits in :meth:`push_frame`; with ``timeout_s=0`` it is told at once that
+    there is no room, and may drop the frame. Sound that is pushed ahead is kept until frames reach
+    it.
+    """
+
+    def __init__(self, make: Callable[[], FrameGenerator], settings: StreamSettings) -> None:
+        self._make = make
+        self._settings = settings
+        self._changing = threading.Lock()
+        self._closed = False
+        self._run = _StreamRun(make(), settings)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_run"):
+            self._run.stop()
+
+    def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int = 16_000) -> None:
+        """Take in sound.
+
+        Args:
+            samples: (S,) float32 in [-1, 1], mono; copied; may be empty.
+            sample_rate_hz: the same for every call; other rates than 16 kHz are resampled.
+
+        Raises:
+            StreamError: another shape or type, or the sound has ended; or what a stage failed with.
+        """
+        self._run.push_audio(samples, sample_rate_hz)
+
+    def mark(self, piece: str | None) -> None:
+        """Give a name to the piece of speech that is pushed from now on; None ends it.
+
+        Frames then tell when it began, ended or was interrupted (``OutputFrame.events``).
+
+        Raises:
+            StreamError: the sound has ended; or what a stage failed with.
+        """
+        self._run.mark(piece)
+
+    def flush_audio(self) -> list[str]:
+        """Drop the speech that has not gone out with a frame yet, at once.
+
+        Frames on their way are made anew, without it: the next frame that comes is the one that
+        would have come, and tracking and reference go on. Sound that is pushed from now on begins
+        with that frame. From there on, all is as if what was dropped had never been pushed; frames
+        that have come before had heard a little of it, as a mouth opens before its sound.
+
+        Returns:
+            The pieces of speech (:meth:`mark`) that were interrupted.
+
+        Raises:
+            StreamError: what a stage failed with, or the stream is closed.
+        """
+        with self._changing:
+            return self._run.flush_audio()
+
+    def push_frame(
+        self,
+        image: np.ndarray,
+        time_s: Fraction | float,
+        timeout_s: float | None = None,
+        *,
+        face_box: Box | None = None,
+    ) -> bool:
+        """Take in a frame, waiting for room.
+
+        Room comes when frames are pulled, and when there is sound for those on their way: a single
+        thread should push sound first, and pull before it waits.
+
+        Args:
+            image: uint8, in the stream's layout: (H, W, 3), or (3 H / 2, W) for ``yuv420p``; not to
+                be changed afterwards.
+            time_s: presentation time in seconds, a number of any type, on the clock on which the
+                sound starts at 0; later than the last frame's.
+            timeout_s: how long to wait for room; None for as long as it takes, 0 not at all.
+            face_box: where in this frame the face that speaks is, for a caller who knows: left,
+                top, right, bottom in pixels; (0, 0, 0, 0) where nobody speaks. None goes on with
+                the face of the frame before.
+
+        Returns:
+            False where there was no room in time: the frame was not taken.
+
+        Raises:
+            StreamError: another shape or type, a time that is not later, or a finished stream; or
+                what a stage failed with.
+        """
+        return self._run.push_frame(image, time_s, timeout_s, face_box)
+
+    def set_source(
+        self,
+        *,
+        portrait: np.ndarray | None = None,
+        loop: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Show another portrait or clip from the next frame that is begun on; frames on their way
+        still come.
+
+        Args:
+            portrait, loop: one of them; see :meth:`Session.open_stream`.
+
+        Raises:
+            StreamError: this stream takes pushed frames, or neither or both are given.
+        """
+        footage = chosen_footage(portrait, loop, self._settings.rate, StreamError)
+        if footage is None:
+            raise StreamError("set_source needs portrait= or loop=")
+        self._run.set_source(footage)
+
+    def pull(self, timeout_s: float | None = None) -> OutputFrame | None:
+        """The next finished frame, waiting for it; None when all have come.
+
+        Raises:
+            TimeoutError: none was finished in time.
+            StreamError: what a stage failed with, or the stream was closed.
+        """
+        return self._run.pull(timeout_s)
+
+    def frames(self) -> Iterator[OutputFrame]:
+        """The finished frames until all have come."""
+        while (frame := self.pull()) is not None:
+            yield frame
+
+    def finish_audio(self) -> None:
+        """Declare the sound ended: what follows is silent. Until then, a frame waits for sound
+        after it, up to 0.38 s with ``tiny``. A second call does nothing."""
+        self._run.finish_audio()
+
+    def finish(self) -> None:
+        """Declare sound and frames ended. A second call does nothing."""
+        self._run.finish()
+
+    def reset(self) -> None:
+        """Forget everything, frames on their way included: the stream equals a fresh one.
+
+        Raises:
+            StreamError: the stream is closed.
+        """
+        with self._changing:
+            if self._closed:
+                raise StreamError("the stream is closed", hint="open another")
+            self._run.stop("the stream was reset")
+            self._run = _StreamRun(self._make(), self._settings)
+
+    def close(self) -> None:
+        """Stop, wherever the frames are. Harmless when closed before."""
+        with self._changing:
+            self._closed = True
+            self._run.stop()
+
+
+class _StreamRun:
+    """A stream from its start to its end."""
+
+    def __init__(self, generator: FrameGenerator, settings: StreamSettings) -> None:
+        self._settings = settings
+        self._own: OwnPictures | None = None
+        self._pushes: PushedPictures | None = None
+        source: OwnPictures | PushedPictures
+        if settings.footage is None:
+            source = self._pushes = PushedPictures(settings.waiting)
+        else:
+            clock = time.monotonic if settings.realtime else None
+            source = self._own = OwnPictures(settings.footage, clock)
+        config = generator.graphs.config.audio
+        self._speech = Speech(
+            settings.sample_rate_hz,
+            settings.patience_s,
+            memory=config.chunk_samples + config.hop_samples,
+        )
+        self._outbox: Channel[tuple[int, Frame]] = Channel(max(1, settings.in_flight), "writer")
+        self._giving = threading.Lock()
+        self._edition = 0  # one more each time that frames are made anew
+        self._taken: dict[int, Frame] = {}  # finished, and not pulled yet
+        self._ready: deque[OutputFrame] = deque()  # for whoever pulls next
+        self._shown_s: Fraction | None = None  # time of the frame that was pulled last
+        self._pushed = 0
+        self._last_s: Fraction | None = None
+        self._stopped = ""
+        self._run = Run(
+            generator,
+            source,
+            self._speech,
+            self._take,
+            source_name="take in",
+            take_name="deliver",
+            trim=self._own is not None,
+            interpolate=settings.interpolate,
+            in_flight=settings.in_flight,
+            batch=settings.batch,
+            batcher=settings.batcher,
+            pauses=[source, self._outbox, self._speech],
+            ended=self._outbox.close,
+            pass_idle=settings.idle == "pass",
+            lanes=settings.lanes,
+            trace=settings.trace,
+        )
+        self._run.start()
+
+    def push_audio(self, samples: np.ndarray | Tensor, sample_rate_hz: int) -> None:
+        try:
+            self._speech.push(samples, sample_rate_hz)
+        except Stopped:
+            self._raise_stopped()
+
+    def mark(self, piece: str | None) -> None:
+        try:
+            self._speech.mark(piece)
+        except Stopped:
+            self._raise_stopped()
+
+    def flush_audio(self) -> list[str]:
+        if self._stopped:
+            self._raise_stopped()
+        lost: list[str] = []
+
+        def cut() -> list[Frame]:
+            taken = list(self._taken.values())
+            self._taken.clear()
+            self._edition += 1
+            self._outbox.empty()
+            lost.extend(self._speech.cut())
+            return taken
+
+        with self._giving:
+            self._run.rewind(cut)
+        return lost
+
+    def push_frame(
+        self,
+        image: np.ndarray,
+        time_s: Fraction | float,
+        timeout_s: float | None,
+        face_box: Box | None,
+    ) -> bool:
+        if self._pushes is None:
+            raise StreamError("this stream shows its own pictures: it takes sound alone")
+        at = checked_time(time_s)
+        if self._last_s is not None and at <= self._last_s:
+            raise StreamError(
+                f"a frame at {float(at):.6f} s after one at {float(self._last_s):.6f} s: times "
+                "must increase",
+                hint="call reset() to start again",
+            )
+        box = None if face_box is None else checked_box(face_box)
+        rgb = to_rgb(image, self._settings.layout)
+        picture = PushedPicture(self._pushed, at, rgb, box, time.monotonic())
+        try:
+            taken = self._pushes.inbox.put(picture, checked_wait(timeout_s))
+        except Stopped:
+            self._raise_stopped()
+        if taken:
+            self._pushed, self._last_s = self._pushed + 1, at
+        return taken
+
+    def set_source(self, footage: Footage) -> None:
+        if self._own is None:
+            raise StreamError(
+                "this stream takes pushed frames", hint="open one with portrait= or loop="
+            )
+        self._own.change(footage)
+
+    def pull(self, timeout_s: float | None) -> OutputFrame | None:
+        left_s = checked_wait(timeout_s)
+        end_s = None if left_s is None else time.monotonic() + left_s
+        while True:
+            with self._giving:
+                if self._ready:
+                    return self._ready.popleft()
+            try:
+                edition, frame = self._outbox.get(
+                    None if end_s is None else max(0.0, end_s - time.monotonic())
+                )
+            except Closed:
+                return None
+            except TimeoutError:
+                raise TimeoutError(f"no frame was finished within {timeout_s} s") from None
+            except Stopped:
+                self._raise_stopped()
+            with self._giving:
+                if edition == self._edition:  # else it is made anew
+                    del self._taken[frame.index]
+                    self._give(frame)
+
+    def _give(self, frame: Frame) -> None:
+        """Make a finished frame ready for whoever pulls."""
+        made, why, layout = frame.result, frame.left_alone, self._settings.layout
+        assert isinstance(made, PushedPicture)
+        last_s, self._shown_s = self._shown_s, made.time_s
+        end_s = made.end_s
+        if last_s is None:
+            self._speech.begin_at(made.time_s)
+            end_s = end_s or made.time_s + 1 / self._settings.rate
+        elif frame.middle is not None:
+            at_s, image = (last_s + made.time_s) / 2, from_rgb(frame.middle.numpy().copy(), layout)
+            self._ready.append(OutputFrame(made.index, at_s, image, why is None, why, between=True))
+        samples, events = self._speech.give(end_s or 2 * made.time_s - (last_s or 0))
+        self._ready.append(
+            OutputFrame(
+                made.index,
+                made.time_s,
+                from_rgb(made.image, layout),
+                why is None,
+                why,
+                samples=samples,
+                sample_rate_hz=self._speech.rate_hz,
+                events=events,
+            )
+        )
+        frame.forget()
+
+    def finish_audio(self) -> None:
+        try:
+            self._speech.finish()
+        except Stopped:
+            self._raise_stopped()
+
+    def finish(self) -> None:
+        self.finish_audio()
+        if self._pushes is not None:
+            self._pushes.inbox.close()
+
+    def stop(self, why: str = "the stream is closed") -> None:
+        self._stopped = self._stopped or why
+        self._run.stop()
+        if self._own is not None:
+            self._own.shut()
+
+    def _raise_stopped(self) -> NoReturn:
+        """Say why nothing more goes in or out."""
+        self._run.raise_error()
+        if self._stopped:
+            raise StreamError(self._stopped) from None
+        raise StreamError(
+            "a frame after finish()", hint="call reset() before a new video"
+        ) from None
+
+    def _take(self, frame: Frame) -> None:
+        """A finished frame, from the last stage."""
+        frame.kept = True
+        self._taken[frame.index] = frame
+        self._outbox.put((self._edition, frame))
