@@ -12,7 +12,7 @@ from dithead.errors import ConfigError, StreamError
 from dithead.runtime.backends import Backend
 from dithead.runtime.defaults import IN_FLIGHT
 
-Kind = Literal["file", "sessions"]
+Kind = Literal["file", "sessions", "talk"]
 
 PAPER_STEPS = 250
 """Denoising steps of the DiT-Head paper, one stage after the other."""
@@ -30,7 +30,8 @@ class Case:
         threads: CPU threads of each stage.
         batch: frames denoised at a time: of one stream, or, for ``sessions``, of several.
         streams: of one session, at the same time (``sessions`` alone).
-        pace: whether a session's frames are pushed at the clip's rate, not as fast as they go.
+        pace: whether a session's frames are pushed at the clip's rate, not as fast as they go; of
+            ``talk``, whether speech comes as it is spoken, not at once.
     """
 
     kind: Kind

@@ -22,6 +22,8 @@ INCLUDED = {
     "encode video: one stage after the other in one thread, each timed by itself",
     "stream": "everything from decoding the input's video to encoding the output's, from files to "
     "a file; loading the model is not",
+    "talk": "from flush_audio() to the first frame of the speech that follows it at once, of a "
+    "stream that shows the clip at its own pace; latency is that",
     "sessions": "everything from a pushed RGB picture to a pulled one; no decoding or encoding of "
     "video",
 }
@@ -47,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
         "the paper's setting",
     )
     sessions = commands.add_parser("sessions", help="streams of one session beside each other")
-    for command in (stages, stream, sessions):
+    talk = commands.add_parser(
+        "talk", help="a stream that is interrupted: how soon the next speech is seen"
+    )
+    for command in (stages, stream, sessions, talk):
         _add_common(command)
     sessions.add_argument(
         "--streams", type=_numbers, default=[1, 2], help="streams at a time, such as 1,2,4"
@@ -140,6 +145,12 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
             made += [
                 Case("sessions", f"{name}, {label}", streams=n, pace=args.pace, **settings)
                 for n, label in _counted(args.streams, "stream")
+            ]
+            continue
+        if args.command == "talk":
+            made += [
+                Case("talk", f"{name}, speech {how}", pace=pace, **settings)
+                for pace, how in ((False, "at once"), (True, "as it is spoken"))
             ]
             continue
         if args.command == "stream":

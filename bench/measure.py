@@ -36,6 +36,9 @@ from dithead.runtime.pipeline import stream_file
 from dithead.runtime.schedule.trace import Span, Trace
 from dithead.runtime.session import Session, Stream
 
+TALK_FRAMES = 15
+"""Frames of each speech before it is interrupted."""
+
 SHOWN_FRAMES = 12
 """Frames of which the report draws when each stage worked on them."""
 
@@ -66,7 +69,7 @@ def measure(case: Case) -> dict[str, Any]:
     loaded_s = time.perf_counter() - start
     meter = _Meter(graphs.device)
     with tempfile.TemporaryDirectory() as folder:
-        run = _run_file if case.kind == "file" else _run_sessions
+        run = {"file": _run_file, "sessions": _run_sessions, "talk": _run_talk}[case.kind]
         figures = run(case, graphs, Path(folder), meter)
     figures |= meter.figures()
     figures["load_s"] = loaded_s
@@ -307,6 +310,76 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
         "real_time_factor": seconds * rate * case.streams / len(counted),
         "first_frame_s": max(b[0] - a[0] for a, b in zip(pushed_s, pulled_s, strict=True)),
         "latency_ms": percentiles([end - begun for begun, end in begun_since]),
+    }
+
+
+def _run_talk(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
+    """A stream that shows a clip at its own pace and is interrupted again and again: from
+    ``flush_audio()`` to the first frame of the speech that follows it at once."""
+    samples = _samples(Path(case.audio), 10 * SPEECH_RATE_HZ)
+    piece = SPEECH_RATE_HZ // 50
+    session = Session(graphs)
+    flushed_s: list[float] = []
+    answered_s: list[float] = []
+    with session.open_stream(
+        _options(case),
+        loop=case.video,
+        idle="rest",
+        in_flight=case.in_flight,
+        interpolate=case.interpolate,
+    ) as stream:
+
+        def pull(count: int) -> None:
+            for _ in range(count):
+                stream.pull()
+
+        def speak(stopped: threading.Event, begun_s: float) -> None:
+            for number in range(samples.size // piece):
+                if case.pace:
+                    wait_s = begun_s + (number + 1) / 50 - time.perf_counter()
+                    if wait_s > 0 and stopped.wait(wait_s):
+                        return
+                if stopped.is_set():
+                    return
+                stream.push_audio(samples[number * piece : (number + 1) * piece])
+
+        pull(case.warm_up)
+        meter.start()
+        start_s, frames = time.perf_counter(), 0
+        while frames < case.frames:
+            begun_s = time.perf_counter()
+            stream.flush_audio()
+            flushed_s.append(time.perf_counter() - begun_s)
+            stream.mark("speech")
+            stopped = threading.Event()
+            speaker = threading.Thread(target=speak, args=(stopped, begun_s))
+            speaker.start()
+            while True:
+                frame = stream.pull()
+                assert frame is not None
+                frames += 1
+                if any(event.kind == "began" for event in frame.events):
+                    break
+            answered_s.append(time.perf_counter() - begun_s)
+            pull(TALK_FRAMES)
+            frames += TALK_FRAMES
+            stopped.set()
+            speaker.join()
+        seconds = time.perf_counter() - start_s
+        meter.stop()
+    with VideoSource(case.video) as source:
+        rate, size = float(source.info.average_rate), [source.info.width, source.info.height]
+    return {
+        "frames": frames,
+        "size": size,
+        "video_fps": rate,
+        "steps": case.steps or graphs.config.diffusion.steps,
+        "fps": frames / seconds,
+        "real_time_factor": seconds * rate / frames,
+        "first_frame_s": answered_s[0],
+        "latency_ms": percentiles(answered_s),
+        "flush_ms": percentiles(flushed_s),
+        "sound_ahead_ms": graphs.config.audio.longest_wait_ms,
     }
 
 
