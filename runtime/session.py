@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError, StreamError
 from dithead.face.choice import Box
 from dithead.pipeline import FrameGenerator, Options
@@ -74,6 +75,7 @@ class Session:
         device: torch.device | str = "cpu",
         audio_weights: str | Path | None = None,
         threads: int | None = None,
+        attention: AttentionBackend | None = None,
         batch: int = 1,
     ) -> Session:
         """Load a checkpoint or a bundle; see :func:`dithead.runtime.backends.open_graphs`. A bundle
@@ -86,6 +88,7 @@ class Session:
                 device=device,
                 audio_weights=None if audio_weights is None else Path(audio_weights),
                 threads=threads,
+                attention=attention,
             ),
             batch,
         )
