@@ -32,7 +32,13 @@ from dithead.errors import ConfigError, StreamError
 from dithead.face.choice import Box
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
-from dithead.runtime.checked import checked_number, checked_picture, checked_time, checked_wait
+from dithead.runtime.checked import (
+    checked_device,
+    checked_number,
+    checked_picture,
+    checked_time,
+    checked_wait,
+)
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.pushed import OutputFrame, PushedRun
 from dithead.runtime.schedule.batch import WAIT_S, Batcher
@@ -85,7 +91,7 @@ class Session:
                 backend,
                 checkpoint=checkpoint,
                 bundle=None if bundle is None else Path(bundle),
-                device=device,
+                device=checked_device(device),
                 audio_weights=None if audio_weights is None else Path(audio_weights),
                 threads=threads,
                 attention=attention,
