@@ -267,14 +267,14 @@ def _as_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-doctor") -> int:
     """Entry point of ``dithead-doctor``.
 
     Returns:
         0, or 1 where a bundle or checkpoint that was asked about cannot be used.
     """
     parser = argparse.ArgumentParser(
-        prog="dithead-doctor",
+        prog=prog,
         description="Say what this machine can run, what is missing, and what gets it.",
     )
     parser.add_argument(
