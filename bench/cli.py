@@ -68,7 +68,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     stream.add_argument(
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace of the overlapped run"
     )
-    report = commands.add_parser("report", help="one HTML page from the JSON of the others")
+    report = commands.add_parser(
+        "report", help="one HTML page from the JSON of the others (extra 'bench')"
+    )
     report.add_argument("results", type=Path, nargs="+", metavar="JSON")
     report.add_argument("-o", "--output", type=Path, default=Path("bench.html"))
     return parser
