@@ -84,8 +84,26 @@ class Session:
         attention: AttentionBackend | None = None,
         batch: int = 1,
     ) -> Session:
-        """Load a checkpoint or a bundle; see :func:`dithead.runtime.backends.open_graphs`. A bundle
-        must have been made for batches of that size (``dithead-export --batch``)."""
+        """Load a checkpoint or a bundle.
+
+        Args:
+            backend: ``torch`` runs a checkpoint; ``onnxruntime``, ``tensorrt`` and ``tensorrt-rtx``
+                run a bundle. Nothing else takes its place.
+            checkpoint: name of a packaged checkpoint, or a .safetensors file.
+            bundle: folder written by ``dithead export``.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
+            threads: of a graph on the CPU, for ``onnxruntime``. None takes PyTorch's number.
+            attention: of the denoiser, with ``torch``: ``sdpa``, ``math``, ``flash`` or
+                ``xformers``. None takes ``sdpa``.
+            batch: see :class:`Session`. A bundle must have been made for batches of that size
+                (``dithead export --batch``).
+
+        Raises:
+            ConfigError: an option is invalid, or two exclude each other.
+            CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
+            BackendUnavailable: a package or device is missing.
+        """
         return cls(
             open_graphs(
                 backend,

@@ -110,19 +110,6 @@ def test_revoice_from_file_to_file(
     assert torch.get_num_threads() == 2, "a library leaves a program's settings alone"
 
 
-def test_the_newcomers_line_works_with_the_shipped_model(
-    portrait_clip: Callable[..., Path],
-    tone_file: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    portrait_clip("in.mp4", TIMES)
-    tone_file(0.24)
-    monkeypatch.chdir(tmp_path)
-    summary = dithead.revoice("in.mp4", "audio.wav", "out.mp4")
-    assert (summary.frames, summary.faces, summary.steps) == (6, 6, 2)
-
-
 def test_a_stream_through_the_front_door(
     checkpoint_file: Path, pictures: list[np.ndarray], sound: np.ndarray
 ) -> None:
