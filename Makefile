@@ -8,7 +8,7 @@ SPEECH := dithead/assets/demo/sense_and_sensibility.flac
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ $(VENV)/.demo: pyproject.toml setup.py constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $(VENV)/.demo $@
+
+$(VENV)/.docs: pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[docs]'
+	touch $@
 
 demo: $(VENV)/.demo ## re-voice the packaged clip into out/demo.mp4
 	mkdir -p out
@@ -45,6 +49,10 @@ lint: $(VENV)/.dev ## check style, formatting and types
 	rm -rf build
 	$(PIP_INSTALL) --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+docs: $(VENV)/.docs ## build the pages of docs/ into build/docs
+	$(BIN)/sphinx-build -W --keep-going -E -q -b html docs build/docs
+	@echo "The pages are $(CURDIR)/build/docs/index.html"
 
 clean: ## remove what was built, written and cached (not .venv, not work/)
 	rm -rf build dist out *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -36,9 +36,9 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, found {text!r}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dithead-bench",
+        prog=prog,
         description="Measure throughput and latency; every figure comes with the hardware.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument(
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace of the overlapped run"
     )
-    report = commands.add_parser("report", help="one HTML page from the JSON of the others")
+    report = commands.add_parser(
+        "report", help="one HTML page from the JSON of the others (extra 'bench')"
+    )
     report.add_argument("results", type=Path, nargs="+", metavar="JSON")
     report.add_argument("-o", "--output", type=Path, default=Path("bench.html"))
     return parser
@@ -256,15 +258,15 @@ def _report(args: argparse.Namespace) -> None:
     print(f"{args.output}: written")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-bench") -> int:
     """Entry point of ``dithead-bench``.
 
     Returns:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     action = _report if args.command == "report" else _measure
-    return run_command("dithead-bench", lambda: action(args), "nothing was written")
+    return run_command(prog, lambda: action(args), "nothing was written")
 
 
 if __name__ == "__main__":

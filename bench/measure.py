@@ -34,7 +34,8 @@ from dithead.runtime.defaults import WAITING, available_cores
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.pipeline import stream_file
 from dithead.runtime.schedule.trace import Span, Trace
-from dithead.runtime.session import Session, Stream
+from dithead.runtime.session import Session
+from dithead.runtime.stream import Stream
 
 TALK_FRAMES = 15
 """Frames of each speech before it is interrupted."""

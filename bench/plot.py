@@ -1,17 +1,33 @@
-"""Plots as SVG."""
+"""Plots of a measurement, drawn by matplotlib, as SVG to stand in a page."""
 
 from __future__ import annotations
 
-import math
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_WIDTH = 960
-_LABELS = 420  # pixels for the names of rows
-_ROW = 26
-_HUES = 12  # colours of frames in a timeline
+from dithead.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "#1c2230": "--ink",
+    "#5b6577": "--soft",
+    "#d9dee7": "--line",
+    "#3566c9": "--bar",
+    "#16294f": "--tick",
+    "#c2410c": "--mark",
+}
+"""Colours of the plots, and the names under which the page has them, in the dark other ones."""
+_INK, _SOFT, _LINE, _BAR, _TICK, _MARK = COLOURS
+
+_ROW_IN = 0.27  # inches
+_WIDTH_IN = 9.6
+_MARGIN_IN = 0.6  # above and below the rows
+_FRAME_COLOURS = 10  # of a timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,103 +40,91 @@ class Bar:
     note: str = ""
 
 
-def bars(rows: Sequence[Bar], *, unit: str, mark: tuple[float, str] | None = None) -> str:
+def bars(rows: Sequence[Bar], *, unit: str, mark: tuple[float, str] | None = None) -> Figure:
     """Horizontal bars from zero, with an axis, and a dashed line at a value of interest."""
-    reach = max([*(max(row.value, *row.ticks, 0.0) for row in rows), mark[0] if mark else 0.0])
-    step = _round_step(reach)
-    reach = step * math.ceil(1.001 * reach / step)
-    height = _ROW * len(rows) + 44
-    parts = [_axis(reach, step, unit, height)]
-    for number, row in enumerate(rows):
-        top = 22 + _ROW * number
-        end = _at(row.value, reach)
-        name = escape(row.name)
-        parts.append(
-            f'<text x="{_LABELS - 10}" y="{top + 16}" text-anchor="end">{name}</text>'
-            f'<rect class="bar" x="{_LABELS}" y="{top + 4}" width="{max(1.0, end - _LABELS):.1f}" '
-            f'height="{_ROW - 10}" rx="2"><title>{name}: {row.value:.2f} {unit}</title></rect>'
+    figure, axes = _rows([row.name for row in rows], unit)
+    axes.barh(range(len(rows)), [row.value for row in rows], height=0.6, color=_BAR)
+    for place, row in enumerate(rows):
+        axes.vlines(row.ticks, place - 0.38, place + 0.38, color=_TICK, linewidth=1.6)
+        furthest = max(row.value, *row.ticks, 0.0)
+        axes.annotate(
+            f"{_shown(row.value)}{row.note}",
+            (furthest, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=_INK,
         )
-        for tick in row.ticks:
-            x = _at(tick, reach)
-            parts.append(
-                f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 2}" '
-                f'y2="{top + _ROW - 4}"><title>{tick:.2f} {unit}</title></line>'
-            )
-        furthest = max([end, *(_at(tick, reach) for tick in row.ticks)])
-        shown = f"{_shown(row.value)}{escape(row.note)}"
-        parts.append(f'<text x="{furthest + 8:.1f}" y="{top + 16}">{shown}</text>')
     if mark is not None:
-        x = _at(mark[0], reach)
-        side = 'text-anchor="end" ' if x > _WIDTH - 200 else ""
-        parts.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="18" y2="{height - 20}"/>'
-            f'<text class="soft" {side}x="{x:.1f}" y="12">{escape(mark[1])}</text>'
-        )
-    return _svg(height, parts)
+        axes.axvline(mark[0], color=_MARK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set_title(mark[1], color=_MARK, fontsize=9, loc="right")
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+    return figure
 
 
-def timeline(spans: Sequence[dict[str, Any]]) -> str:
+def timeline(spans: Sequence[dict[str, Any]]) -> Figure:
     """A row for each stage; a block for each frame that it worked on, in the frame's colour."""
     names = list(dict.fromkeys(s["stage"] for s in sorted(spans, key=lambda s: s["start"])))
+    figure, axes = _rows(names, "ms")
     reach = max(span["end"] for span in spans)
-    step = _round_step(reach)
-    height = _ROW * len(names) + 44
-    parts = [_axis(reach, step, "ms", height)]
-    for number, name in enumerate(names):
-        top = 22 + _ROW * number
-        parts.append(
-            f'<text x="{_LABELS - 10}" y="{top + 16}" text-anchor="end">{escape(name)}</text>'
-        )
     for span in spans:
-        top = 22 + _ROW * names.index(span["stage"])
-        left, right = _at(span["start"], reach), _at(span["end"], reach)
-        hue = 360 * (span["frame"] % _HUES) // _HUES
-        parts.append(
-            f'<rect x="{left:.1f}" y="{top + 4}" width="{max(0.8, right - left):.1f}" '
-            f'height="{_ROW - 8}" fill="hsl({hue} 60% 52%)"><title>{escape(span["stage"])}, frame '
-            f"{span['frame']}: {span['end'] - span['start']:.2f} ms</title></rect>"
-        )
-        if right - left > 22:
-            parts.append(
-                f'<text x="{(left + right) / 2:.1f}" y="{top + 17}" text-anchor="middle" '
-                f'style="fill:#fff">{span["frame"]}</text>'
-            )
-    return _svg(height, parts)
+        row, length = names.index(span["stage"]), span["end"] - span["start"]
+        colour = f"C{span['frame'] % _FRAME_COLOURS}"
+        axes.barh(row, length, left=span["start"], height=0.7, color=colour)
+        if length > reach / 25:  # there is room for its number
+            middle = span["start"] + length / 2
+            axes.text(middle, row, str(span["frame"]), ha="center", va="center", color="white")
+    axes.set_xlim(0, reach)
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an element of an HTML page, in the page's colours."""
+    matplotlib = _matplotlib()
+    buffer = io.StringIO()
+    absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dithead"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=absent)
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    # HTML knows the namespaces; names of groups would be there once for each plot of a page.
+    drawing = re.sub(r' (?:xmlns(?::xlink)?="[^"]*"|id="[A-Za-z.]+_\d+")', "", drawing)
+    for colour, name in COLOURS.items():
+        drawing = drawing.replace(colour, f"var({name})")
+    return drawing
+
+
+def _rows(names: Sequence[str], unit: str) -> tuple[Figure, Any]:
+    """A figure with a row for each name, the first on top, and an axis below."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    height = _ROW_IN * len(names) + _MARGIN_IN
+    figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), names, color=_INK)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(unit, color=_SOFT, loc="right")
+    axes.tick_params(axis="x", colors=_SOFT, length=0)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=_LINE)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise BackendUnavailable(
+            "a page of benchmarks needs the package matplotlib",
+            hint="pip install 'dithead[bench]'",
+        ) from error
+    return matplotlib
 
 
 def _shown(value: float) -> str:
     """Three digits, and never an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _svg(height: int, parts: Sequence[str]) -> str:
-    body = "\n".join(parts)
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">\n{body}\n</svg>'
-
-
-def _at(value: float, reach: float) -> float:
-    """Where a value lies, with room on the right for what is written beside it."""
-    return _LABELS + (_WIDTH - _LABELS - 70) * value / reach
-
-
-def _axis(reach: float, step: float, unit: str, height: int) -> str:
-    parts = []
-    for number in range(round(reach / step) + 1):
-        x, value = _at(number * step, reach), number * step
-        if value > 1.0001 * reach:
-            break
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="18" y2="{height - 20}"/>'
-            f'<text class="soft" x="{x:.1f}" y="{height - 4}" text-anchor="middle">{value:g}</text>'
-        )
-    parts.append(
-        f'<text class="soft" x="{_WIDTH - 4}" y="{height - 4}" text-anchor="end">{unit}</text>'
-    )
-    return "".join(parts)
-
-
-def _round_step(reach: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides a range into about six."""
-    rough = max(reach, 1e-9) / 6
-    power = 10 ** math.floor(math.log10(rough))
-    return float(next(f * power for f in (1, 2, 5, 10) if f * power >= rough))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dithead.bench.case import PAPER_STEPS
-from dithead.bench.plot import Bar, bars, timeline
+from dithead.bench.plot import Bar, as_svg, bars, timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TITLES = {
     "stages": "Stages, one after the other",
@@ -30,10 +33,7 @@ h3 { font-size: 15px; margin: 24px 0 6px; } p { margin: 6px 0; max-width: 72ch; 
 .headline div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
   padding: 10px 16px; } .headline b { display: block; font-size: 24px; }
 figure { margin: 8px 0 20px; } svg { display: block; width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
-svg .grid { stroke: var(--line); } svg .bar { fill: var(--bar); }
-svg .tick { stroke: var(--tick); stroke-width: 2; } svg .mark { stroke: var(--mark);
-  stroke-width: 1.5; stroke-dasharray: 5 4; }
+svg text { font-family: system-ui, sans-serif !important; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -173,8 +173,8 @@ def _machine(machine: dict[str, Any]) -> str:
     return f"<dl>{cells}</dl>"
 
 
-def _figure(caption: str, drawing: str) -> str:
-    return f"<h3>{escape(caption)}</h3>\n<figure>{drawing}</figure>"
+def _figure(caption: str, drawing: Figure) -> str:
+    return f"<h3>{escape(caption)}</h3>\n<figure>{as_svg(drawing)}</figure>"
 
 
 def _table(done: Sequence[dict[str, Any]]) -> str:

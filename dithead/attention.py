@@ -4,14 +4,20 @@ never by accident."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import BackendUnavailable, ConfigError
 
-AttentionBackend = Literal["sdpa", "math", "flash-attn", "xformers"]
+AttentionBackend = Literal["sdpa", "math", "flash", "xformers"]
+ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = get_args(AttentionBackend)
+
+_PACKAGES = {"flash": ("flash-attn", "flash_attn"), "xformers": ("xformers", "xformers.ops")}
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -24,35 +30,56 @@ def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError as error:
-        raise BackendUnavailable(
-            "attention backend 'flash-attn' needs the package flash-attn: "
-            "pip install 'dithead[flash]'"
-        ) from error
-    out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2)
+    flash_attn = _package("flash")
+    dtype = q.dtype if q.dtype in _HALF else torch.float16  # its kernels know no other
+    out = flash_attn.flash_attn_func(*(x.to(dtype).transpose(1, 2) for x in (q, k, v)))
+    return out.transpose(1, 2).to(q.dtype)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    try:
-        from xformers.ops import memory_efficient_attention
-    except ImportError as error:
-        raise BackendUnavailable(
-            "attention backend 'xformers' needs the package xformers: "
-            "pip install 'dithead[xformers]'"
-        ) from error
-    out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    ops = _package("xformers")
+    out = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
     return out.transpose(1, 2)
 
 
-_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+def _package(backend: str) -> Any:
+    package, module = _PACKAGES[backend]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"attention {backend!r} needs the package {package}",
+            hint=f"pip install 'dithead[{backend}]'",
+        ) from error
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sdpa": _sdpa,
     "math": _math,
-    "flash-attn": _flash,
+    "flash": _flash,
     "xformers": _xformers,
 }
+
+
+def check_attention(backend: str, device: torch.device) -> None:
+    """Refuse what cannot run on a device, before anything is loaded.
+
+    Raises:
+        ConfigError: unknown backend. BackendUnavailable: its package is not installed, or it does
+            not run on this device.
+    """
+    if backend not in _FUNCTIONS:
+        raise ConfigError(
+            f"unknown attention {backend!r}", hint=f"choose one of {', '.join(_FUNCTIONS)}"
+        )
+    if backend not in _PACKAGES:
+        return
+    _package(backend)
+    if device.type != "cuda":
+        raise BackendUnavailable(
+            f"attention {backend!r} runs on a CUDA device, not on {device}",
+            hint="choose the device cuda, or the attention sdpa",
+        )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
@@ -62,14 +89,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa
         q: (B, heads, N, D). k, v: (B, heads, M, D).
         backend: ``sdpa`` is torch.nn.functional.scaled_dot_product_attention, which itself uses
             flash attention on a GPU where the shapes allow; ``math`` is the formula spelt out,
-            whose backward pass is several times faster on a CPU at our sizes; the others call the
-            named package and raise where it is absent.
+            whose backward pass is several times faster on a CPU at our sizes; ``flash`` and
+            ``xformers`` call the package of that name and raise where it is absent. ``flash``
+            computes in float16 where the inputs are float32.
 
     Raises:
         ConfigError: unknown backend. BackendUnavailable: its package is not installed.
     """
-    if backend not in _BACKENDS:
+    if backend not in _FUNCTIONS:
         raise ConfigError(
-            f"unknown attention backend {backend!r}; choose one of {', '.join(_BACKENDS)}"
+            f"unknown attention {backend!r}", hint=f"choose one of {', '.join(_FUNCTIONS)}"
         )
-    return _BACKENDS[backend](q, k, v)
+    return _FUNCTIONS[backend](q, k, v)

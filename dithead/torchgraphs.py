@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dithead.attention import AttentionBackend, check_attention
 from dithead.audio import (
     AudioEncoder,
     AudioWindow,
@@ -61,17 +62,20 @@ class TorchGraphs:
         checkpoint: str = "tiny",
         device: str | torch.device = "cpu",
         audio_weights: str | Path | None = None,
+        attention: AttentionBackend = "sdpa",
     ) -> TorchGraphs:
         """Load a checkpoint and the packaged face and speech models onto a device.
 
         Args:
             audio_weights: folder of the speech encoder where it is not the packaged one (wav2vec2).
+            attention: of the denoiser; see :func:`dithead.attention.attention`.
         """
+        check_attention(attention, torch.device(device))
         if torch.device(device).type == "cuda":
             # On by default for convolutions; it has float16's digits, too few for a face's place
             # and for quiet sounds.
             torch.backends.cudnn.allow_tf32 = False
-        dithead = DitHead.load(checkpoint)
+        dithead = DitHead.load(checkpoint, attention)
         audio = load_audio_encoder(dithead.config.audio, audio_weights)
         modules: list[nn.Module] = [dithead, audio, load_face_detector(), load_face_mesh()]
         return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from dithead.export.tensorrt import Flavour
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = CommandParser(
-        prog="dithead-export",
+        prog=prog,
         description="Export every graph of a checkpoint to ONNX and TensorRT engines, each file "
         "compared with PyTorch.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -205,13 +205,13 @@ def _verify(args: argparse.Namespace) -> None:
             print(f"{name}: off by {error:.1e} relative")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-export") -> int:
     """Entry point of ``dithead-export``.
 
     Returns:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
 
     def run() -> None:
@@ -224,4 +224,4 @@ def main(argv: list[str] | None = None) -> int:
             print(_as_text(report))
 
     report = sys.stdout if args.json else None
-    return run_command("dithead-export", run, "the bundle is as it was", report)
+    return run_command(prog, run, "the bundle is as it was", report)

@@ -9,8 +9,31 @@ from threading import TIMEOUT_MAX
 from typing import Any
 
 import numpy as np
+import torch
 
-from dithead.errors import DitheadError, StreamError
+from dithead.errors import BackendUnavailable, ConfigError, DitheadError, StreamError
+
+
+def checked_device(name: torch.device | str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ConfigError: it is neither cpu, cuda nor cuda:N. BackendUnavailable: there is none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ConfigError(f"unknown device {str(name)!r}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise BackendUnavailable(
+                f"device {str(name)!r} was asked for and this PyTorch sees {count} CUDA devices",
+                hint="install a CUDA build of torch and the driver, or choose the device cpu",
+            )
+    return device
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:

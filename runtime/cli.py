@@ -8,16 +8,15 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dithead.command import CommandParser, add_checkpoint_arguments, run_command
-from dithead.errors import BackendUnavailable, ConfigError
-from dithead.runtime.defaults import IN_FLIGHT, default_threads
+from dithead.errors import ConfigError
+from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.progress import WANTED, Progress
 
 if TYPE_CHECKING:
     from dithead.runtime.media.inputs import Input
-    from dithead.runtime.media.outputs import Encoding
     from dithead.runtime.pipeline import Summary
 
 
@@ -72,9 +71,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if unset else super()._get_help_string(action)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = CommandParser(
-        prog="dithead-stream",
+        prog=prog,
         description="Re-voice a video: generate a lower face that speaks the audio.",
         formatter_class=_Formatter,
     )
@@ -106,11 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"),
-        default=argparse.SUPPRESS,
         help="what runs the model, and nothing else does (default: torch, or onnxruntime with "
         "--bundle)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, as asked for")
+    parser.add_argument(
+        "--attention",
+        choices=("sdpa", "math", "flash", "xformers"),
+        help="of the denoiser, with --backend torch: PyTorch's own, the formula spelt out, or a "
+        "package's, on CUDA (default: sdpa)",
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(
         "--interpolate",
@@ -129,7 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--extend",
         choices=("trim", "loop", "pingpong", "freeze"),
-        default=argparse.SUPPRESS,
         help="what to do when the audio is longer than the video (default: freeze for a still "
         "picture, else trim)",
     )
@@ -185,7 +188,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads",
         type=int,
-        default=argparse.SUPPRESS,
         help="CPU threads of each stage (default: a quarter of the cores; all without overlap)",
     )
     parser.add_argument(
@@ -278,28 +280,8 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise ConfigError(f"unknown device {name!r}: expected cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise BackendUnavailable(
-                f"device {name!r} was asked for and this PyTorch sees {count} CUDA devices",
-                hint="install a CUDA build of torch and the driver, or choose --device cpu",
-            )
-    return device
-
-
-def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
+def _inputs(args: argparse.Namespace) -> tuple[Input, Input]:
     from dithead.runtime.media.inputs import Input
-    from dithead.runtime.media.outputs import Encoding, Output
 
     video = Input(args.video, args.input_format, args.fps, tuple(args.input_option))
     settings = tuple(args.audio_option)
@@ -307,99 +289,48 @@ def _media(args: argparse.Namespace) -> tuple[Input, Input, Encoding]:
         audio = Input(args.video, args.input_format, None, (*args.input_option, *settings))
     else:
         audio = Input(args.audio, args.audio_format, None, settings)
-    encoding = Encoding(
-        args.format, args.video_codec, args.crf, args.bitrate, args.preset, args.pix_fmt
-    )
-    output = Output(args.output)
-    encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # refused early
-    if args.output == "-" and sys.stdout.isatty():
-        raise ConfigError(
-            "standard output is a terminal",
-            hint="send it to a program or a file",
-        )
-    return video, replace(audio, audio_track=args.audio_track), encoding
-
-
-def _frames_to_come(video: Input, audio: Input, extend: str | None, show: bool) -> int | None:
-    """Open the inputs, so that bad ones fail before the models are loaded, and count the frames
-    where that is to be shown.
-
-    What can be read but once is left for the run.
-    """
-    from dithead.runtime.media.sources import AudioSource, VideoSource
-
-    frames = rate = sound_s = None
-    if not video.once:
-        with VideoSource(video) as source:
-            rate, frames = source.info.average_rate, source.info.frame_count
-            if source.info.still or extend not in (None, "trim"):
-                frames = None
-    if not audio.once:
-        sound = AudioSource(audio)
-        if show and not audio.scheme:  # takes decoding it once
-            sound_s = sound.duration_s
-    if sound_s is None or rate is None:
-        return frames
-    return min(round(sound_s * rate), frames or sys.maxsize)
+    return video, replace(audio, audio_track=args.audio_track)
 
 
 def _run(args: argparse.Namespace) -> Summary:
-    from dithead.face.speakers import Speakers
-    from dithead.pipeline import Options
-    from dithead.runtime.backends import Backend, limit_threads, open_graphs
-    from dithead.runtime.pipeline import stream_file
+    from dithead.runtime.media.outputs import Encoding
+    from dithead.runtime.revoice import revoice
 
-    overlap = not args.no_overlap
-    threads = getattr(args, "threads", default_threads(overlap))
-    if threads < 1:
-        raise ConfigError(f"--threads must be at least 1, not {threads}")
-    device = _device(args.device)
-    options = Options(
-        steps=args.steps,
-        seed=args.seed,
-        reference=args.reference,
-        face=args.face,
-        speakers=None if args.faces is None else Speakers.read(args.faces),
-        on_no_face=args.on_no_face,
-        generate_every=args.generate_every,
-        detail=args.detail == "on",
-    )
+    video, audio = _inputs(args)
+    if args.output == "-" and sys.stdout.isatty():
+        raise ConfigError("standard output is a terminal", hint="send it to a program or a file")
     as_json = args.progress == "json"
     show = as_json or (args.progress == "auto" and sys.stderr.isatty() and not args.quiet)
-    extend = getattr(args, "extend", None)
-    video, audio, encoding = _media(args)
-    total = _frames_to_come(video, audio, extend, show)
-    backend: Backend = getattr(args, "backend", "torch" if args.bundle is None else "onnxruntime")
-    if args.bundle is not None and (hasattr(args, "checkpoint") or args.audio_weights):
-        raise ConfigError(
-            "--bundle holds its own weights",
-            hint="leave --checkpoint and --audio-weights out",
-        )
-    limit_threads(backend, threads)
-    graphs = open_graphs(
-        backend,
-        checkpoint=getattr(args, "checkpoint", "tiny"),
-        bundle=args.bundle,
-        device=device,
-        audio_weights=args.audio_weights,
-        threads=threads,
-    )
-    progress = Progress(sys.stderr, total, as_json) if show else None
+    progress = Progress(sys.stderr, as_json) if show else None
     try:
-        return stream_file(
+        return revoice(
             video,
             audio,
             args.output,
-            graphs,
-            options,
-            backend=backend,
+            checkpoint=getattr(args, "checkpoint", None),
+            bundle=args.bundle,
+            backend=args.backend,
+            device=args.device,
+            audio_weights=args.audio_weights,
+            attention=args.attention,
+            steps=args.steps,
+            seed=args.seed,
+            reference=args.reference,
+            face=args.face,
+            faces=args.faces,
+            on_no_face=args.on_no_face,
+            generate_every=args.generate_every,
+            detail=args.detail == "on",
             interpolate=args.interpolate,
-            extend=extend,
-            encoding=encoding,
+            extend=args.extend,
+            encoding=Encoding(
+                args.format, args.video_codec, args.crf, args.bitrate, args.preset, args.pix_fmt
+            ),
             keep_tracks=args.keep_tracks,
             in_flight=args.in_flight,
             batch=args.batch,
-            overlap=overlap,
+            overlap=not args.no_overlap,
+            threads=args.threads,
             progress=None if progress is None else progress.show,
         )
     finally:
@@ -441,13 +372,13 @@ def _as_json(summary: Summary) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-stream") -> int:
     """Entry point of ``dithead-stream``.
 
     Returns:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     report = sys.stderr if args.output == "-" else sys.stdout
 
     def run() -> None:
@@ -459,4 +390,4 @@ def main(argv: list[str] | None = None) -> int:
 
     left = "the output ends early" if "://" in args.output or args.output == "-" else None
     nothing = "nothing was written"
-    return run_command("dithead-stream", run, left or nothing, report if args.json else None)
+    return run_command(prog, run, left or nothing, report if args.json else None)

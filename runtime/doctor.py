@@ -74,12 +74,12 @@ def look_at_torch() -> list[Finding]:
             memory = f"{gpu.total_memory / 2**30:.0f} GiB"
             detail = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
             found.append(Finding("PyTorch", f"cuda:{index}", "ok", detail))
-    for module, package, extra in (
-        ("flash_attn", "flash-attn", "flash"),
-        ("xformers.ops", "xformers", "xformers"),
-        ("cuda.bindings", "cuda-bindings", None),
+    for module, package, extra, purpose in (
+        ("flash_attn", "flash-attn", "flash", "--attention flash"),
+        ("xformers.ops", "xformers", "xformers", "--attention xformers"),
+        ("transformers", "transformers", "wav2vec2", "the speech encoder wav2vec2"),
+        ("cuda.bindings", "cuda-bindings", None, "the streams of --device cuda"),
     ):
-        purpose = "an attention back end" if extra else "the streams of --device cuda"
         found.append(_extra("PyTorch", module, package, extra, purpose))
     return found
 
@@ -267,14 +267,14 @@ def _as_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-doctor") -> int:
     """Entry point of ``dithead-doctor``.
 
     Returns:
         0, or 1 where a bundle or checkpoint that was asked about cannot be used.
     """
     parser = argparse.ArgumentParser(
-        prog="dithead-doctor",
+        prog=prog,
         description="Say what this machine can run, what is missing, and what gets it.",
     )
     parser.add_argument(

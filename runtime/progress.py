@@ -23,17 +23,22 @@ class Progress:
             ``eta_s``, seconds that are left (null likewise). Else one line of text.
     """
 
-    def __init__(self, to: TextIO, total: int | None, as_json: bool) -> None:
+    def __init__(self, to: TextIO, as_json: bool) -> None:
         self._to = to
-        self._total = total
+        self._total: int | None = None
         self._as_json = as_json
         self._start = self._last = time.monotonic()
         self._done: tuple[int, float] | None = None  # not shown yet
 
-    def show(self, frames: int, time_s: float) -> None:
-        """Take in how many frames are done, and the time that they reach to."""
-        self._done = frames, time_s
+    def show(self, frames: int, total: int | None, time_s: float) -> None:
+        """Take in how many frames are done, of how many, and the time that they reach to. 0 frames
+        start the clock."""
+        self._total = total
         now = time.monotonic()
+        if frames == 0:
+            self._start = self._last = now
+            return
+        self._done = frames, time_s
         if now - self._last >= _EVERY_S:
             self._last = now
             self._print()

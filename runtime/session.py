@@ -21,20 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.pipeline import FrameGenerator, Options
-from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
-from dithead.runtime.checked import checked_number
+from dithead.runtime.checked import checked_device, checked_number
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
-from dithead.runtime.pictures import Layout, OutputFrame, checked_layout, chosen_footage
+from dithead.runtime.pictures import Layout, checked_layout, chosen_footage
 from dithead.runtime.schedule.batch import WAIT_S, Batcher
 from dithead.runtime.schedule.lanes import Lanes, make_lanes
 from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.stream import IDLE_MODES, IdleMode, Stream, StreamSettings
-
-__all__ = ["AsyncStream", "OutputFrame", "Session", "Stream"]
 
 
 class Session:
@@ -70,18 +68,38 @@ class Session:
         device: torch.device | str = "cpu",
         audio_weights: str | Path | None = None,
         threads: int | None = None,
+        attention: AttentionBackend | None = None,
         batch: int = 1,
     ) -> Session:
-        """Load a checkpoint or a bundle; see :func:`dithead.runtime.backends.open_graphs`. A bundle
-        must have been made for batches of that size (``dithead-export --batch``)."""
+        """Load a checkpoint or a bundle.
+
+        Args:
+            backend: ``torch`` runs a checkpoint; ``onnxruntime``, ``tensorrt`` and ``tensorrt-rtx``
+                run a bundle. Nothing else takes its place.
+            checkpoint: name of a packaged checkpoint, or a .safetensors file.
+            bundle: folder written by ``dithead export``.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
+            threads: of a graph on the CPU, for ``onnxruntime``. None takes PyTorch's number.
+            attention: of the denoiser, with ``torch``: ``sdpa``, ``math``, ``flash`` or
+                ``xformers``. None takes ``sdpa``.
+            batch: see :class:`Session`. A bundle must have been made for batches of that size
+                (``dithead export --batch``).
+
+        Raises:
+            ConfigError: an option is invalid, or two exclude each other.
+            CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
+            BackendUnavailable: a package or device is missing.
+        """
         return cls(
             open_graphs(
                 backend,
                 checkpoint=checkpoint,
                 bundle=None if bundle is None else Path(bundle),
-                device=device,
+                device=checked_device(device),
                 audio_weights=None if audio_weights is None else Path(audio_weights),
                 threads=threads,
+                attention=attention,
             ),
             batch,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator
 from dithead.runtime.pictures import OutputFrame
-from dithead.runtime.session import Stream
+from dithead.runtime.stream import Stream
 
 FPS = 25
 TIMES = [Fraction(i, FPS) for i in range(9)]

@@ -13,8 +13,9 @@ from streams import TIMES, same, threads_of_streams
 
 from dithead.errors import StreamError
 from dithead.pipeline import Options
+from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.pictures import OutputFrame
-from dithead.runtime.session import AsyncStream, Session
+from dithead.runtime.session import Session
 
 
 def test_asyncio_calls_that_are_cancelled_lose_no_frame(

@@ -28,12 +28,13 @@ from dithead.audio import (
     load_audio_encoder,
     load_wav2vec2,
     normalise_loudness,
+    random_wav2vec2,
     sample_window,
 )
 from dithead.audio.encoder import TARGET_RMS
 from dithead.audio.whisper import WhisperBody
 from dithead.config import preset
-from dithead.errors import CheckpointError, ConfigError, StreamError
+from dithead.errors import BackendUnavailable, CheckpointError, ConfigError, StreamError
 from dithead.train.convert.whisper import convert_whisper, read_ctranslate2
 
 CONFIG = AudioConfig()
@@ -325,6 +326,21 @@ def test_wav2vec2_missing_weights_say_where_to_get_them(tmp_path: Path) -> None:
     for weights in (None, tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match="jonatasgrosman/wav2vec2-large-xlsr-53-english"):
             load_audio_encoder(config, weights)
+
+
+def test_wav2vec2_without_its_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
+    for make in (
+        lambda: load_audio_encoder(config, tmp_path),
+        lambda: load_audio_encoder(config),
+        random_wav2vec2,
+    ):
+        with pytest.raises(BackendUnavailable, match=r"pip install 'dithead\[wav2vec2\]'"):
+            make()
+    load_audio_encoder(AudioConfig())  # the packaged one needs nothing
 
 
 def test_wav2vec2_damaged_or_other_weights_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,9 +18,11 @@ import pytest
 from dithead.bench import cli
 from dithead.bench.case import Case, run_case
 from dithead.bench.measure import measure, percentiles
-from dithead.bench.plot import Bar, bars
-from dithead.errors import ConfigError, StreamError
-from dithead.runtime.session import Session, Stream
+from dithead.bench.plot import COLOURS, Bar, as_svg, bars, timeline
+from dithead.bench.report import render
+from dithead.errors import BackendUnavailable, ConfigError, StreamError
+from dithead.runtime.session import Session
+from dithead.runtime.stream import Stream
 
 TIMES = [Fraction(i, 25) for i in range(10)]
 STAGES = {
@@ -218,6 +221,41 @@ def test_results_of_another_kind_are_refused(
 
 
 def test_bars_are_as_long_as_their_values() -> None:
-    drawing = bars([Bar("a", 10.0), Bar("b", 20.0, ticks=(30.0,))], unit="ms")
-    widths = [float(part.split('"')[0]) for part in drawing.split('width="')[1:]]
-    assert widths[1] == pytest.approx(2 * widths[0])
+    (axes,) = bars([Bar("a", 10.0), Bar("b", 20.0, ticks=(30.0,))], unit="ms").axes
+    assert [bar.get_width() for bar in axes.patches] == [10, 20]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert axes.yaxis_inverted()  # the first on top
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_xlim()[1] > 30
+
+
+def test_blocks_of_a_timeline_lie_where_the_work_was() -> None:
+    spans = [
+        {"stage": "b", "frame": 1, "start": 10.0, "end": 14.0},
+        {"stage": "a", "frame": 0, "start": 0.0, "end": 4.0},
+        {"stage": "b", "frame": 11, "start": 14.0, "end": 15.0},
+    ]
+    (axes,) = timeline(spans).axes
+    blocks = [(bar.get_y() + bar.get_height() / 2, bar.get_x()) for bar in axes.patches]
+    assert [(round(row), start) for row, start in blocks] == [(1, 10), (0, 0), (1, 14)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axes.texts] == ["1", "0", "11"]
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[0] == colours[2] != colours[1]
+
+
+def test_a_plot_takes_the_colours_of_its_page() -> None:
+    drawing = as_svg(bars([Bar("a < b & c", 1.0)], unit="ms", mark=(2.0, "here")))
+    assert drawing.startswith("<svg ")
+    assert "a &lt; b &amp; c</text>" in drawing
+    for colour, name in COLOURS.items():
+        assert colour not in drawing
+        assert f"{name}:" in render([])
+    assert "fill: var(--bar)" in drawing
+    assert drawing == as_svg(bars([Bar("a < b & c", 1.0)], unit="ms", mark=(2.0, "here")))
+
+
+def test_a_page_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'dithead\[bench\]'"):
+        bars([Bar("a", 1.0)], unit="ms")

@@ -361,17 +361,17 @@ def test_progress_comes_twice_a_second_and_at_the_end(monkeypatch: pytest.Monkey
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     shown = io.StringIO()
-    progress = Progress(shown, None, as_json=True)
+    progress = Progress(shown, as_json=True)
     for frames in range(1, 12):
         now[0] += 0.125
-        progress.show(frames, frames / 25)
+        progress.show(frames, None, frames / 25)
     progress.end()
     lines = [json.loads(line) for line in shown.getvalue().splitlines()]
     assert [line["frames"] for line in lines] == [4, 8, 11]
     assert all(line["fps"] == 8 for line in lines)
     assert all(line["total"] is line["eta_s"] is None for line in lines)
     shown.close()  # nobody reads any more
-    progress.show(12, 0.5)
+    progress.show(12, None, 0.5)
     progress.end()
 
 

@@ -20,8 +20,9 @@ from dithead.errors import ConfigError, StreamError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.pictures import OutputFrame, PushedPicture, from_rgb, to_rgb
-from dithead.runtime.session import Session, Stream
+from dithead.runtime.session import Session
 from dithead.runtime.speech import Speech
+from dithead.runtime.stream import Stream
 from dithead.torchgraphs import SpeechGraph, TorchGraphs
 
 RATE = 16_000

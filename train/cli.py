@@ -170,8 +170,8 @@ def _minutes(args: argparse.Namespace) -> float:
     return args.minutes
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dithead-train", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: object, help_text: str) -> argparse.ArgumentParser:
@@ -285,14 +285,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-train") -> int:
     """Entry point of ``dithead-train``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     torch.set_num_threads(args.threads)
     try:
         args.run(args)
     except DitheadError as error:
-        print(f"dithead-train: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -199,9 +199,9 @@ def _title(kind: str, options: Options) -> str:
     return f"{kind}, {options.steps} steps, {reference} reference"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     """Entry point of ``dithead-eval``."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     try:
         if arguments.compare is not None:
             print(as_text(tables([read_report(path) for path in arguments.compare])))
@@ -212,15 +212,15 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(report, indent=2))
     except DitheadError as error:
-        print(f"dithead-eval: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     print(json.dumps(report, indent=2) if arguments.json is None else as_text(tables([report])))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dithead-eval",
+        prog=prog,
         description="How well the lips follow the audio, and how true the picture is, on held-out "
         "clips. docs/evaluation.md defines every measure.",
     )

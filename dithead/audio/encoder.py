@@ -20,7 +20,7 @@ from dithead.audio.config import (
     AudioConfig,
 )
 from dithead.audio.whisper import WhisperBody
-from dithead.errors import CheckpointError
+from dithead.errors import BackendUnavailable, CheckpointError
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2ForCTC
@@ -250,13 +250,24 @@ class Wav2Vec2Encoder(AudioEncoder):
         return logits[:, self.hop].float()
 
 
+def _transformers() -> Any:
+    """The package that has wav2vec2's layers; nothing else needs it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise BackendUnavailable(
+            "the speech encoder wav2vec2 needs the package transformers",
+            hint="pip install 'dithead[wav2vec2]'",
+        ) from error
+    return transformers
+
+
 def random_wav2vec2() -> Wav2Vec2ForCTC:
     """A CTC model in the shape of wav2vec2-large-xlsr-53-english with random weights: to measure
     sizes and speed."""
-    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
-
-    return Wav2Vec2ForCTC(
-        Wav2Vec2Config(
+    transformers = _transformers()
+    model: Wav2Vec2ForCTC = transformers.Wav2Vec2ForCTC(
+        transformers.Wav2Vec2Config(
             vocab_size=WAV2VEC2_LOGITS,
             hidden_size=1024,
             num_hidden_layers=24,
@@ -267,6 +278,7 @@ def random_wav2vec2() -> Wav2Vec2ForCTC:
             do_stable_layer_norm=True,
         )
     )
+    return model
 
 
 def load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
@@ -274,6 +286,7 @@ def load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
 
     Raises:
         CheckpointError: the folder is missing, incomplete or holds another model.
+        BackendUnavailable: transformers is not installed.
     """
     advice = (
         f"fetch it with `hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` "
@@ -283,10 +296,10 @@ def load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
         if not (folder / name).is_file():
             raise CheckpointError(f"wav2vec2: no {name} in {folder}; {advice}")
     from safetensors import SafetensorError
-    from transformers import Wav2Vec2ForCTC
 
+    wav2vec2 = _transformers().Wav2Vec2ForCTC
     try:
-        loaded: Any = Wav2Vec2ForCTC.from_pretrained(
+        loaded: Any = wav2vec2.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -314,8 +327,10 @@ def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -
 
     Raises:
         CheckpointError: the weights are missing or do not fit.
+        BackendUnavailable: wav2vec2 is asked for, and transformers is not installed.
     """
     if config.encoder == WAV2VEC2:
+        _transformers()  # first: with it comes the command that fetches the weights
         if weights is None:
             raise CheckpointError(
                 "wav2vec2 does not ship with DiT-Head: fetch it with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Speakers:
             end_s = turn.end_s
 
     @classmethod
-    def read(cls, path: Path) -> Speakers:
+    def read(cls, path: str | os.PathLike[str]) -> Speakers:
         """Read a text file with a line for each turn: start and end in seconds, then left, top,
         right, bottom in pixels, between commas or blanks. ``#`` begins a remark.
 
@@ -54,7 +55,7 @@ class Speakers:
             ConfigError: the file cannot be read, or a line is something else.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from error
         turns = []

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
+from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.graphs import Graphs
 
@@ -39,6 +40,7 @@ def open_graphs(
     device: torch.device | str = "cpu",
     audio_weights: Path | None = None,
     threads: int | None = None,
+    attention: AttentionBackend | None = None,
 ) -> RuntimeGraphs:
     """Open a model for a back end; nothing else stands in for it.
 
@@ -46,9 +48,11 @@ def open_graphs(
         checkpoint, audio_weights: read by ``torch`` only.
         bundle: folder written by dithead-export; read by the others.
         threads: of a graph on the CPU, for ``onnxruntime``; None takes PyTorch's number.
+        attention: of the denoiser, for ``torch`` only; see :func:`dithead.attention.attention`.
 
     Raises:
-        ConfigError: unknown back end, no bundle where one is needed, or one where none is read.
+        ConfigError: unknown back end, no bundle where one is needed, or one where none is read;
+            an attention where none can be chosen.
         BackendUnavailable: a package or device is missing.
         CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
     """
@@ -66,7 +70,12 @@ def open_graphs(
             )
         from dithead.torchgraphs import TorchGraphs
 
-        return TorchGraphs.load(checkpoint, where, audio_weights)
+        return TorchGraphs.load(checkpoint, where, audio_weights, attention or "sdpa")
+    if attention is not None:
+        raise ConfigError(
+            f"the back end {backend!r} takes its attention from the bundle",
+            hint="choose an attention with the back end torch only",
+        )
     if bundle is None:
         raise ConfigError(
             f"the back end {backend!r} reads a bundle",

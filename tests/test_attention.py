@@ -1,0 +1,102 @@
+"""Attention by name: the same numbers from each, and one clear error where one is not to be had."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dithead.attention import ATTENTION_BACKENDS, attention, check_attention
+from dithead.errors import BackendUnavailable, ConfigError
+from dithead.runtime.backends import open_graphs
+from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
+
+MODULES = {"flash": "flash_attn", "xformers": "xformers.ops"}
+
+
+def heads(count: int = 5) -> Tensor:
+    return torch.randn(2, 4, count, 16)  # (B, heads, N, D)
+
+
+def test_math_equals_sdpa() -> None:
+    q, k, v = heads(), heads(7), heads(7)
+    torch.testing.assert_close(
+        attention(q, k, v, "math"), attention(q, k, v, "sdpa"), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_a_model_gives_the_same_with_either(checkpoint_file: Path) -> None:
+    made = []
+    for name in ("sdpa", "math"):
+        graphs = TorchGraphs.load(str(checkpoint_file), attention=name)
+        assert {block.attention_backend for block in graphs.dithead.dit.blocks} == {name}
+        torch.manual_seed(1)
+        dit, size = graphs.dithead.dit, graphs.config.latent_size
+        latents = torch.randn(3, 1, graphs.config.vqgan.latent_channels, size, size)
+        window = torch.randn(1, *graphs.config.audio.window_shape)
+        made.append(dit(*latents, torch.tensor([300]), window))
+    assert made[0].abs().max() > 0.01
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_session_opens_with_it(checkpoint_file: Path, pictures: list[np.ndarray]) -> None:
+    images = []
+    for name in ("sdpa", "math"):
+        session = Session.open(checkpoint=str(checkpoint_file), attention=name)
+        with session.open_stream() as stream:
+            stream.finish_audio()
+            stream.push_frame(pictures[0], 0)
+            stream.finish()
+            images += [frame.image.astype(int) for frame in stream.frames()]
+    assert np.abs(images[0] - images[1]).max() <= 1  # of 255
+
+
+def halves_only(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As flash-attn: (B, N, heads, D), in half precision alone."""
+    assert {x.dtype for x in (q, k, v)} == {torch.float16}
+    return any_type(q, k, v)
+
+
+def any_type(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As xFormers: (B, N, heads, D)."""
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", ["flash", "xformers"])
+def test_a_package_is_called_as_it_wants_to_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(flash_attn_func=halves_only, memory_efficient_attention=any_type)
+    monkeypatch.setitem(sys.modules, MODULES[name].partition(".")[0], package)
+    monkeypatch.setitem(sys.modules, MODULES[name], package)
+    q, k, v = heads(), heads(7), heads(7)
+    found, expected = attention(q, k, v, name), attention(q, k, v)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    atol = 2e-3 if name == "flash" else 1e-6  # float16
+    torch.testing.assert_close(found, expected, atol=atol, rtol=atol)
+    check_attention(name, torch.device("cuda"))
+    with pytest.raises(BackendUnavailable, match=f"'{name}' runs on a CUDA device, not on cpu"):
+        check_attention(name, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["flash", "xformers"])
+def test_an_absent_package_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, MODULES[name], None)
+    with pytest.raises(BackendUnavailable, match=rf"pip install 'dithead\[{name}\]'"):
+        attention(heads(), heads(), heads(), name)
+    with pytest.raises(BackendUnavailable, match=rf"pip install 'dithead\[{name}\]'"):
+        Session.open(attention=name)  # before anything is loaded, not at the first frame
+
+
+def test_others_are_refused() -> None:
+    with pytest.raises(ConfigError, match=f"'fast': choose one of {', '.join(ATTENTION_BACKENDS)}"):
+        Session.open(attention="fast")
+    with pytest.raises(ConfigError, match="takes its attention from the bundle"):
+        open_graphs("onnxruntime", bundle=Path("bundle"), attention="math")
