@@ -101,8 +101,8 @@ def test_dropped_speech_is_undone_without_races(
     with Session(models).open_stream(Options(steps=1), waiting=FRAMES) as stream:
         for number, image in enumerate(pictures):
             stream.push_frame(image, number / 25)
-        stream.push_audio(np.zeros_like(sound[0]))
         for turn in range(2):
+            stream.push_audio(np.zeros(32_000, np.float32))
             for _ in range(2 * turn):
                 assert stream.pull(60) is not None
             stream.flush_audio()

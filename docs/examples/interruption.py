@@ -37,8 +37,9 @@ class Recorder:
         """Write one frame and its sound."""
         picture = av.VideoFrame.from_ndarray(frame.image, "rgb24")
         picture.pts, picture.time_base = round(frame.time_s * 90_000), Fraction(1, 90_000)
-        self._video.width, self._video.height = picture.width, picture.height
-        self._video.pix_fmt = "yuv420p"
+        if self._samples == 0:
+            self._video.width, self._video.height = picture.width, picture.height
+            self._video.pix_fmt = "yuv420p"
         self._file.mux(self._video.encode(picture))
         if frame.samples is not None and frame.samples.size:
             sound = av.AudioFrame.from_ndarray(frame.samples[None], "fltp", "mono")
