@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -60,10 +59,10 @@ class AsyncStream:
         await asyncio.to_thread(self._stream.reset)
         await asyncio.gather(*left, return_exceptions=True)
 
-    def _given_up(self) -> list[asyncio.Future[Any]]:
+    def _given_up(self) -> list[asyncio.Future[OutputFrame | None] | asyncio.Future[bool]]:
         """What calls that may have been cancelled still wait for; forgotten from now on."""
-        left: list[asyncio.Future[Any]] = [] if self._pulled is None else [self._pulled]
-        left += [] if self._pushed is None else [self._pushed[1]]
+        waited = [self._pulled, None if self._pushed is None else self._pushed[1]]
+        left = [future for future in waited if future is not None]
         self._pulled = self._pushed = None
         return left
 

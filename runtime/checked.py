@@ -6,7 +6,6 @@ from decimal import Decimal
 from fractions import Fraction
 from numbers import Rational
 from threading import TIMEOUT_MAX
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +50,9 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def checked_number(value: Any, expected: str, raises: type[DitheadError] = StreamError) -> Fraction:
+def checked_number(
+    value: object, expected: str, raises: type[DitheadError] = StreamError
+) -> Fraction:
     """A number of whatever type, Python's, NumPy's or PyTorch's, exactly.
 
     Raises:
@@ -67,19 +68,19 @@ def checked_number(value: Any, expected: str, raises: type[DitheadError] = Strea
         raise raises(f"expected {expected}, found {value!r}") from error
 
 
-def checked_time(time_s: Any) -> Fraction:
+def checked_time(time_s: object) -> Fraction:
     """A time in seconds. Raises StreamError: it is none."""
     return checked_number(time_s, "a time in seconds")
 
 
-def checked_wait(timeout_s: Any) -> float | None:
+def checked_wait(timeout_s: object) -> float | None:
     """A limit of waiting in seconds, None for none. Raises StreamError: it is neither."""
     if timeout_s is None:
         return None
     return min(float(checked_number(timeout_s, "a timeout in seconds or None")), TIMEOUT_MAX)
 
 
-def checked_rate(sample_rate_hz: Any) -> int:
+def checked_rate(sample_rate_hz: object) -> int:
     """A sample rate in Hz. Raises StreamError: it is no whole number above 0."""
     expected = "a sample rate in Hz, a whole number above 0"
     rate_hz = checked_number(sample_rate_hz, expected)

@@ -51,12 +51,12 @@ class PushedPicture:
     @property
     def width(self) -> int:
         """Width in pixels."""
-        return self.image.shape[1]
+        return int(self.image.shape[1])
 
     @property
     def height(self) -> int:
         """Height in pixels."""
-        return self.image.shape[0]
+        return int(self.image.shape[0])
 
     def rgb(self) -> np.ndarray:
         """The picture itself."""

@@ -56,6 +56,7 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
     at, index = 0, False
     while at + 8 <= size:
         file.seek(at)
+        length: int
         length, kind = struct.unpack(">I4s", file.read(8))
         if length == 1:
             (length,) = struct.unpack(">Q", file.read(8))
@@ -111,6 +112,7 @@ def _png_end(file: BinaryIO, size: int) -> int:
     at = len(_PNG)
     while at + 12 <= size:
         file.seek(at)
+        length: int
         length, kind = struct.unpack(">I4s", file.read(8))
         at += 12 + length
         if kind == b"IEND":

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import av
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard, Disposition, Stream
 
 from dithead.errors import ConfigError, MediaError
 from dithead.runtime.media import rawsound
@@ -191,7 +191,7 @@ class Demuxer:
         """PyAV's stream of a track."""
         return self._streams[kind]
 
-    def next_packet(self, index: int) -> Packet | None:
+    def next_packet(self, index: int) -> Packet[Stream] | None:
         """The next packet of a stream, None at the end.
 
         Raises:
@@ -211,7 +211,7 @@ class Demuxer:
                 stream.discard = Discard.default
                 self._read.append(stream)
 
-    def other_packet(self) -> Packet | None:
+    def other_packet(self) -> Packet[Stream] | None:
         """A packet of another track, if one was met on the way to what has been taken."""
         packet = self._packets.waiting(_OTHERS)
         if packet is not None:
@@ -225,16 +225,16 @@ class Demuxer:
         self._held_bytes = 0
         self._packets = self._shared()
 
-    def _shared(self) -> FanOut[Packet]:
+    def _shared(self) -> FanOut[Packet[Stream]]:
         numbers = {stream.index for stream in self._streams.values()}
 
-        def meant_for(packet: Packet) -> tuple[int]:
+        def meant_for(packet: Packet[Stream]) -> tuple[int]:
             index = packet.stream_index
             return (index if index in numbers else _OTHERS,)
 
         return FanOut(self._demuxed(), (*numbers, _OTHERS), meant_for)
 
-    def _demuxed(self) -> Iterator[Packet]:
+    def _demuxed(self) -> Iterator[Packet[Stream]]:
         packets, asked_s = self._packets_of_all(), time.monotonic()
         while True:
             packet = None
@@ -268,7 +268,7 @@ class Demuxer:
         """Wait a moment; whether to ask again for what was asked for first at a time."""
         return not self._stopped.wait(_AGAIN_S) and time.monotonic() - asked_s < _SILENT_S
 
-    def _packets_of_all(self) -> Iterator[Packet]:
+    def _packets_of_all(self) -> Iterator[Packet[Stream]]:
         """The tracks' packets from here on; what has raised gives none any more."""
         return self.container.demux(self._read)
 
@@ -425,7 +425,7 @@ def _start_s(container: InputContainer) -> Fraction:
     start_s = Fraction(container.start_time or 0, 1_000_000)
     video = next(iter(_streams(container, "video")), None)
     if video is not None and video.start_time is not None:
-        video_s = video.start_time * video.time_base
+        video_s: Fraction = video.start_time * video.time_base
         # Equal to the microsecond that containers round to: take the exact one.
         if start_s < 0 or abs(video_s - start_s) <= Fraction(1, 1_000_000):
             return video_s if start_s >= 0 else min(video_s, Fraction(0))

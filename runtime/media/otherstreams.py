@@ -11,7 +11,7 @@ from typing import Any
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard, Disposition, Stream
 
 from dithead.runtime.media.inputs import Demuxer, Input
 from dithead.runtime.media.subtitles import Respelt, native, spelling
@@ -73,7 +73,7 @@ class _Carried:
     shift: int  # ticks from the input's time to the output's
     last: int | None = None  # the latest packet's decoding time, in the output's ticks
     end: int = 0  # and its end
-    waiting: list[Packet] = field(default_factory=list)
+    waiting: list[Packet[Stream]] = field(default_factory=list)
     refused: int = 0
 
 
@@ -100,8 +100,8 @@ class OtherTracks:
         self._picture = self._demuxer.container.streams[picture]
         self._others = other_streams(self._demuxer.container, self._picture, spoken)
         self._carried: dict[int, _Carried] = {}
-        self._packets: Iterator[Packet] = iter(())
-        self._coming: Packet | None = None
+        self._packets: Iterator[Packet[Stream]] = iter(())
+        self._coming: Packet[Stream] | None = None
 
     def __enter__(self) -> OtherTracks:
         return self
@@ -203,7 +203,8 @@ class OtherTracks:
         return True
 
     def _shift(self, stream: Any) -> int:
-        return -round(self._demuxer.start_s / stream.time_base)
+        time_base: Fraction = stream.time_base
+        return -round(self._demuxer.start_s / time_base)
 
     def _add_cover(self, container: OutputContainer, muxer: str, stream: Any) -> bool:
         """Matroska's covers are attachments; the tags that say that the video is generated leave
@@ -218,7 +219,7 @@ class OtherTracks:
         container.add_attachment(f"cover.{kind}", f"image/{kind}", bytes(packet))
         return True
 
-    def _peek(self) -> Packet | None:
+    def _peek(self) -> Packet[Stream] | None:
         """The next packet, brought to the output's time; None at the end."""
         while self._coming is None:
             packet = self._next()
@@ -229,7 +230,7 @@ class OtherTracks:
                 self._coming = packet
         return self._coming
 
-    def _next(self) -> Packet | None:
+    def _next(self) -> Packet[Stream] | None:
         if self._shared:
             return self._demuxer.other_packet()
         try:
@@ -252,7 +253,7 @@ class OtherTracks:
             carried.refused += 1
 
 
-def _moved(carried: _Carried, packet: Packet) -> bool:
+def _moved(carried: _Carried, packet: Packet[Stream]) -> bool:
     """Bring a packet to the output's time; whether it belongs there."""
     dts = packet.pts if packet.dts is None else packet.dts
     if dts is None:
@@ -270,12 +271,12 @@ def _moved(carried: _Carried, packet: Packet) -> bool:
     return True
 
 
-def _start_s(packet: Packet) -> Fraction:
+def _start_s(packet: Packet[Stream]) -> Fraction:
     assert packet.pts is not None
     return packet.pts * packet.time_base
 
 
-def _end_s(packet: Packet) -> Fraction:
+def _end_s(packet: Packet[Stream]) -> Fraction:
     return _start_s(packet) + (packet.duration or 0) * packet.time_base
 
 

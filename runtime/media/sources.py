@@ -277,7 +277,8 @@ class AudioSource:
         def start_of(frame: av.AudioFrame | None) -> int | None:
             if frame is None or frame.pts is None:
                 return None
-            return round((frame.pts * track.stream.time_base - track.start_s) * rate)
+            time_base: Fraction = track.stream.time_base
+            return round((frame.pts * time_base - track.start_s) * rate)
 
         try:
             for frame, samples in _uniform(coming, rate, self.layout):
@@ -335,7 +336,8 @@ def _joined(frames: Sequence[av.AudioFrame | None], layout: str) -> np.ndarray:
     if not parts:
         return np.zeros((av.AudioLayout(layout).nb_channels, 0), np.float32)
     # A float file may hold NaN or infinity, which encoders refuse.
-    return np.nan_to_num(np.hstack(parts), nan=0.0, posinf=1.0, neginf=-1.0)
+    joined: np.ndarray = np.nan_to_num(np.hstack(parts), nan=0.0, posinf=1.0, neginf=-1.0)
+    return joined
 
 
 class _VideoPass:

@@ -6,6 +6,7 @@ from typing import Any
 
 from av.container import OutputContainer
 from av.packet import Packet
+from av.stream import Stream
 
 _TEXT = {"subrip", "srt", "ass", "ssa", "mov_text", "webvtt", "text"}
 # The spelling of each muxer, which its players know.
@@ -47,12 +48,12 @@ class Respelt:
         self.stream.codec_context.time_base = source.time_base
         self.stream.codec_context.subtitle_header = self._decoder.subtitle_header
 
-    def packet(self, given: Packet) -> Packet | None:
+    def packet(self, given: Packet[Stream]) -> Packet[Stream] | None:
         """A packet's words in the new spelling, at its own time; None where it has none."""
         words = self._decoder.decode2(given)
         if words is None or not len(words):
             return None
-        packet = self.stream.codec_context.encode_subtitle(words)
+        packet: Packet[Stream] = self.stream.codec_context.encode_subtitle(words)
         packet.time_base = given.time_base
         packet.pts = packet.dts = given.pts
         packet.duration = given.duration

@@ -50,7 +50,8 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
         status, handle = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendUnavailable(f"{device} gives no CUDA stream: {status.name}")
-    return torch.cuda.ExternalStream(int(handle), device)
+    made: torch.cuda.Stream = torch.cuda.ExternalStream(int(handle), device)  # type: ignore[no-untyped-call]
+    return made
 
 
 class _Captured(Generic[R]):
@@ -77,7 +78,8 @@ class _Captured(Generic[R]):
         for kept, value in zip(self._inputs, inputs, strict=True):
             kept.copy_(value, non_blocking=True)
         self._graph.replay()
-        return tree_map(torch.clone, self._outputs)  # the next replay writes over them
+        # The next replay writes over them.
+        return cast(R, tree_map(torch.clone, self._outputs))
 
 
 class CudaLane:
@@ -111,7 +113,7 @@ class CudaLane:
     def record(self) -> Event:
         if self._stream is None:
             return None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event
 
@@ -154,7 +156,7 @@ class CudaLane:
 
 def _until_reached(event: Event) -> None:
     """Wait on the host; polled, as a wait inside CUDA would hold up other threads' launches."""
-    while event is not None and not event.query():
+    while event is not None and not event.query():  # type: ignore[no-untyped-call]
         time.sleep(_POLL_S)
 
 

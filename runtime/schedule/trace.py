@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +48,10 @@ class Trace:
         finally:
             self.add(stage, frame, start, time.perf_counter())
 
-    def to_chrome(self) -> dict[str, Any]:
+    def to_chrome(self) -> dict[str, object]:
         """The spans as Chrome's trace events, one row a stage (chrome://tracing, Perfetto)."""
         rows: dict[str, int] = {}
-        events: list[dict[str, Any]] = []
+        events: list[dict[str, object]] = []
         origin = min((span.start_s for span in self.spans), default=0.0)
         for span in self.spans:
             row = rows.setdefault(span.stage, len(rows))
@@ -67,7 +66,7 @@ class Trace:
                     "dur": (span.end_s - span.start_s) * 1e6,
                 }
             )
-        names = [
+        names: list[dict[str, object]] = [
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": row, "args": {"name": stage}}
             for stage, row in rows.items()
         ]
