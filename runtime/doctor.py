@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dithead.errors import DitheadError
+from dithead.errors import BackendUnavailable, DitheadError
 
 if TYPE_CHECKING:
-    from dithead.export.manifest import Manifest
+    from dithead.bundle.manifest import Manifest
 
 State = Literal["ok", "missing", "unusable"]
 
@@ -86,9 +86,7 @@ def look_at_torch() -> list[Finding]:
 
 def look_at_engines() -> list[Finding]:
     """ONNX, ONNX Runtime with its providers, and the flavours of TensorRT."""
-    from dithead.errors import BackendUnavailable
-    from dithead.export.onnx import load_onnxruntime
-    from dithead.export.tensorrt import MODULES, load_flavour
+    from dithead.bundle.libraries import MODULES, load_flavour, load_onnxruntime
 
     group = "Export and engines"
     found = [
@@ -98,9 +96,9 @@ def look_at_engines() -> list[Finding]:
     try:
         onnxruntime = load_onnxruntime()
     except BackendUnavailable as error:
-        what, _, remedy = str(error).partition(": ")
-        state: State = "missing" if "not installed" in what else "unusable"
-        found.append(Finding(group, "onnxruntime", state, f"runs bundles; {what}", remedy))
+        state: State = "missing" if "not installed" in error.message else "unusable"
+        detail = f"runs bundles; {error.message}"
+        found.append(Finding(group, "onnxruntime", state, detail, error.hint or ""))
     else:
         providers = ", ".join(
             name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
@@ -109,10 +107,9 @@ def look_at_engines() -> list[Finding]:
         found.append(Finding(group, "onnxruntime", "ok", detail))
     for flavour in MODULES:
         try:
-            module = load_flavour(flavour)  # type: ignore[arg-type]
+            module = load_flavour(flavour)
         except BackendUnavailable as error:
-            what, _, remedy = str(error).partition(": ")
-            found.append(Finding(group, flavour, "missing", what, remedy))
+            found.append(Finding(group, flavour, "missing", error.message, error.hint or ""))
         else:
             detail = f"builds engines; {module.__version__}"
             found.append(Finding(group, flavour, "ok", detail))
@@ -181,24 +178,24 @@ def _engine_options(manifest: Manifest) -> str:
     narrowed = {e.compute_capability for e in engines if e.flavour == "tensorrt-rtx"} - {"portable"}
     if narrowed:
         options += ["--compute-capability", narrowed.pop()]
-    if manifest.config.get("audio", {}).get("encoder") == "wav2vec2":
+    audio = manifest.config.get("audio")
+    if isinstance(audio, dict) and audio.get("encoder") == "wav2vec2":
         options += ["--audio-weights", "FOLDER"]
     return " ".join(options) + " " if options else ""
 
 
 def look_at_bundle(folder: Path) -> list[Finding]:
     """Whether a bundle is whole and fits what is installed."""
-    from dithead.errors import BackendUnavailable
-    from dithead.export import manifest as mf
-    from dithead.export.specs import graph_specs
-    from dithead.export.tensorrt import load_flavour
+    from dithead.bundle import manifest as mf
+    from dithead.bundle.graphspecs import graph_specs
+    from dithead.bundle.libraries import load_flavour
 
     group, remedy = "Bundles", f"dithead-export -o {folder}"
     try:
         manifest = mf.read_manifest(folder)
         random = not manifest.checkpoint_sha256
         source = "--preset" if random else "--checkpoint"
-        name = manifest.config.get("preset", "PRESET") if random else manifest.checkpoint
+        name = str(manifest.config.get("preset", "PRESET")) if random else manifest.checkpoint
         remedy = (
             f"dithead-export {source} {shlex.quote(name)} --precision {manifest.precision} "
             f"--targets {','.join(manifest.targets)} --largest-rectangle "
@@ -225,10 +222,10 @@ def look_at_bundle(folder: Path) -> list[Finding]:
         executed = sum(e.executed for e in engines if e.flavour == flavour)
         about = f"{flavour} {built}, {executed} of {len(engines)} run on a GPU"
         try:
-            here = str(load_flavour(flavour).__version__)  # type: ignore[arg-type]
+            here = str(load_flavour(flavour).__version__)
         except BackendUnavailable as error:
-            what, _, advice = str(error).partition(": ")
-            found.append(Finding(group, name, "unusable", f"{about}; {what}", advice))
+            detail = f"{about}; {error.message}"
+            found.append(Finding(group, name, "unusable", detail, error.hint or ""))
             continue
         if here != built:
             detail = f"{about}; {here} is installed"
