@@ -59,29 +59,25 @@ def look_at_torch() -> list[Finding]:
 
     threads = f"{torch.get_num_threads()} threads"
     found = [Finding("PyTorch", "torch", "ok", f"{torch.__version__}, {threads} on the CPU")]
-    if not torch.cuda.is_available():
-        has_cuda = torch.version.cuda is not None
-        remedy = (
-            "install NVIDIA's driver (nvidia-smi must list the GPU)"
-            if has_cuda
-            else "pip install --force-reinstall torch (a build for CUDA, not for the CPU)"
-        )
-        detail = "this build has CUDA, but sees no GPU" if has_cuda else "this build has no CUDA"
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        detail = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
+        found.append(Finding("PyTorch", f"cuda:{index}", "ok", detail))
+    if len(found) == 1:
+        detail = "this build has CUDA, but sees no GPU"
+        remedy = "install NVIDIA's driver (nvidia-smi must list the GPU)"
+        if torch.version.cuda is None:
+            detail = "this build has no CUDA"
+            remedy = "pip install --force-reinstall torch (a build for CUDA, not for the CPU)"
         found.append(Finding("PyTorch", "CUDA", "missing", detail, remedy))
-    else:
-        for index in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(index)
-            memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-            detail = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
-            found.append(Finding("PyTorch", f"cuda:{index}", "ok", detail))
-    for module, package, extra in (
-        ("flash_attn", "flash-attn", "flash"),
-        ("xformers.ops", "xformers", "xformers"),
-        ("cuda.bindings", "cuda-bindings", None),
-    ):
-        purpose = "an attention back end" if extra else "the streams of --device cuda"
-        found.append(_extra("PyTorch", module, package, extra, purpose))
-    return found
+    attention = "an attention back end"
+    return [
+        *found,
+        _extra("PyTorch", "flash_attn", "flash-attn", "flash", attention),
+        _extra("PyTorch", "xformers.ops", "xformers", "xformers", attention),
+        _extra("PyTorch", "cuda.bindings", "cuda-bindings", None, "the streams of --device cuda"),
+    ]
 
 
 def look_at_engines() -> list[Finding]:
@@ -93,26 +89,21 @@ def look_at_engines() -> list[Finding]:
         _extra(group, "onnx", "onnx", "export", "writes ONNX files"),
         _extra(group, "onnxscript", "onnxscript", "export", "writes ONNX files"),
     ]
-    try:
-        onnxruntime = load_onnxruntime()
-    except BackendUnavailable as error:
-        state: State = "missing" if "not installed" in error.message else "unusable"
-        detail = f"runs bundles; {error.message}"
-        found.append(Finding(group, "onnxruntime", state, detail, error.hint or ""))
-    else:
-        providers = ", ".join(
-            name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
-        )
-        detail = f"runs bundles; {onnxruntime.__version__}; providers: {providers}"
-        found.append(Finding(group, "onnxruntime", "ok", detail))
-    for flavour in MODULES:
+    for name in ("onnxruntime", *MODULES):
+        detail = "runs bundles" if name == "onnxruntime" else "builds engines"
         try:
-            module = load_flavour(flavour)
+            library = load_onnxruntime() if name == "onnxruntime" else load_flavour(name)
         except BackendUnavailable as error:
-            found.append(Finding(group, flavour, "missing", error.message, error.hint or ""))
-        else:
-            detail = f"builds engines; {module.__version__}"
-            found.append(Finding(group, flavour, "ok", detail))
+            state: State = "unusable" if "is damaged" in error.message else "missing"
+            detail = f"{detail}; {error.message}"
+            found.append(Finding(group, name, state, detail, error.hint or ""))
+            continue
+        detail = f"{detail}; {library.__version__}"
+        if name == "onnxruntime":
+            providers = library.get_available_providers()
+            kinds = (provider.removesuffix("ExecutionProvider") for provider in providers)
+            detail = f"{detail}; providers: {', '.join(kinds)}"
+        found.append(Finding(group, name, "ok", detail))
     return found
 
 
@@ -150,11 +141,11 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
     from dithead.config import DitHeadConfig
 
     found = []
-    names = [path for path in sorted(checkpoint.ASSETS.glob("*.safetensors"))]
-    for path in [*names, *extra]:
+    packaged = sorted(checkpoint.ASSETS.glob("*.safetensors"))
+    for path in [*packaged, *extra]:
         try:
             tensors, values = checkpoint.load(path)
-            if "dit" not in values and path in names:
+            if "dit" not in values and path in packaged:
                 continue  # a face, speech or interpolation model
             preset = DitHeadConfig.from_dict(values).preset
         except DitheadError as error:
@@ -162,7 +153,7 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
             found.append(Finding("Checkpoints", str(path), "unusable", str(error), remedy))
             continue
         size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-        name = path.stem if path in names else str(path)
+        name = path.stem if path in packaged else str(path)
         detail = f"preset {preset}, {size:.1f} M parameters"
         found.append(Finding("Checkpoints", name, "ok", detail))
     return found
@@ -218,20 +209,18 @@ def look_at_bundle(folder: Path) -> list[Finding]:
     found = [Finding(group, str(folder), "ok", detail)]
     engines = [engine for entry in manifest.graphs for engine in entry.engines]
     for flavour, built in sorted({(e.flavour, e.version) for e in engines}):
-        name = f"{folder}: engines"
         executed = sum(e.executed for e in engines if e.flavour == flavour)
-        about = f"{flavour} {built}, {executed} of {len(engines)} run on a GPU"
+        detail = f"{flavour} {built}, {executed} of {len(engines)} run on a GPU"
+        wrong, advice = "", ""
         try:
             here = str(load_flavour(flavour).__version__)
+            if here != built:
+                wrong, advice = f"{here} is installed", remedy
         except BackendUnavailable as error:
-            detail = f"{about}; {error.message}"
-            found.append(Finding(group, name, "unusable", detail, error.hint or ""))
-            continue
-        if here != built:
-            detail = f"{about}; {here} is installed"
-            found.append(Finding(group, name, "unusable", detail, remedy))
-        else:
-            found.append(Finding(group, name, "ok", about))
+            wrong, advice = error.message, error.hint or ""
+        state: State = "unusable" if wrong else "ok"
+        detail = f"{detail}; {wrong}" if wrong else detail
+        found.append(Finding(group, f"{folder}: engines", state, detail, advice))
     return found
 
 
