@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import ModuleType
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +22,24 @@ from dithead.runtime.backends.bundlegraphs import BundleGraphs
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 KEPT_SIZES = 4
 """For how many sizes, such as a frame's, each thread keeps a graph open."""
+
+
+class _Binding(Protocol):
+    """What is used of ONNX Runtime's IOBinding; memory is given by name, kind and number of the
+    device, type, shape and address."""
+
+    bind_input: Callable[[str, str, int, str, tuple[int, ...], int], None]
+    bind_output: Callable[[str, str, int, str, tuple[int, ...], int], None]
+
+
+class _Session(Protocol):
+    """What is used of ONNX Runtime's InferenceSession."""
+
+    def get_providers(self) -> list[str]: ...
+    def io_binding(self) -> _Binding: ...
+    def run(self, names: list[str], feeds: Mapping[str, object], /) -> list[object]: ...
+    def run_with_iobinding(self, binding: _Binding, /) -> None: ...
+
 
 _T = TypeVar("_T")
 _Sizes = tuple[tuple[str, int], ...]
@@ -53,7 +72,7 @@ class OnnxGraphs(BundleGraphs):
     def __init__(
         self, bundle: Path, device: torch.device | str = "cpu", threads: int | None = None
     ) -> None:
-        self._ort: Any = load_onnxruntime()
+        self._ort: ModuleType = load_onnxruntime()
         where = torch.device(device)
         if where.type not in PROVIDERS:
             raise ConfigError(f"the back end 'onnxruntime' runs on cpu or cuda, not {device}")
@@ -76,7 +95,7 @@ class OnnxGraphs(BundleGraphs):
             self.precision = "fp32"
         self._threads = threads or torch.get_num_threads()
         self._paths: dict[str, Path] = {}
-        self._sessions: _Opened[Any] = _Opened(KEPT_SIZES)
+        self._sessions: _Opened[_Session] = _Opened(KEPT_SIZES)
 
     def preload(self) -> None:
         """Open what every stream runs, so that its first frame need not wait for it.
@@ -105,14 +124,14 @@ class OnnxGraphs(BundleGraphs):
             raise StreamError(f"graph '{name}' failed in ONNX Runtime: {error}") from error
 
     def _run_on_cpu(
-        self, session: Any, entry: GraphEntry, inputs: list[Tensor]
+        self, session: _Session, entry: GraphEntry, inputs: list[Tensor]
     ) -> tuple[Tensor, ...]:
         feeds = {p.name: value.numpy() for p, value in zip(entry.inputs, inputs, strict=True)}
         values = session.run([port.name for port in entry.outputs], feeds)
         return tuple(torch.from_numpy(value) for value in values)
 
     def _run_on_gpu(
-        self, session: Any, entry: GraphEntry, inputs: list[Tensor]
+        self, session: _Session, entry: GraphEntry, inputs: list[Tensor]
     ) -> tuple[Tensor, ...]:
         """Inputs are read and outputs written where they are, on the device."""
         binding = session.io_binding()
@@ -127,7 +146,7 @@ class OnnxGraphs(BundleGraphs):
         session.run_with_iobinding(binding)
         return tuple(outputs)
 
-    def _session(self, entry: GraphEntry, open_to: dict[str, int]) -> Any:
+    def _session(self, entry: GraphEntry, open_to: dict[str, int]) -> _Session:
         sizes = tuple(sorted(open_to.items()))
         return self._sessions.get(
             entry.name, sizes, lambda: self._open(self._path(entry), entry.name, sizes)
@@ -145,12 +164,12 @@ class OnnxGraphs(BundleGraphs):
             self._paths[entry.name] = check_onnx(self._bundle, file)
         return self._paths[entry.name]
 
-    def _open(self, path: Path, name: str, sizes: _Sizes) -> Any:
+    def _open(self, path: Path, name: str, sizes: _Sizes) -> _Session:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         for dimension, size in sizes:
             options.add_free_dimension_override_by_name(dimension, size)
-        provider: Any = self._provider
+        provider: str | tuple[str, dict[str, int]] = self._provider
         options.intra_op_num_threads = self._threads
         # Every graph has its own threads, which would keep waiting busily while the next one runs.
         # (With one pool for the whole process, the process could open no sessions of its own.)
@@ -161,7 +180,7 @@ class OnnxGraphs(BundleGraphs):
             # TF32 has float16's digits, too few for coordinates.
             provider = (self._provider, {"device_id": self.device.index, "use_tf32": 0})
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=[provider])
+            session: _Session = self._ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # as above
             raise ExportError(
                 f"ONNX Runtime cannot open graph '{name}' on {self._provider}: {error}"
