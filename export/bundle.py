@@ -93,33 +93,27 @@ class ExportReport:
     """Whether what was made was compared on real inputs, too, where the clip gave any."""
 
 
+@dataclass(slots=True)
 class _Exporter:
     """One export into one folder."""
 
-    def __init__(
-        self,
-        models: TorchGraphs,
-        folder: Path,
-        options: ExportOptions,
-        real: Callable[[], Cases] | None,
-        progress: Progress,
-    ) -> None:
-        self.models = models
-        self.folder = folder
-        self.options = options
-        self._record = real
-        self._real: Cases | None = None
-        self.progress = progress
-        self.report = ExportReport(folder)
-        self.made: list[Path] = []
-        self.earlier = EarlierBundle(folder)
+    models: TorchGraphs
+    folder: Path
+    options: ExportOptions
+    record: Callable[[], Cases] | None
+    """Gives inputs met in practice; called when the first file is made."""
+    progress: Progress
+    report: ExportReport
+    earlier: EarlierBundle
+    made: list[Path] = field(default_factory=list)
+    real: Cases | None = None
 
-    def real(self, name: str) -> list[Mapping[str, Tensor]]:
-        """Inputs that a graph meets in practice; recorded when the first file is made."""
-        if self._real is None:
-            self._real = self._record() if self._record else {}
-            self.report.real_inputs = bool(self._real)
-        return list(self._real.get(name, ()))
+    def real_inputs(self, name: str) -> list[Mapping[str, Tensor]]:
+        """Inputs that a graph meets in practice."""
+        if self.real is None:
+            self.real = self.record() if self.record else {}
+            self.report.real_inputs = bool(self.real)
+        return list(self.real.get(name, ()))
 
     def precisions(self, spec: GraphSpec) -> list[Precision]:
         """In which precisions a graph is needed."""
@@ -133,19 +127,17 @@ class _Exporter:
         module = self.models.module(spec.name)
         (inputs, outputs), read = weights_read(module, lambda: self._ports(spec, module))
         weights = hash_tensors(read)
-        files: dict[str, mf.OnnxFile] = {}
-        for precision in self.precisions(spec):
-            files[precision] = self._onnx(spec, module, weights, precision, files.get("fp32"))
+        onnx: list[mf.OnnxFile] = []
+        for precision in self.precisions(spec):  # float32 first, then what is compared with it
+            onnx.append(self._onnx(spec, module, weights, precision, onnx[0] if onnx else None))
         engines: list[mf.EngineFile] = []
         if spec.engine and self.options.flavour and "gpu" in self.options.targets:
-            source, flavour = list(files.values())[-1], self.options.flavour
             for batch in sorted({1, *self.options.batches}) if spec.shared else (1,):
-                engines.append(self._engine(spec, flavour, source, batch))
-        onnx = tuple(files.values())
-        for engine in engines:
-            _check_ports(spec.name, "inputs", engine.inputs, inputs, engine.batch)
-            _check_ports(spec.name, "outputs", engine.outputs, outputs, engine.batch)
-        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, tuple(engines))
+                engine = self._engine(spec, self.options.flavour, onnx[-1], batch)
+                _check_ports(spec.name, "inputs", engine.inputs, inputs, batch)
+                _check_ports(spec.name, "outputs", engine.outputs, outputs, batch)
+                engines.append(engine)
+        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, tuple(onnx), tuple(engines))
 
     def bundle(self, source: str | None) -> mf.Manifest:
         """Make everything that is asked for, and put the manifest in place."""
@@ -174,19 +166,14 @@ class _Exporter:
 
     def _keep_others(self, wanted: set[str]) -> None:
         """Refuse to replace a bundle by a part of one."""
-        if self.earlier.manifest is None:
-            if (self.folder / mf.MANIFEST).is_file():
-                raise ExportError(
-                    f"what {self.folder} holds cannot be read: choose another folder for a bundle "
-                    "of some graphs"
-                )
-            return
-        dropped = {entry.name for entry in self.earlier.manifest.graphs} - wanted
-        if dropped:
-            raise ExportError(
-                f"{self.folder} holds {len(dropped)} graphs that were not asked for, such as "
-                f"'{min(dropped)}': choose another folder for a bundle of some graphs"
-            )
+        earlier, found = self.earlier.manifest, ""
+        if earlier is None and (self.folder / mf.MANIFEST).is_file():
+            found = f"what {self.folder} holds cannot be read"
+        if earlier and (dropped := {entry.name for entry in earlier.graphs} - wanted):
+            found = f"{self.folder} holds {len(dropped)} graphs that were not asked for, such as "
+            found += f"'{min(dropped)}'"
+        if found:
+            raise ExportError(found, hint="choose another folder for a bundle of some graphs")
 
     def _ports(
         self, spec: GraphSpec, module: nn.Module
@@ -224,7 +211,7 @@ class _Exporter:
         if found := self.earlier.onnx.get(key):
             self.report.kept += len(found.files())
             return found
-        real = self.real(spec.name)
+        real = self.real_inputs(spec.name)
         generator = torch.Generator().manual_seed(SEED)
         config = self.models.config
         # The graph is traced with the first, and must not take its batch of 1 for the only one.
@@ -365,20 +352,19 @@ def export_bundle(
             raise ConfigError("give a checkpoint or models to export")
         models = TorchGraphs.load(source)
     with claimed(folder):
-        exporter = _Exporter(models, folder, options, real, progress)
+        report, earlier = ExportReport(folder), EarlierBundle(folder)
+        exporter = _Exporter(models, folder, options, real, progress, report, earlier)
         try:
             new = exporter.bundle(source)
-        except OSError as error:
+        except BaseException as error:
             exporter.discard()
+            if not isinstance(error, OSError):
+                raise
             raise ExportError(
                 f"cannot write the bundle to {folder} ({error.strerror or error}): "
                 f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
             ) from error
-        except BaseException:
-            exporter.discard()
-            raise
         remove_stale(folder, new)
-    report = exporter.report
     report.seconds = time.perf_counter() - start
     report.bytes = sum(file.bytes for file in new.files())
     return report
