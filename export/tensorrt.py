@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dithead.bundle.graphspecs import GraphSpec
+from dithead.bundle.graphspecs import Axis, GraphSpec
 from dithead.bundle.libraries import load_flavour
 from dithead.bundle.manifest import Port
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
@@ -156,15 +156,19 @@ def build_engine(
             f"graph '{spec.name}': {flavour} cannot parse {path.name}: "
             + ("; ".join(errors) or _reason(log))
         )
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
     if sizes:
-        _fix_sizes(network, spec, sizes)
+        for tensor in inputs:
+            fixed = {d: sizes.get(axis.name) for d, axis in _axes(spec, tensor).items()}
+            tensor.shape = [fixed.get(d) or n for d, n in enumerate(tensor.shape)]
         kept = {
-            name: {i: axis for i, axis in axes.items() if axis.name not in sizes}
+            name: {d: axis for d, axis in axes.items() if axis.name not in sizes}
             for name, axes in spec.dynamic.items()
         }
         spec = replace(spec, dynamic={name: axes for name, axes in kept.items() if axes})
-    inputs = _ports(trt, [network.get_input(i) for i in range(network.num_inputs)], spec)
-    outputs = _ports(trt, [network.get_output(i) for i in range(network.num_outputs)], spec)
+    ports_in = tuple(_port(spec, tensor) for tensor in inputs)
+    ports_out = tuple(_port(spec, tensor) for tensor in outputs)
     config = builder.create_builder_config()
     # TF32 has float16's digits: float32 graphs mean what they say.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -173,7 +177,15 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if spec.dynamic:
-        config.add_optimization_profile(_profile(builder, network, spec))
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            if axes := _axes(spec, tensor):
+                limits = (
+                    [getattr(axes[d], pick) if d in axes else n for d, n in enumerate(tensor.shape)]
+                    for pick in ("least", "typical", "most")
+                )
+                profile.set_shape(tensor.name, *limits)
+        config.add_optimization_profile(profile)
     if compute_capability != PORTABLE:
         config.num_compute_capabilities = 1
         config.set_compute_capability(compute_capability_name(trt, compute_capability), 0)
@@ -187,36 +199,15 @@ def build_engine(
         raise ExportError(f"graph '{spec.name}': {flavour} cannot build an engine: {_reason(log)}")
     if cache is not None and timing_cache is not None:
         timing_cache.write_bytes(memoryview(cache.serialize()))
-    return BuiltEngine(memoryview(data), inputs, outputs, log)
-
-
-def _fix_sizes(network: Any, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        shape = list(tensor.shape)
-        for position, axis in spec.dynamic.get(tensor.name, {}).items():
-            shape[position] = sizes.get(axis.name, shape[position])
-        tensor.shape = shape
+    return BuiltEngine(memoryview(data), ports_in, ports_out, log)
 
 
 def _reason(log: BuildLog) -> str:
     return "; ".join(log.errors[:3]) or "it gives no reason"
 
 
-def _profile(builder: Any, network: Any, spec: GraphSpec) -> Any:
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        axes = spec.dynamic.get(tensor.name)
-        if not axes:
-            continue
-        shape = list(tensor.shape)
-        limits = (
-            [getattr(axes[d], pick) if d in axes else n for d, n in enumerate(shape)]
-            for pick in ("least", "typical", "most")
-        )
-        profile.set_shape(tensor.name, *limits)
-    return profile
+def _axes(spec: GraphSpec, tensor: Any) -> Mapping[int, Axis]:
+    return spec.dynamic.get(tensor.name, {})
 
 
 _DTYPES = {
@@ -230,13 +221,9 @@ _DTYPES = {
 }
 
 
-def _ports(trt: Any, tensors: list[Any], spec: GraphSpec) -> tuple[Port, ...]:
-    ports = []
-    for tensor in tensors:
-        axes = spec.dynamic.get(tensor.name, {})
-        shape = tuple(
-            axes[d].name if d in axes else int(n) if n >= 0 else "?"
-            for d, n in enumerate(tensor.shape)
-        )
-        ports.append(Port(tensor.name, _DTYPES[tensor.dtype.name], shape))
-    return tuple(ports)
+def _port(spec: GraphSpec, tensor: Any) -> Port:
+    axes = _axes(spec, tensor)
+    shape = tuple(
+        axes[d].name if d in axes else int(n) if n >= 0 else "?" for d, n in enumerate(tensor.shape)
+    )
+    return Port(tensor.name, _DTYPES[tensor.dtype.name], shape)
