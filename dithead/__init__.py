@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with the 
     from dithead.runtime.asyncstream import AsyncStream
     from dithead.runtime.media.inputs import Input
     from dithead.runtime.media.outputs import Encoding
-    from dithead.runtime.pictures import OutputFrame
+    from dithead.runtime.outputframe import OutputFrame
     from dithead.runtime.pipeline import Summary
     from dithead.runtime.revoice import revoice
     from dithead.runtime.session import Session
@@ -68,7 +68,7 @@ _WHERE = {  # the module of each name that is loaded when it is first used
     "Encoding": "dithead.runtime.media.outputs",
     "Input": "dithead.runtime.media.inputs",
     "Options": "dithead.pipeline",
-    "OutputFrame": "dithead.runtime.pictures",
+    "OutputFrame": "dithead.runtime.outputframe",
     "Session": "dithead.runtime.session",
     "Speakers": "dithead.face.speakers",
     "SpeechEvent": "dithead.runtime.speech",

@@ -1,4 +1,4 @@
-"""Making a bundle from a checkpoint, doing again only what changed."""
+"""Making a bundle from a checkpoint; what has not changed since the last export is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
+from dithead.bundle import manifest as mf
+from dithead.bundle.graphspecs import GraphSpec, graph_specs, select, with_batch
+from dithead.bundle.libraries import MODULES, Flavour, load_flavour
 from dithead.errors import ConfigError, ExportError
-from dithead.export import manifest as mf
 from dithead.export.folder import claimed, remove_stale
-from dithead.export.keys import hash_tensors, source_hash, versions, weights_read
-from dithead.export.onnx import OPSETS, export_onnx, external_files, require_onnx
-from dithead.export.precision import Precision, check_precision, reduce_precision
-from dithead.export.specs import GraphSpec, example_inputs, graph_specs, select, with_batch
-from dithead.export.tensorrt import (
-    MODULES,
-    PORTABLE,
-    Flavour,
-    build_engine,
-    compute_capability_name,
-    load_flavour,
-    this_gpu,
+from dithead.export.inputs import example_inputs
+from dithead.export.layers import Precision, check_precision, reduce_precision
+from dithead.export.onnx import OPSETS, export_onnx, require_onnx, weights_file
+from dithead.export.reuse import (
+    EarlierBundle,
+    hash_of,
+    hash_tensors,
+    source_hash,
+    versions,
+    weights_read,
 )
+from dithead.export.tensorrt import PORTABLE, build_engine, compute_capability_name, this_gpu
 from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
 from dithead.torchgraphs import TorchGraphs
 
@@ -53,7 +54,7 @@ class ExportOptions:
     targets: tuple[str, ...] = TARGETS
     """``cpu``: every graph in float32. ``gpu``: in the precision, and as engines."""
     largest_rectangle: int = 1024
-    """Side of the largest rectangle round a face that is provided for, in pixels."""
+    """Side in pixels of the largest rectangle round a face that there are graphs for."""
     graphs: tuple[str, ...] = ()
     """Names of the graphs to export; none for all. A bundle of some graphs cannot be streamed
     from."""
@@ -62,8 +63,8 @@ class ExportOptions:
     compute_capability: str = PORTABLE
     """Such as ``8.9``: narrows engines to one kind of GPU."""
     batches: tuple[int, ...] = (1,)
-    """How many streams an engine works for at once, beside one; an engine for each number, of each
-    graph that streams can share."""
+    """How many streams an engine serves at once, besides one: each graph that streams can share
+    gets an engine for each number."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -84,7 +85,7 @@ class ExportReport:
     built: list[str] = field(default_factory=list)
     """Names of the files that were made."""
     kept: int = 0
-    """Files of the bundle that was there and still hold."""
+    """How many files of the earlier bundle still hold."""
     seconds: float = 0.0
     bytes: int = 0
     engines: int = 0
@@ -92,79 +93,54 @@ class ExportReport:
     """Whether what was made was compared on real inputs, too, where the clip gave any."""
 
 
+@dataclass(slots=True)
 class _Exporter:
     """One export into one folder."""
 
-    def __init__(
-        self,
-        models: TorchGraphs,
-        folder: Path,
-        options: ExportOptions,
-        real: Callable[[], Cases] | None,
-        progress: Progress,
-    ) -> None:
-        self.models = models
-        self.folder = folder
-        self.options = options
-        self._record = real
-        self._real: Cases | None = None
-        self.progress = progress
-        self.report = ExportReport(folder)
-        self.made: list[Path] = []
-        try:
-            self.old: mf.Manifest | None = mf.read_manifest(folder)
-        except ExportError:
-            self.old = None
-        self.whole = {f.path for f in self.old.files() if self._holds(f)} if self.old else set()
+    models: TorchGraphs
+    folder: Path
+    options: ExportOptions
+    record: Callable[[], Cases] | None
+    """Gives inputs met in practice; called when the first file is made."""
+    progress: Progress
+    report: ExportReport
+    earlier: EarlierBundle
+    made: list[Path] = field(default_factory=list)
+    real: Cases | None = None
 
-    def _holds(self, file: mf.BundleFile) -> bool:
-        try:
-            mf.check_file(self.folder, file)
-        except ExportError:
-            return False
-        return True
-
-    def _old_entry(self, name: str) -> mf.GraphEntry | None:
-        entries = self.old.graphs if self.old else ()
-        return next((entry for entry in entries if entry.name == name), None)
-
-    def real(self, name: str) -> list[Mapping[str, Tensor]]:
-        """Inputs of a graph met in practice; they are recorded when first something is made."""
-        if self._real is None:
-            self._real = self._record() if self._record else {}
-            self.report.real_inputs = bool(self._real)
-        return list(self._real.get(name, ()))
+    def real_inputs(self, name: str) -> list[Mapping[str, Tensor]]:
+        """Inputs that a graph meets in practice."""
+        if self.real is None:
+            self.real = self.record() if self.record else {}
+            self.report.real_inputs = bool(self.real)
+        return list(self.real.get(name, ()))
 
     def precisions(self, spec: GraphSpec) -> list[Precision]:
         """In which precisions a graph is needed."""
-        wanted: list[Precision] = []
-        if "cpu" in self.options.targets or not spec.reduced:
-            wanted.append("fp32")
-        if "gpu" in self.options.targets and spec.reduced:
-            wanted.append(self.options.precision)
-        return list(dict.fromkeys(wanted))
+        targets, wanted = self.options.targets, self.options.precision
+        on_cpu: list[Precision] = ["fp32"] if "cpu" in targets or not spec.reduced else []
+        on_gpu = [wanted] if "gpu" in targets and spec.reduced else []
+        return list(dict.fromkeys([*on_cpu, *on_gpu]))
 
     def graph(self, spec: GraphSpec) -> mf.GraphEntry:
-        """Everything of one graph."""
+        """Make the files of one graph."""
         module = self.models.module(spec.name)
         (inputs, outputs), read = weights_read(module, lambda: self._ports(spec, module))
         weights = hash_tensors(read)
-        files: dict[str, mf.OnnxFile] = {}
-        for precision in self.precisions(spec):
-            files[precision] = self._onnx(spec, module, weights, precision, files.get("fp32"))
+        onnx: list[mf.OnnxFile] = []
+        for precision in self.precisions(spec):  # float32 first, then what is compared with it
+            onnx.append(self._onnx(spec, module, weights, precision, onnx[0] if onnx else None))
         engines: list[mf.EngineFile] = []
         if spec.engine and self.options.flavour and "gpu" in self.options.targets:
-            source, flavour = list(files.values())[-1], self.options.flavour
             for batch in sorted({1, *self.options.batches}) if spec.shared else (1,):
-                engines.append(self._engine(spec, flavour, source, batch))
-        onnx = tuple(files.values())
-        for engine in engines:
-            _check_ports(spec.name, "inputs", engine.inputs, inputs, engine.batch)
-            _check_ports(spec.name, "outputs", engine.outputs, outputs, engine.batch)
-        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, onnx, tuple(engines))
+                engine = self._engine(spec, self.options.flavour, onnx[-1], batch)
+                _check_ports(spec.name, "inputs", engine.inputs, inputs, batch)
+                _check_ports(spec.name, "outputs", engine.outputs, outputs, batch)
+                engines.append(engine)
+        return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, tuple(onnx), tuple(engines))
 
     def bundle(self, source: str | None) -> mf.Manifest:
-        """Everything that is asked for, and the manifest put in place."""
+        """Make everything that is asked for, and put the manifest in place."""
         options, config = self.options, self.models.config
         specs = graph_specs(options.largest_rectangle, config.shape_head)
         specs = select(specs, options.graphs) if options.graphs else specs
@@ -183,25 +159,21 @@ class _Exporter:
             made_with=versions(),
             graphs=graphs,
         )
-        if self.old is None or mf.as_json(new) != mf.as_json(self.old):
+        earlier = self.earlier.manifest
+        if earlier is None or mf.as_json(new) != mf.as_json(earlier):
             mf.write_manifest(self.folder, new)
         return new
 
     def _keep_others(self, wanted: set[str]) -> None:
         """Refuse to replace a bundle by a part of one."""
-        if self.old is None:
-            if (self.folder / mf.MANIFEST).is_file():
-                raise ExportError(
-                    f"what {self.folder} holds cannot be read: choose another folder for a bundle "
-                    "of some graphs"
-                )
-            return
-        dropped = {entry.name for entry in self.old.graphs} - wanted
-        if dropped:
-            raise ExportError(
-                f"{self.folder} holds {len(dropped)} graphs that were not asked for, such as "
-                f"'{min(dropped)}': choose another folder for a bundle of some graphs"
-            )
+        earlier, found = self.earlier.manifest, ""
+        if earlier is None and (self.folder / mf.MANIFEST).is_file():
+            found = f"what {self.folder} holds cannot be read"
+        if earlier and (dropped := {entry.name for entry in earlier.graphs} - wanted):
+            found = f"{self.folder} holds {len(dropped)} graphs that were not asked for, such as "
+            found += f"'{min(dropped)}'"
+        if found:
+            raise ExportError(found, hint="choose another folder for a bundle of some graphs")
 
     def _ports(
         self, spec: GraphSpec, module: nn.Module
@@ -227,7 +199,7 @@ class _Exporter:
         precision: Precision,
         reference: mf.OnnxFile | None,
     ) -> mf.OnnxFile:
-        key = mf.hash_of(
+        key = hash_of(
             spec.name,
             repr(self.models.config.to_dict()),
             precision,
@@ -236,16 +208,13 @@ class _Exporter:
             repr(versions()),
             repr(spec.dynamic),
         )
-        old = self._old_entry(spec.name)
-        for file in old.onnx if old else ():
-            parts = [file.file, *([file.weights] if file.weights else [])]
-            if file.file.key == key and all(part.path in self.whole for part in parts):
-                self.report.kept += len(parts)
-                return file
-        real = self.real(spec.name)
+        if found := self.earlier.onnx.get(key):
+            self.report.kept += len(found.files())
+            return found
+        real = self.real_inputs(spec.name)
         generator = torch.Generator().manual_seed(SEED)
         config = self.models.config
-        # The first is what the graph is traced with, which must not take a batch of 1 for a rule.
+        # The graph is traced with the first, and must not take its batch of 1 for the only one.
         asked = self.options.batches if spec.shared else (1,)
         batches = [max(asked), *asked][:RANDOM_CASES]
         batches += [1] * (RANDOM_CASES - len(batches))
@@ -253,20 +222,20 @@ class _Exporter:
         name = f"{spec.name}.{precision}.{key[:8]}.onnx"
         self.progress(f"{spec.name} ({precision}): ONNX")
         path = self.folder / name
-        self.made += [path, path.with_name(f"{name}.data")]
+        beside = weights_file(path)
+        self.made += [path, beside]
         metadata = {"dithead_graph": spec.name, "dithead_precision": precision, "dithead_key": key}
         tolerance, reduced = TOLERANCES[precision], reduce_precision(module, precision)
         if reduced is not module:
             validate_precision(module, reduced, spec, [*random, *real], tolerance)
         export_onnx(reduced, spec, random[0], path, metadata, OPSETS[precision])
-        beside = external_files(path)
         fp32 = None if reference is None else self.folder / reference.file.path
         error = validate(path, module, spec, [*random, *real], tolerance, fp32, precision)
         self.report.built.append(name)
         return mf.OnnxFile(
             precision,
             self._file(path, key),
-            self._file(beside[0], key) if beside else None,
+            self._file(beside, key) if beside.is_file() else None,
             error,
             tolerance,
             ("random", "real") if real else ("random",),
@@ -282,9 +251,8 @@ class _Exporter:
         capability = self.options.compute_capability
         if flavour == "tensorrt":  # its engines run on the kind of GPU that they are built on
             capability = this_gpu()
-        key = mf.hash_of(
-            source.file.sha256,
-            source.weights.sha256 if source.weights else "",
+        key = hash_of(
+            *(file.sha256 for file in source.files()),
             flavour,
             library,
             capability,
@@ -292,12 +260,10 @@ class _Exporter:
             str(batch),
             source_hash(),
         )
-        old = self._old_entry(spec.name)
-        for engine in old.engines if old else ():
-            if engine.file.key == key and engine.file.path in self.whole:
-                self.report.kept += 1
-                self.report.engines += 1
-                return engine
+        self.report.engines += 1
+        if found := self.earlier.engines.get(key):
+            self.report.kept += 1
+            return found
         of_streams = f" for {batch} streams" if batch > 1 else ""
         self.progress(f"{spec.name} ({source.precision}): {flavour} engine{of_streams}")
         name = f"{spec.name}.{source.precision}.{key[:8]}.engine"
@@ -311,7 +277,6 @@ class _Exporter:
         path.write_bytes(built.data)
         path.with_suffix(".log").write_text("\n".join(built.log.lines) + "\n")
         self.report.built.append(name)
-        self.report.engines += 1
         return mf.EngineFile(
             flavour,
             library,
@@ -326,27 +291,29 @@ class _Exporter:
     def discard(self) -> None:
         """Remove what a failed export has written."""
         for path in self.made:
-            if path.name not in self.whole:
+            if path.name not in self.earlier.whole:
                 path.unlink(missing_ok=True)
 
 
 def _check_ports(
     graph: str, kind: str, found: tuple[mf.Port, ...], wanted: tuple[mf.Port, ...], batch: int
 ) -> None:
-    """Raise ExportError where an engine's ports are not those of its graph for so many streams; by
-    name, in any order."""
-    wanted = tuple(
-        replace(port, shape=tuple(batch if n == "B" else n for n in port.shape)) for port in wanted
-    )
+    """Raise ExportError where an engine's ports differ from those of its graph for so many streams.
+    They are compared by name; ``?`` stands for any size."""
     by_name = {port.name: port for port in found}
-    if not all(_same(by_name.get(port.name), port) for port in wanted):
-        raise ExportError(f"graph '{graph}': the engine's {kind} are {found}, expected {wanted}")
-
-
-def _same(found: mf.Port | None, wanted: mf.Port) -> bool:
-    if found is None or found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
-        return False
-    return all(a in (b, "?") for a, b in zip(found.shape, wanted.shape, strict=True))
+    for port in wanted:
+        sizes = [batch if n == "B" else n for n in port.shape]
+        other = by_name.get(port.name)
+        if (
+            other is None
+            or other.dtype != port.dtype
+            or len(other.shape) != len(sizes)
+            or any(a not in (b, "?") for a, b in zip(other.shape, sizes, strict=True))
+        ):
+            raise ExportError(
+                f"graph '{graph}': the engine's {kind} are {found}, expected {wanted} with B = "
+                f"{batch}"
+            )
 
 
 def export_bundle(
@@ -385,20 +352,19 @@ def export_bundle(
             raise ConfigError("give a checkpoint or models to export")
         models = TorchGraphs.load(source)
     with claimed(folder):
-        exporter = _Exporter(models, folder, options, real, progress)
+        report, earlier = ExportReport(folder), EarlierBundle(folder)
+        exporter = _Exporter(models, folder, options, real, progress, report, earlier)
         try:
             new = exporter.bundle(source)
-        except OSError as error:
+        except BaseException as error:
             exporter.discard()
+            if not isinstance(error, OSError):
+                raise
             raise ExportError(
                 f"cannot write the bundle to {folder} ({error.strerror or error}): "
                 f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
             ) from error
-        except BaseException:
-            exporter.discard()
-            raise
         remove_stale(folder, new)
-    report = exporter.report
     report.seconds = time.perf_counter() - start
     report.bytes = sum(file.bytes for file in new.files())
     return report

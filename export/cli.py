@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dithead.bundle.libraries import Flavour, installed_flavour, load_flavour
 from dithead.command import CommandParser, add_checkpoint_arguments, run_command
 from dithead.errors import BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from dithead.export.bundle import ExportOptions, ExportReport
-    from dithead.export.tensorrt import Flavour
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -104,8 +104,6 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def _flavour(choice: str, say: Callable[[str], None]) -> Flavour | None:
-    from dithead.export.tensorrt import installed_flavour, load_flavour
-
     if choice == "none":
         return None
     if choice == "auto":
@@ -116,7 +114,7 @@ def _flavour(choice: str, say: Callable[[str], None]) -> Flavour | None:
                 "(pip install 'dithead[tensorrt-rtx]'); --engines none says so on purpose"
             )
         return found
-    load_flavour(choice)  # type: ignore[arg-type]
+    load_flavour(choice)
     return choice  # type: ignore[return-value]
 
 
@@ -153,7 +151,7 @@ def _options(args: argparse.Namespace, say: Callable[[str], None]) -> ExportOpti
 def _export(args: argparse.Namespace) -> ExportReport:
     from dithead.config import preset
     from dithead.export.bundle import export_bundle
-    from dithead.export.record import record_real_inputs
+    from dithead.export.inputs import record_real_inputs
     from dithead.torchgraphs import TorchGraphs
 
     def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder that a bundle is written to: whose it is, one export at a time, and no leftovers."""
+"""The folder of a bundle: one export at a time writes to it, and tidies up after itself."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from dithead.bundle.manifest import MANIFEST, Manifest
 from dithead.errors import ExportError
-from dithead.export import manifest as mf
 from dithead.jsontext import parse_json
 
 _LOCK = ".export.lock"
 _BUSY = "another export is at work in {}: wait for it, or choose another folder"
-_ATTEMPTS = 10  # at a lock, or a folder, that others remove again and again
+_ATTEMPTS = 10  # at a lock or folder that other exports remove again and again
 _MADE = re.compile(r"[\w.]+\.(fp32|fp16|bf16)\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)")
-"""Names of files that an export makes."""
+"""Names of the files that an export makes."""
 _LEFT = re.compile(r"\.[\w.]+\.(layers|widened)\.onnx|\.manifest\.json\.\d+\.tmp")
-"""And of those that one that was killed may have left."""
+"""Names of what an export that was killed may have left."""
 _KEPT = re.compile(r"\.export\.lock|\.\w+\.timing")
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make or take over a folder for one export, and nobody else's until it is done.
+    """Make a folder or take it over for one export; nobody else gets it until that is done.
 
     A folder that was made for an export that fails is removed again.
 
@@ -48,11 +48,12 @@ def claimed(folder: Path) -> Iterator[None]:
             yield
             done = True
         finally:
-            if fresh and not done:
+            failed = fresh and not done
+            if failed:
                 _empty(folder)
-            (folder / _LOCK).unlink(missing_ok=True)  # last: from now on it is another's
-            if fresh and not done:
-                with suppress(OSError):  # who may have begun
+            (folder / _LOCK).unlink(missing_ok=True)  # last: from now on another export may have it
+            if failed:
+                with suppress(OSError):  # another export may have begun
                     folder.rmdir()
 
 
@@ -65,13 +66,13 @@ def _locked(folder: Path) -> tuple[IO[str], bool]:
                 folder.mkdir(parents=True, exist_ok=True)
                 made = True
             lock = path.open("w")
-        except FileNotFoundError:  # the one that made the folder has removed it
+        except FileNotFoundError:  # the export that made the folder has removed it
             continue
         except OSError as error:
             raise ExportError(f"cannot write to the folder {folder} ({error.strerror})") from error
         try:
             _take(lock.fileno(), folder)
-            # Whoever held it before has removed it: another may have made one anew, and hold that.
+            # The holder before may have removed it: another export may hold a new file.
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
                 return lock, made and not any(p.name != _LOCK for p in folder.iterdir())
         except FileNotFoundError:
@@ -81,16 +82,6 @@ def _locked(folder: Path) -> tuple[IO[str], bool]:
             raise
         lock.close()
     raise ExportError(_BUSY.format(folder))
-
-
-def _empty(folder: Path) -> None:
-    """Remove all of a folder but its lock."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != _LOCK:
-            with suppress(OSError):
-                path.unlink()
 
 
 def _take(descriptor: int, folder: Path) -> None:
@@ -104,28 +95,33 @@ def _take(descriptor: int, folder: Path) -> None:
         raise ExportError(_BUSY.format(folder)) from error
 
 
+def _empty(folder: Path) -> None:
+    """Remove everything in a folder but its lock."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            with suppress(OSError):
+                path.unlink()
+
+
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, or a bundle, or has but what exports leave."""
-    others = [p for p in folder.iterdir() if p.name != mf.MANIFEST and not _is_ours(p.name)]
-    path = folder / mf.MANIFEST
-    if not path.is_file():
-        return not others
+    """Whether a folder is empty, or a bundle, or has only what exports leave."""
+    ours = (_MADE, _LEFT, _KEPT, re.compile(re.escape(MANIFEST)))
+    names = [path.name for path in folder.iterdir()]
+    only_ours = all(any(kind.fullmatch(name) for kind in ours) for name in names)
     try:
-        values = parse_json(path.read_text())
+        values = parse_json((folder / MANIFEST).read_text())
     except (OSError, ValueError):
-        return not others  # damaged; it may have been a bundle's
+        return only_ours  # no manifest, or a damaged one, which may have been a bundle's
     return isinstance(values, dict) and {"schema", "graphs"} <= set(values)
 
 
-def remove_stale(folder: Path, manifest: mf.Manifest) -> None:
-    """Remove what exports made and no manifest names any more, and what killed ones left."""
+def remove_stale(folder: Path, manifest: Manifest) -> None:
+    """Remove what exports made and the manifest does not name, and what killed exports left."""
     named = {file.path for file in manifest.files()}
     named |= {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
     for path in folder.iterdir():
         stale = _MADE.fullmatch(path.name) and path.name not in named
         if (stale or _LEFT.fullmatch(path.name)) and path.is_file():
             path.unlink()
-
-
-def _is_ours(name: str) -> bool:
-    return bool(_MADE.fullmatch(name) or _LEFT.fullmatch(name)) or _KEPT.fullmatch(name) is not None

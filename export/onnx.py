@@ -8,22 +8,17 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dithead.bundle.graphspecs import GraphSpec
 from dithead.errors import BackendUnavailable, ExportError
-from dithead.export.specs import GraphSpec
-from dithead.export.spelt import spelt_out
-
-if TYPE_CHECKING:
-    import onnx
+from dithead.export.layers import spell_out
 
 OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
 """Opset by precision: 22 is the first in which convolutions take bfloat16."""
-EXTERNAL_DATA_BYTES = 1_800_000_000
-"""Weights beyond this go into a file beside the graph: a protobuf ends at 2 GiB."""
 
 
 class _Positional(nn.Module):
@@ -38,8 +33,8 @@ class _Positional(nn.Module):
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporter's own chatter away; its exceptions say what went wrong."""
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter prints; its exceptions say what went wrong."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -63,24 +58,6 @@ def require_onnx() -> None:
         ) from error
 
 
-def load_onnxruntime() -> Any:
-    """The module onnxruntime. Raises BackendUnavailable: it is not installed."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            "ONNX Runtime is not installed",
-            hint="pip install 'dithead[cpu]', or 'dithead[gpu]' for CUDA (never both)",
-        ) from error
-    if not hasattr(onnxruntime, "InferenceSession"):
-        raise BackendUnavailable(
-            "ONNX Runtime is damaged, as when one of onnxruntime and onnxruntime-gpu was removed "
-            "beside the other",
-            hint="pip install --force-reinstall the one that is wanted",
-        )
-    return onnxruntime
-
-
 def export_onnx(
     module: nn.Module,
     spec: GraphSpec,
@@ -89,7 +66,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     opset: int = OPSETS["fp32"],
 ) -> None:
-    """Export a graph.
+    """Export a graph. Weights that are too large for a protobuf go into :func:`weights_file`.
 
     Args:
         module: takes ``spec.inputs`` in order and gives ``spec.outputs`` in order.
@@ -110,12 +87,11 @@ def export_onnx(
         {i: axes[axis.name] for i, axis in spec.dynamic.get(name, {}).items()} or None
         for name in spec.inputs
     )
-    examples = tuple(inputs[name] for name in spec.inputs)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), _quiet():
             program = torch.onnx.export(
-                _Positional(spelt_out(module)).eval(),
-                examples,
+                _Positional(spell_out(module)).eval(),
+                tuple(inputs[name] for name in spec.inputs),
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(spec.inputs),
@@ -128,33 +104,22 @@ def export_onnx(
         raise ExportError(f"graph '{spec.name}' cannot be exported to ONNX: {error}") from error
     assert program is not None
     program.model.metadata_props.update(metadata or {})
-    weights = sum(
-        value.const_value.nbytes
-        for value in program.model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    program.save(str(path), external_data=weights > EXTERNAL_DATA_BYTES)
+    weights_file(path).unlink(missing_ok=True)  # of an earlier export that was killed
+    program.save(str(path))
     check_names(path, spec)
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """An ONNX file without its external weights. Raises ExportError: not readable."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise ExportError(
-            f"{path} is not a readable ONNX file ({error})",
-            hint="export again",
-        ) from error
+def weights_file(path: Path) -> Path:
+    """The file beside an ONNX file that holds its weights, where they are too large for it."""
+    return path.with_name(f"{path.name}.data")
 
 
 def check_names(path: Path, spec: GraphSpec) -> None:
-    """Raise ExportError where a file's inputs or outputs are not those of its spec: engines and
+    """Raise ExportError where a file's inputs or outputs differ from those of its spec: engines and
     runtimes bind by name."""
-    graph = load_graph(path).graph
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
     for kind, found, expected in (
         ("inputs", [v.name for v in graph.input], list(spec.inputs)),
         ("outputs", [v.name for v in graph.output], list(spec.outputs)),
@@ -164,14 +129,3 @@ def check_names(path: Path, spec: GraphSpec) -> None:
                 f"graph '{spec.name}': its {kind} are {found}, expected {expected}: the file "
                 "does not keep the contract of docs/architecture.md"
             )
-
-
-def external_files(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights."""
-    names = {
-        entry.value
-        for tensor in load_graph(path).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path.parent / name for name in sorted(names)]

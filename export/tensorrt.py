@@ -1,68 +1,29 @@
-"""One ONNX file to one TensorRT engine: TensorRT-RTX, or TensorRT 10 and 11, by one code path.
+"""One ONNX file to one TensorRT engine: TensorRT-RTX, or TensorRT 10 and 11, in the same code.
 
 TensorRT-RTX builds without a GPU or driver; what is specific to a device is compiled when an engine
-first runs. Opening an engine always takes a driver. Networks are strongly typed: precision is what
-the ONNX file says, casts included.
+first runs. Opening an engine always takes a driver. Networks are strongly typed: the ONNX file says
+which precision is used where, and its casts are kept.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from dithead.bundle.graphspecs import Axis, GraphSpec
+from dithead.bundle.libraries import load_flavour
+from dithead.bundle.manifest import Port
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
-from dithead.export.manifest import Port
-from dithead.export.specs import GraphSpec
 
-Flavour = Literal["tensorrt-rtx", "tensorrt"]
-MODULES: dict[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PORTABLE = "portable"
 WORKSPACE_BYTES = 4 << 30
-
-
-def load_flavour(flavour: Flavour) -> Any:
-    """The Python module of a TensorRT flavour.
-
-    Raises:
-        ConfigError: unknown flavour. BackendUnavailable: it is not installed.
-    """
-    if flavour not in MODULES:
-        raise ConfigError(
-            f"unknown TensorRT flavour {flavour!r}",
-            hint=f"choose one of {', '.join(MODULES)}",
-        )
-    advice = {
-        "tensorrt-rtx": "pip install 'dithead[tensorrt-rtx]'",
-        "tensorrt": "pip install 'dithead[tensorrt]' with NVIDIA's own package index added "
-        "(what PyPI has is a placeholder)",
-    }[flavour]
-    try:
-        module = importlib.import_module(MODULES[flavour])
-    except (ImportError, OSError) as error:
-        raise BackendUnavailable(f"{flavour} is not installed: {advice}") from error
-    if not hasattr(module, "Builder"):
-        raise BackendUnavailable(f"the installed {flavour} is a placeholder: {advice}")
-    return module
-
-
-def installed_flavour() -> Flavour | None:
-    """TensorRT-RTX where it is installed, else TensorRT, else None."""
-    for flavour in ("tensorrt-rtx", "tensorrt"):
-        try:
-            load_flavour(flavour)
-        except BackendUnavailable:
-            continue
-        return flavour
-    return None
 
 
 def this_gpu() -> str:
@@ -84,7 +45,7 @@ def this_gpu() -> str:
 def _signals_wait() -> Iterator[None]:
     """Hold Ctrl-C and SIGTERM back until a piece of work is done.
 
-    TensorRT calls our logger while it builds, and drops the exceptions that are raised in there: an
+    TensorRT calls our logger while it builds, and drops the exceptions that are raised in it: an
     interrupt would be lost.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -143,22 +104,23 @@ def compute_capability_name(trt: Any, capability: str) -> Any:
         ConfigError: it knows none such.
     """
     known = {
-        name: value for name, value in vars(trt.ComputeCapability).items() if name.startswith("SM")
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in vars(trt.ComputeCapability).items()
+        if name.startswith("SM")
     }
-    wanted = "SM" + capability.replace(".", "")
-    if wanted not in known or not re.fullmatch(r"\d+\.\d", capability):
-        names = sorted(f"{n[2:-1]}.{n[-1]}" for n in known)
+    if capability not in known:
         raise ConfigError(
             f"unknown compute capability {capability!r}",
-            hint=f"choose one of {', '.join(names)}",
+            hint=f"choose one of {', '.join(sorted(known))}",
         )
-    return known[wanted]
+    return known[capability]
 
 
+@_signals_wait()
 def build_engine(
     path: Path,
     spec: GraphSpec,
-    flavour: Flavour,
+    flavour: str,
     compute_capability: str = PORTABLE,
     timing_cache: Path | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -175,25 +137,13 @@ def build_engine(
         BackendUnavailable: the flavour is not installed, or needs a GPU to build.
         ExportError: the file cannot be parsed or built; names the graph and what TensorRT said.
     """
-    with _signals_wait():
-        return _build(path, spec, flavour, compute_capability, timing_cache, sizes)
-
-
-def _build(
-    path: Path,
-    spec: GraphSpec,
-    flavour: Flavour,
-    compute_capability: str,
-    timing_cache: Path | None,
-    sizes: Mapping[str, int] | None,
-) -> BuiltEngine:
     trt = load_flavour(flavour)
     log = BuildLog()
     logger = _logger(trt, log)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # what classic TensorRT raises where it finds no GPU
-        raise BackendUnavailable(f"{flavour} cannot build here: {_said(log)}") from error
+        raise BackendUnavailable(f"{flavour} cannot build here: {_reason(log)}") from error
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -204,17 +154,21 @@ def _build(
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ExportError(
             f"graph '{spec.name}': {flavour} cannot parse {path.name}: "
-            + ("; ".join(errors) or _said(log))
+            + ("; ".join(errors) or _reason(log))
         )
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
     if sizes:
-        _fix_sizes(network, spec, sizes)
+        for tensor in inputs:
+            fixed = {d: sizes.get(axis.name) for d, axis in _axes(spec, tensor).items()}
+            tensor.shape = [fixed.get(d) or n for d, n in enumerate(tensor.shape)]
         kept = {
-            name: {i: axis for i, axis in axes.items() if axis.name not in sizes}
+            name: {d: axis for d, axis in axes.items() if axis.name not in sizes}
             for name, axes in spec.dynamic.items()
         }
         spec = replace(spec, dynamic={name: axes for name, axes in kept.items() if axes})
-    inputs = _ports(trt, [network.get_input(i) for i in range(network.num_inputs)], spec)
-    outputs = _ports(trt, [network.get_output(i) for i in range(network.num_outputs)], spec)
+    ports_in = tuple(_port(spec, tensor) for tensor in inputs)
+    ports_out = tuple(_port(spec, tensor) for tensor in outputs)
     config = builder.create_builder_config()
     # TF32 has float16's digits: float32 graphs mean what they say.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -223,7 +177,15 @@ def _build(
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if spec.dynamic:
-        config.add_optimization_profile(_profile(builder, network, spec))
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            if axes := _axes(spec, tensor):
+                limits = (
+                    [getattr(axes[d], pick) if d in axes else n for d, n in enumerate(tensor.shape)]
+                    for pick in ("least", "typical", "most")
+                )
+                profile.set_shape(tensor.name, *limits)
+        config.add_optimization_profile(profile)
     if compute_capability != PORTABLE:
         config.num_compute_capabilities = 1
         config.set_compute_capability(compute_capability_name(trt, compute_capability), 0)
@@ -234,38 +196,18 @@ def _build(
         config.set_timing_cache(cache, ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise ExportError(f"graph '{spec.name}': {flavour} cannot build an engine: {_said(log)}")
+        raise ExportError(f"graph '{spec.name}': {flavour} cannot build an engine: {_reason(log)}")
     if cache is not None and timing_cache is not None:
         timing_cache.write_bytes(memoryview(cache.serialize()))
-    return BuiltEngine(memoryview(data), inputs, outputs, log)
+    return BuiltEngine(memoryview(data), ports_in, ports_out, log)
 
 
-def _fix_sizes(network: Any, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        shape = list(tensor.shape)
-        for position, axis in spec.dynamic.get(tensor.name, {}).items():
-            shape[position] = sizes.get(axis.name, shape[position])
-        tensor.shape = shape
-
-
-def _said(log: BuildLog) -> str:
+def _reason(log: BuildLog) -> str:
     return "; ".join(log.errors[:3]) or "it gives no reason"
 
 
-def _profile(builder: Any, network: Any, spec: GraphSpec) -> Any:
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        axes = spec.dynamic.get(tensor.name)
-        if not axes:
-            continue
-        shape = list(tensor.shape)
-        limits = []
-        for pick in ("least", "typical", "most"):
-            limits.append([getattr(axes[d], pick) if d in axes else n for d, n in enumerate(shape)])
-        profile.set_shape(tensor.name, *limits)
-    return profile
+def _axes(spec: GraphSpec, tensor: Any) -> Mapping[int, Axis]:
+    return spec.dynamic.get(tensor.name, {})
 
 
 _DTYPES = {
@@ -279,13 +221,9 @@ _DTYPES = {
 }
 
 
-def _ports(trt: Any, tensors: list[Any], spec: GraphSpec) -> tuple[Port, ...]:
-    ports = []
-    for tensor in tensors:
-        axes = spec.dynamic.get(tensor.name, {})
-        shape = tuple(
-            axes[d].name if d in axes else int(n) if n >= 0 else "?"
-            for d, n in enumerate(tensor.shape)
-        )
-        ports.append(Port(tensor.name, _DTYPES[tensor.dtype.name], shape))
-    return tuple(ports)
+def _port(spec: GraphSpec, tensor: Any) -> Port:
+    axes = _axes(spec, tensor)
+    shape = tuple(
+        axes[d].name if d in axes else int(n) if n >= 0 else "?" for d, n in enumerate(tensor.shape)
+    )
+    return Port(tensor.name, _DTYPES[tensor.dtype.name], shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dithead.face.choice import Box
 from dithead.runtime.checked import checked_time, checked_wait
-from dithead.runtime.pictures import OutputFrame
+from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.stream import Stream
 
 _SLICE_S = 0.1  # for which a thread waits before it asks whether it still should

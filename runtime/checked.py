@@ -6,6 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from numbers import Rational
 from threading import TIMEOUT_MAX
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -61,9 +62,11 @@ def checked_number(
     try:
         if isinstance(value, Rational):  # NumPy's integers would overflow within a Fraction
             return Fraction(int(value.numerator), int(value.denominator))
-        if isinstance(value, str | bytes):
+        if isinstance(value, Decimal):
+            return Fraction(value)
+        if not isinstance(value, SupportsFloat):  # strings are none
             raise TypeError("no number")
-        return Fraction(value) if isinstance(value, Decimal) else Fraction(float(value))
+        return Fraction(float(value))
     except (TypeError, ValueError, OverflowError) as error:
         raise raises(f"expected {expected}, found {value!r}") from error
 

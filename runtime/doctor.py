@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dithead.errors import DitheadError
+from dithead.errors import BackendUnavailable, DitheadError
 
 if TYPE_CHECKING:
-    from dithead.export.manifest import Manifest
+    from dithead.bundle.manifest import Manifest
 
 State = Literal["ok", "missing", "unusable"]
 
@@ -59,63 +59,51 @@ def look_at_torch() -> list[Finding]:
 
     threads = f"{torch.get_num_threads()} threads"
     found = [Finding("PyTorch", "torch", "ok", f"{torch.__version__}, {threads} on the CPU")]
-    if not torch.cuda.is_available():
-        has_cuda = torch.version.cuda is not None
-        remedy = (
-            "install NVIDIA's driver (nvidia-smi must list the GPU)"
-            if has_cuda
-            else "pip install --force-reinstall torch (a build for CUDA, not for the CPU)"
-        )
-        detail = "this build has CUDA, but sees no GPU" if has_cuda else "this build has no CUDA"
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        detail = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
+        found.append(Finding("PyTorch", f"cuda:{index}", "ok", detail))
+    if len(found) == 1:
+        detail = "this build has CUDA, but sees no GPU"
+        remedy = "install NVIDIA's driver (nvidia-smi must list the GPU)"
+        if torch.version.cuda is None:
+            detail = "this build has no CUDA"
+            remedy = "pip install --force-reinstall torch (a build for CUDA, not for the CPU)"
         found.append(Finding("PyTorch", "CUDA", "missing", detail, remedy))
-    else:
-        for index in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(index)
-            memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-            detail = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
-            found.append(Finding("PyTorch", f"cuda:{index}", "ok", detail))
-    for module, package, extra, purpose in (
-        ("flash_attn", "flash-attn", "flash", "--attention flash"),
-        ("xformers.ops", "xformers", "xformers", "--attention xformers"),
-        ("transformers", "transformers", "wav2vec2", "the speech encoder wav2vec2"),
-        ("cuda.bindings", "cuda-bindings", None, "the streams of --device cuda"),
-    ):
-        found.append(_extra("PyTorch", module, package, extra, purpose))
-    return found
+    attention = ("flash_attn", "flash-attn", "flash"), ("xformers.ops", "xformers", "xformers")
+    return [
+        *found,
+        *(_extra("PyTorch", *names, f"--attention {names[2]}") for names in attention),
+        _extra("PyTorch", "transformers", "transformers", "wav2vec2", "the encoder wav2vec2"),
+        _extra("PyTorch", "cuda.bindings", "cuda-bindings", None, "the streams of --device cuda"),
+    ]
 
 
 def look_at_engines() -> list[Finding]:
     """ONNX, ONNX Runtime with its providers, and the flavours of TensorRT."""
-    from dithead.errors import BackendUnavailable
-    from dithead.export.onnx import load_onnxruntime
-    from dithead.export.tensorrt import MODULES, load_flavour
+    from dithead.bundle.libraries import MODULES, load_flavour, load_onnxruntime
 
     group = "Export and engines"
     found = [
         _extra(group, "onnx", "onnx", "export", "writes ONNX files"),
         _extra(group, "onnxscript", "onnxscript", "export", "writes ONNX files"),
     ]
-    try:
-        onnxruntime = load_onnxruntime()
-    except BackendUnavailable as error:
-        what, _, remedy = str(error).partition(": ")
-        state: State = "missing" if "not installed" in what else "unusable"
-        found.append(Finding(group, "onnxruntime", state, f"runs bundles; {what}", remedy))
-    else:
-        providers = ", ".join(
-            name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
-        )
-        detail = f"runs bundles; {onnxruntime.__version__}; providers: {providers}"
-        found.append(Finding(group, "onnxruntime", "ok", detail))
-    for flavour in MODULES:
+    for name in ("onnxruntime", *MODULES):
+        detail = "runs bundles" if name == "onnxruntime" else "builds engines"
         try:
-            module = load_flavour(flavour)  # type: ignore[arg-type]
+            library = load_onnxruntime() if name == "onnxruntime" else load_flavour(name)
         except BackendUnavailable as error:
-            what, _, remedy = str(error).partition(": ")
-            found.append(Finding(group, flavour, "missing", what, remedy))
-        else:
-            detail = f"builds engines; {module.__version__}"
-            found.append(Finding(group, flavour, "ok", detail))
+            state: State = "unusable" if "is damaged" in error.message else "missing"
+            detail = f"{detail}; {error.message}"
+            found.append(Finding(group, name, state, detail, error.hint or ""))
+            continue
+        detail = f"{detail}; {library.__version__}"
+        if name == "onnxruntime":
+            providers = library.get_available_providers()
+            kinds = (provider.removesuffix("ExecutionProvider") for provider in providers)
+            detail = f"{detail}; providers: {', '.join(kinds)}"
+        found.append(Finding(group, name, "ok", detail))
     return found
 
 
@@ -153,11 +141,11 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
     from dithead.config import DitHeadConfig
 
     found = []
-    names = [path for path in sorted(checkpoint.ASSETS.glob("*.safetensors"))]
-    for path in [*names, *extra]:
+    packaged = sorted(checkpoint.ASSETS.glob("*.safetensors"))
+    for path in [*packaged, *extra]:
         try:
             tensors, values = checkpoint.load(path)
-            if "dit" not in values and path in names:
+            if "dit" not in values and path in packaged:
                 continue  # a face, speech or interpolation model
             preset = DitHeadConfig.from_dict(values).preset
         except DitheadError as error:
@@ -165,7 +153,7 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
             found.append(Finding("Checkpoints", str(path), "unusable", str(error), remedy))
             continue
         size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-        name = path.stem if path in names else str(path)
+        name = path.stem if path in packaged else str(path)
         detail = f"preset {preset}, {size:.1f} M parameters"
         found.append(Finding("Checkpoints", name, "ok", detail))
     return found
@@ -181,24 +169,24 @@ def _engine_options(manifest: Manifest) -> str:
     narrowed = {e.compute_capability for e in engines if e.flavour == "tensorrt-rtx"} - {"portable"}
     if narrowed:
         options += ["--compute-capability", narrowed.pop()]
-    if manifest.config.get("audio", {}).get("encoder") == "wav2vec2":
+    audio = manifest.config.get("audio")
+    if isinstance(audio, dict) and audio.get("encoder") == "wav2vec2":
         options += ["--audio-weights", "FOLDER"]
     return " ".join(options) + " " if options else ""
 
 
 def look_at_bundle(folder: Path) -> list[Finding]:
     """Whether a bundle is whole and fits what is installed."""
-    from dithead.errors import BackendUnavailable
-    from dithead.export import manifest as mf
-    from dithead.export.specs import graph_specs
-    from dithead.export.tensorrt import load_flavour
+    from dithead.bundle import manifest as mf
+    from dithead.bundle.graphspecs import graph_specs
+    from dithead.bundle.libraries import load_flavour
 
     group, remedy = "Bundles", f"dithead-export -o {folder}"
     try:
         manifest = mf.read_manifest(folder)
         random = not manifest.checkpoint_sha256
         source = "--preset" if random else "--checkpoint"
-        name = manifest.config.get("preset", "PRESET") if random else manifest.checkpoint
+        name = str(manifest.config.get("preset", "PRESET")) if random else manifest.checkpoint
         remedy = (
             f"dithead-export {source} {shlex.quote(name)} --precision {manifest.precision} "
             f"--targets {','.join(manifest.targets)} --largest-rectangle "
@@ -221,20 +209,18 @@ def look_at_bundle(folder: Path) -> list[Finding]:
     found = [Finding(group, str(folder), "ok", detail)]
     engines = [engine for entry in manifest.graphs for engine in entry.engines]
     for flavour, built in sorted({(e.flavour, e.version) for e in engines}):
-        name = f"{folder}: engines"
         executed = sum(e.executed for e in engines if e.flavour == flavour)
-        about = f"{flavour} {built}, {executed} of {len(engines)} run on a GPU"
+        detail = f"{flavour} {built}, {executed} of {len(engines)} run on a GPU"
+        wrong, advice = "", ""
         try:
-            here = str(load_flavour(flavour).__version__)  # type: ignore[arg-type]
+            here = str(load_flavour(flavour).__version__)
+            if here != built:
+                wrong, advice = f"{here} is installed", remedy
         except BackendUnavailable as error:
-            what, _, advice = str(error).partition(": ")
-            found.append(Finding(group, name, "unusable", f"{about}; {what}", advice))
-            continue
-        if here != built:
-            detail = f"{about}; {here} is installed"
-            found.append(Finding(group, name, "unusable", detail, remedy))
-        else:
-            found.append(Finding(group, name, "ok", about))
+            wrong, advice = error.message, error.hint or ""
+        state: State = "unusable" if wrong else "ok"
+        detail = f"{detail}; {wrong}" if wrong else detail
+        found.append(Finding(group, f"{folder}: engines", state, detail, advice))
     return found
 
 

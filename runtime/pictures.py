@@ -10,22 +10,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import count
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import av
 import numpy as np
 
 from dithead.errors import ConfigError, DitheadError, StreamError
 from dithead.face.choice import Box
-from dithead.pipeline import LeftAlone
 from dithead.runtime.checked import checked_picture
 from dithead.runtime.media.extend import extend_frames
 from dithead.runtime.media.inputs import as_input
 from dithead.runtime.media.sources import VideoSource
 from dithead.runtime.schedule.channel import Channel, Closed
-
-if TYPE_CHECKING:
-    from dithead.runtime.speech import SpeechEvent
 
 Layout = Literal["rgb", "bgr", "yuv420p"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -68,31 +64,6 @@ class PushedPicture:
         part = image[y : y + rgb.shape[0], x : x + rgb.shape[1]]
         np.copyto(part, rgb, where=mask.astype(bool)[..., None])
         return replace(self, image=image)
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFrame:
-    """A finished picture, with the sound that belongs to it."""
-
-    index: int
-    """Number of the pushed frame; of one made between two, that of the later."""
-    time_s: Fraction
-    """Presentation time, as it was pushed."""
-    image: np.ndarray
-    """uint8, in the stream's layout; see :data:`LAYOUTS`."""
-    face: bool
-    """Whether a face was found and re-voiced; else the picture is as it was pushed."""
-    left_alone: LeftAlone | None = None
-    """Why it was not."""
-    between: bool = False
-    """Whether it was made between two pushed frames (``interpolate=2``)."""
-    samples: np.ndarray | None = None
-    """(S,) float32, the sound from where the last frame's ended to where the next frame is due;
-    None with a frame made between two."""
-    sample_rate_hz: int = 0
-    """Of the sound."""
-    events: tuple[SpeechEvent, ...] = ()
-    """What happens in it to pieces of speech that :meth:`Stream.mark` has named."""
 
 
 def checked_layout(layout: Layout) -> Layout:

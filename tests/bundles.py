@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dithead.export import tensorrt
-from dithead.export.specs import GraphSpec, example_inputs, graph_specs, select
+from dithead.bundle.graphspecs import GraphSpec, graph_specs, select
+from dithead.bundle.libraries import installed_flavour
+from dithead.export.inputs import example_inputs
 from dithead.torchgraphs import TorchGraphs
 
 SMALL = ("dit_step", "dit_context", "noise")
-HAS_RTX = tensorrt.installed_flavour() == "tensorrt-rtx"
+HAS_RTX = installed_flavour() == "tensorrt-rtx"
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX is not installed")
 
 

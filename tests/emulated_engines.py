@@ -18,9 +18,9 @@ from emulated_cuda import EmulatedCuda
 from emulated_tensor import DeviceTensor
 from torch import Tensor
 
-from dithead.export import manifest as mf
+from dithead.bundle import engines as bundle_engines
+from dithead.bundle import manifest as mf
 from dithead.runtime.backends import onnxruntime as onnxruntime_back_end
-from dithead.runtime.backends import tensorrt as tensorrt_back_end
 
 
 class Context:
@@ -127,7 +127,7 @@ def emulate_tensorrt(monkeypatch: pytest.MonkeyPatch, device: EmulatedCuda, bund
         Runtime=Runtime,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     )
-    monkeypatch.setattr(tensorrt_back_end, "load_flavour", lambda flavour: library)
+    monkeypatch.setattr(bundle_engines, "load_flavour", lambda flavour: library)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
 

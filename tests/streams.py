@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator
-from dithead.runtime.pictures import OutputFrame
+from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.stream import Stream
 
 FPS = 25

@@ -15,8 +15,8 @@ import pytest
 import torch
 from bundles import cases
 
+from dithead.bundle import manifest as mf
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
-from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.export.folder import claimed
 from dithead.runtime.backends import open_graphs

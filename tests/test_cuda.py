@@ -11,7 +11,7 @@ import torch
 from streams import collect, warble
 
 from dithead.pipeline import Options, revoice
-from dithead.runtime.pictures import OutputFrame
+from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.schedule.cuda import CudaLanes
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dithead.bundle.manifest import read_manifest
 from dithead.config import FaceConfig
 from dithead.controls import CONTROLS, MEMORY_S, WIDER, FaceShape, in_crop
 from dithead.detail import FaceDetail
 from dithead.export.bundle import ExportOptions, export_bundle
-from dithead.export.manifest import read_manifest
 from dithead.face.crop import (
     blend_anchors,
     blend_polygon,

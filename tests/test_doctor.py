@@ -59,7 +59,7 @@ def test_the_remedy_makes_the_same_bundle_again(
     assert "a part of a bundle" in found.detail
     assert "--engines tensorrt-rtx --batch 1 -o " in found.remedy
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr("dithead.export.specs.graph_specs", lambda *_: [])
+    monkeypatch.setattr("dithead.bundle.graphspecs.graph_specs", lambda *_: [])
     found = doctor.look_at_bundle(bundle_copy)[-1]
     assert found.state == "unusable"
     assert found.remedy == "pip install 'dithead[tensorrt-rtx]'"

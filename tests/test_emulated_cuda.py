@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator, Options, revoice
-from dithead.runtime.pictures import OutputFrame
+from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.schedule import cuda
 from dithead.runtime.schedule.cuda import CudaLane, CudaLanes
 from dithead.runtime.session import Session

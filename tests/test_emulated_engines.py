@@ -15,8 +15,8 @@ from emulated_engines import Engine, emulate_onnxruntime, emulate_tensorrt
 from streams import alike, collect, moving, warble
 from torch import Tensor
 
+from dithead.bundle import manifest as mf
 from dithead.errors import ExportError, StreamError
-from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.export.verify import verify_bundle
 from dithead.pipeline import Options
@@ -173,7 +173,7 @@ def test_an_engine_that_does_not_open_says_what_to_do(
 ) -> None:
     emulate_tensorrt(monkeypatch, emulated_cuda, small_bundle)
     graphs = EngineGraphs(small_bundle, "cuda", "tensorrt-rtx")
-    monkeypatch.setattr(graphs._runtime, "deserialize_cuda_engine", lambda data: None)
+    monkeypatch.setattr(graphs._engines._runtime, "deserialize_cuda_engine", lambda data: None)
     window = torch.zeros(1, *graphs.config.audio.window_shape, device="cuda")
     with pytest.raises(
         ExportError,

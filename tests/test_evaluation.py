@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dithead.errors import MediaError
-from dithead.export.precision import ReducedGraphs
+from dithead.export.layers import ReducedGraphs
 from dithead.pipeline import Options
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.media.sources import AudioSource, VideoSource

@@ -11,13 +11,15 @@ import torch
 from bundles import HAS_RTX, SMALL, needs_rtx, spec_of
 
 from dithead import checkpoint
+from dithead.bundle import manifest as mf
+from dithead.bundle.engines import find_engine
+from dithead.bundle.graphspecs import graph_specs, select, with_batch
 from dithead.config import preset
 from dithead.errors import CheckpointError, ConfigError, ExportError
 from dithead.export import cli
-from dithead.export import manifest as mf
 from dithead.export.bundle import ExportOptions, export_bundle
-from dithead.export.keys import hash_tensors, weights_read
-from dithead.export.specs import example_inputs, graph_specs, select, with_batch
+from dithead.export.inputs import example_inputs
+from dithead.export.reuse import hash_tensors, weights_read
 from dithead.export.validate import (
     TOLERANCES,
     onnx_session,
@@ -27,7 +29,6 @@ from dithead.export.validate import (
 )
 from dithead.pipeline import Options, revoice
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
-from dithead.runtime.backends.tensorrt import find_engine
 from dithead.torchgraphs import TorchGraphs
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")

@@ -28,7 +28,7 @@ from dithead.face.mesh import INNER_LOWER
 from dithead.model import DitHead
 from dithead.pipeline import FrameGenerator, Options, revoice
 from dithead.runtime.asyncstream import AsyncStream
-from dithead.runtime.pictures import OutputFrame
+from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session
 from dithead.runtime.speech import Speech
 from dithead.runtime.stream import Stream

@@ -14,7 +14,7 @@ from streams import close, collect, rows_denoised, threads_of_streams
 
 from dithead.errors import ConfigError
 from dithead.pipeline import Options
-from dithead.runtime.pictures import OutputFrame
+from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 

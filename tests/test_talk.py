@@ -19,7 +19,8 @@ from dithead.audio import AudioFeatures, encode_audio
 from dithead.errors import ConfigError, StreamError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.asyncstream import AsyncStream
-from dithead.runtime.pictures import OutputFrame, PushedPicture, from_rgb, to_rgb
+from dithead.runtime.outputframe import OutputFrame
+from dithead.runtime.pictures import PushedPicture, from_rgb, to_rgb
 from dithead.runtime.session import Session
 from dithead.runtime.speech import Speech
 from dithead.runtime.stream import Stream

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from bundles import cases, needs_rtx, spec_of
 
+from dithead.bundle import manifest as mf
+from dithead.bundle.libraries import load_flavour
 from dithead.errors import BackendUnavailable, ConfigError, ExportError
-from dithead.export import manifest as mf
 from dithead.export import tensorrt
 from dithead.export.onnx import export_onnx
 from dithead.torchgraphs import TorchGraphs
@@ -81,13 +82,13 @@ def test_a_placeholder_of_tensorrt_is_no_tensorrt(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     with pytest.raises(BackendUnavailable, match=r"placeholder.*NVIDIA's own package index"):
-        tensorrt.load_flavour("tensorrt")
+        load_flavour("tensorrt")
     with pytest.raises(ConfigError, match="unknown TensorRT flavour"):
-        tensorrt.load_flavour("tensorrt-11")  # type: ignore[arg-type]
+        load_flavour("tensorrt-11")  # type: ignore[arg-type]
 
 
 def test_an_engine_of_another_version_is_refused(small_bundle: Path) -> None:
-    from dithead.runtime.backends.tensorrt import find_engine
+    from dithead.bundle.engines import find_engine
 
     entry = mf.read_manifest(small_bundle).graph("dit_step")
     if not entry.engines:

@@ -12,14 +12,13 @@ import torch
 from bundles import cases, spec_of
 
 from dithead import footage
+from dithead.bundle.graphspecs import GraphSpec, graph_specs
 from dithead.errors import ConfigError, ExportError
+from dithead.export.inputs import Recorder
+from dithead.export.layers import ReducedGraphs, reduce_precision, spell_out
 from dithead.export.onnx import check_names, export_onnx
-from dithead.export.precision import ReducedGraphs, reduce_precision
-from dithead.export.specs import GraphSpec, graph_specs
-from dithead.export.spelt import spelt_out
 from dithead.export.validate import (
     TOLERANCES,
-    Recorder,
     layer_outputs,
     relative_error,
     run_torch,
@@ -111,7 +110,7 @@ def test_group_norms_keep_their_digits_in_onnxruntime(tmp_path: Path) -> None:
     spec = GraphSpec("norm", ("x",), ("y",))
     # Far from zero, and large: what sums in float32 lose digits on.
     inputs = {"x": 3.0 + torch.rand(1, 8, 256, 256)}
-    spelt = spelt_out(torch.nn.Sequential(norm))
+    spelt = spell_out(torch.nn.Sequential(norm))
     for x in (inputs["x"], inputs["x"][..., 0]):
         torch.testing.assert_close(spelt(x), norm(x), atol=1e-5, rtol=1e-5)
     path = tmp_path / "norm.onnx"
@@ -140,7 +139,7 @@ def test_an_activation_is_spelt_out_exactly() -> None:
     with torch.no_grad():
         activation.weight.copy_(torch.tensor([-1.5, 0.25, 1.25]))
     x = torch.randn(2, 3, 5, 5)
-    assert torch.equal(spelt_out(torch.nn.Sequential(activation))(x), activation(x))
+    assert torch.equal(spell_out(torch.nn.Sequential(activation))(x), activation(x))
 
 
 def test_layers_are_named_as_in_pytorch(random_models: TorchGraphs, tmp_path: Path) -> None:

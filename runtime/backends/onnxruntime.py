@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from dithead.bundle.libraries import load_onnxruntime
+from dithead.bundle.manifest import GraphEntry, check_onnx
+from dithead.bundle.ports import allocate, check_inputs, open_sizes
 from dithead.errors import BackendUnavailable, ConfigError, ExportError, StreamError
-from dithead.export.manifest import GraphEntry, check_file
-from dithead.export.onnx import load_onnxruntime
-from dithead.runtime.backends.binding import BundleGraphs, allocate, check_inputs, open_sizes
-from dithead.runtime.backends.opened import Opened, Sizes
+from dithead.runtime.backends.bundlegraphs import BundleGraphs
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 KEPT_SIZES = 4
-"""Sizes, such as a frame's, for which a graph is kept open at a time, for each thread."""
+"""For how many sizes, such as a frame's, each thread keeps a graph open."""
+
+
+class _Binding(Protocol):
+    """What is used of ONNX Runtime's IOBinding; memory is given by name, kind and number of the
+    device, type, shape and address."""
+
+    bind_input: Callable[[str, str, int, str, tuple[int, ...], int], None]
+    bind_output: Callable[[str, str, int, str, tuple[int, ...], int], None]
+
+
+class _Session(Protocol):
+    """What is used of ONNX Runtime's InferenceSession."""
+
+    def get_providers(self) -> list[str]: ...
+    def io_binding(self) -> _Binding: ...
+    def run(self, names: list[str], feeds: Mapping[str, object], /) -> list[object]: ...
+    def run_with_iobinding(self, binding: _Binding, /) -> None: ...
+
+
+_T = TypeVar("_T")
+_Sizes = tuple[tuple[str, int], ...]
+_Latest = dict[str, OrderedDict[_Sizes, _T]]
 
 
 class OnnxGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's ONNX files.
 
     On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened by
-    :meth:`preload` or at their first use, and checked against the manifest before. Where a graph
-    leaves dimensions open, it is opened for each size that it meets: then no arithmetic on shapes
-    is left to run, which the CUDA provider would hand to the CPU. Of each graph a thread's latest
-    sizes stay open, so streams of different sizes do not close each other's.
+    :meth:`preload` or when they are first used, and are first checked against the manifest. A graph
+    with open dimensions is opened for each size that it meets: then no arithmetic on shapes is left
+    to run, which the CUDA provider would hand to the CPU. Each thread keeps a graph open for the
+    latest sizes that it used, so streams of different sizes do not close each other's graphs.
 
     Args:
         bundle: folder written by dithead-export.
@@ -39,18 +66,21 @@ class OnnxGraphs(BundleGraphs):
         ExportError: the bundle cannot be used, or was not made for the device.
     """
 
+    replayable = False
+    """ONNX Runtime waits for its own CUDA stream, which CUDA graphs cannot capture."""
+
     def __init__(
         self, bundle: Path, device: torch.device | str = "cpu", threads: int | None = None
     ) -> None:
-        self._ort = load_onnxruntime()
+        self._ort: ModuleType = load_onnxruntime()
         where = torch.device(device)
         if where.type not in PROVIDERS:
             raise ConfigError(f"the back end 'onnxruntime' runs on cpu or cuda, not {device}")
-        self.provider = PROVIDERS[where.type]
-        if self.provider not in self._ort.get_available_providers():
+        self._provider = PROVIDERS[where.type]
+        available = self._ort.get_available_providers()
+        if self._provider not in available:
             raise BackendUnavailable(
-                f"this ONNX Runtime has no {self.provider}, only "
-                f"{', '.join(self._ort.get_available_providers())}",
+                f"this ONNX Runtime has no {self._provider}, only {', '.join(available)}",
                 hint="pip install 'dithead[gpu]' in place of 'dithead[cpu]', or choose "
                 "--device cpu",
             )
@@ -61,20 +91,11 @@ class OnnxGraphs(BundleGraphs):
                 f"{bundle} was made for {', '.join(self._manifest.targets)} alone",
                 hint=f"export again with --targets {target}",
             )
-        self._precision = "fp32" if target == "cpu" else self._manifest.precision
+        if target == "cpu":
+            self.precision = "fp32"
         self._threads = threads or torch.get_num_threads()
         self._paths: dict[str, Path] = {}
-        self._sessions: Opened[Any] = Opened(KEPT_SIZES)
-
-    @property
-    def precision(self) -> str:
-        """What the weights are computed in."""
-        return self._precision
-
-    @property
-    def replayable(self) -> bool:
-        """ONNX Runtime waits for its own stream, which cannot be captured."""
-        return False
+        self._sessions: _Opened[_Session] = _Opened(KEPT_SIZES)
 
     def preload(self) -> None:
         """Open what every stream runs, so that its first frame need not wait for it.
@@ -90,43 +111,42 @@ class OnnxGraphs(BundleGraphs):
 
         Raises:
             ExportError: the bundle has no such graph, or its file is missing or damaged.
+            StreamError: the inputs do not fit, or ONNX Runtime failed.
         """
         entry = self._entry(name)
-        check_inputs(entry, inputs, self._device)
+        check_inputs(entry, inputs, self.device)
         session = self._session(entry, open_sizes(entry, inputs))
-        names = [port.name for port in entry.outputs]
-        if self._device.type == "cpu":
-            feeds = {
-                port.name: value.detach().contiguous().numpy()
-                for port, value in zip(entry.inputs, inputs, strict=True)
-            }
-            try:
-                values = session.run(names, feeds)
-            except Exception as error:  # ONNX Runtime's own classes, which it does not document
-                raise StreamError(f"graph '{name}' failed in ONNX Runtime: {error}") from error
-            return tuple(torch.from_numpy(value) for value in values)
-        return self._run_bound(session, entry, inputs)
+        run = self._run_on_cpu if self.device.type == "cpu" else self._run_on_gpu
+        kept = [value.detach().contiguous() for value in inputs]
+        try:
+            return run(session, entry, kept)
+        except Exception as error:  # ONNX Runtime's own classes, which it does not document
+            raise StreamError(f"graph '{name}' failed in ONNX Runtime: {error}") from error
 
-    def _run_bound(
-        self, session: Any, entry: GraphEntry, inputs: tuple[Tensor, ...]
+    def _run_on_cpu(
+        self, session: _Session, entry: GraphEntry, inputs: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        feeds = {p.name: value.numpy() for p, value in zip(entry.inputs, inputs, strict=True)}
+        values = session.run([port.name for port in entry.outputs], feeds)
+        return tuple(torch.from_numpy(value) for value in values)
+
+    def _run_on_gpu(
+        self, session: _Session, entry: GraphEntry, inputs: list[Tensor]
     ) -> tuple[Tensor, ...]:
         """Inputs are read and outputs written where they are, on the device."""
         binding = session.io_binding()
-        index = self._device.index
-        kept = [value.detach().contiguous() for value in inputs]
-        outputs = allocate(entry, kept, self._device)
-        ports = [*zip(entry.inputs, kept, strict=True), *zip(entry.outputs, outputs, strict=True)]
+        outputs = allocate(entry, inputs, self.device)
+        ports = [*zip(entry.inputs, inputs, strict=True), *zip(entry.outputs, outputs, strict=True)]
         for number, (port, tensor) in enumerate(ports):
-            bind = binding.bind_input if number < len(kept) else binding.bind_output
-            bind(port.name, "cuda", index, port.dtype, tuple(tensor.shape), tensor.data_ptr())
-        torch.cuda.current_stream(self._device).synchronize()  # its own stream starts from here
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:  # as above; memory that runs out included
-            raise StreamError(f"graph '{entry.name}' failed in ONNX Runtime: {error}") from error
+            bind = binding.bind_input if number < len(inputs) else binding.bind_output
+            shape, address = tuple(tensor.shape), tensor.data_ptr()
+            bind(port.name, "cuda", self.device.index, port.dtype, shape, address)
+        # ONNX Runtime's own CUDA stream starts from here.
+        torch.cuda.current_stream(self.device).synchronize()
+        session.run_with_iobinding(binding)
         return tuple(outputs)
 
-    def _session(self, entry: GraphEntry, open_to: dict[str, int]) -> Any:
+    def _session(self, entry: GraphEntry, open_to: dict[str, int]) -> _Session:
         sizes = tuple(sorted(open_to.items()))
         return self._sessions.get(
             entry.name, sizes, lambda: self._open(self._path(entry), entry.name, sizes)
@@ -135,42 +155,82 @@ class OnnxGraphs(BundleGraphs):
     def _path(self, entry: GraphEntry) -> Path:
         """The file of a graph, checked once."""
         if entry.name not in self._paths:
-            file = entry.onnx_for(self._precision)
+            file = entry.onnx_for(self.precision)
             if file is None:
                 raise ExportError(
-                    f"{self._bundle} has graph '{entry.name}' not in {self._precision}",
+                    f"{self._bundle} has graph '{entry.name}' not in {self.precision}",
                     hint="export again",
                 )
-            path = check_file(self._bundle, file.file)
-            if file.weights is not None:
-                check_file(self._bundle, file.weights)
-            self._paths[entry.name] = path
+            self._paths[entry.name] = check_onnx(self._bundle, file)
         return self._paths[entry.name]
 
-    def _open(self, path: Path, name: str, sizes: Sizes) -> Any:
+    def _open(self, path: Path, name: str, sizes: _Sizes) -> _Session:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         for dimension, size in sizes:
             options.add_free_dimension_override_by_name(dimension, size)
-        provider: Any = self.provider
+        provider: str | tuple[str, dict[str, int]] = self._provider
         options.intra_op_num_threads = self._threads
-        # Every graph has its threads, which would go on waiting busily while the next one runs.
-        # (One pool for the whole process would not let it open sessions of its own any more.)
+        # Every graph has its own threads, which would keep waiting busily while the next one runs.
+        # (With one pool for the whole process, the process could open no sessions of its own.)
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._device.type == "cuda":
-            # A node that the provider cannot take is an error, never a slip to the CPU.
+        if self.device.type == "cuda":
+            # A node that the provider cannot take is an error, and never runs on the CPU instead.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # TF32 has float16's digits, too few for coordinates.
-            provider = (self.provider, {"device_id": self._device.index, "use_tf32": 0})
+            provider = (self._provider, {"device_id": self.device.index, "use_tf32": 0})
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's own classes, which it does not document
+            session: _Session = self._ort.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # as above
             raise ExportError(
-                f"ONNX Runtime cannot open graph '{name}' on {self.provider}: {error}"
+                f"ONNX Runtime cannot open graph '{name}' on {self._provider}: {error}"
             ) from error
-        if session.get_providers()[0] != self.provider:
+        if session.get_providers()[0] != self._provider:
             raise BackendUnavailable(
                 f"ONNX Runtime opened graph '{name}' on {session.get_providers()[0]}, not on "
-                f"{self.provider}, which was asked for: its CUDA or cuDNN libraries are missing"
+                f"{self._provider}, which was asked for: its CUDA or cuDNN libraries are missing"
             )
         return session
+
+
+class _Opened(Generic[_T]):
+    """Opens a graph once for each size, and keeps the latest sizes open.
+
+    No caller closes what another one works with: every thread keeps the sizes that it used last for
+    as long as it lives. The sizes used last by any thread stay open for whoever comes next.
+
+    Args:
+        most: how many sizes of a graph each thread keeps.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._opening = threading.Lock()
+        self._open: WeakValueDictionary[tuple[str, _Sizes], _T] = WeakValueDictionary()
+        self._shared: _Latest[_T] = {}
+        self._own = threading.local()
+
+    def get(self, name: str, sizes: _Sizes, opener: Callable[[], _T]) -> _T:
+        """A graph for its sizes, opened unless somebody has it open."""
+        own: _Latest[_T] = self._own.__dict__.setdefault("latest", {})
+        # Before the lock: another thread may be opening something meanwhile.
+        found = own[name].get(sizes) if name in own else None
+        if found is None:
+            with self._opening:
+                found = self._open.get((name, sizes))
+                if found is None:
+                    found = self._open[name, sizes] = opener()
+                self._keep(self._shared, name, sizes, found)
+        self._keep(own, name, sizes, found)
+        return found
+
+    def kept(self, name: str) -> list[_Sizes]:
+        """The sizes for which a graph is open, whoever uses it."""
+        return [sizes for of, sizes in list(self._open) if of == name]
+
+    def _keep(self, latest: _Latest[_T], name: str, sizes: _Sizes, opened: _T) -> None:
+        kept = latest.setdefault(name, OrderedDict())
+        kept[sizes] = opened
+        kept.move_to_end(sizes)
+        if len(kept) > self._most:
+            kept.popitem(last=False)

@@ -342,7 +342,8 @@ class Demuxer:
         if given.format is None and rawsound.is_raw(container.format.name):  # told by its name
             container.close()
             rawsound.raw_options(str(given), {})
-        return container
+        opened: InputContainer = container
+        return opened
 
     def _stream(self, kind: Kind) -> Any:
         found = _streams(self.container, kind)

@@ -6,12 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, cast
 
 import torch
 from torch import Tensor
 
 from dithead.runtime.schedule.channel import Stopped
-from dithead.runtime.schedule.lanes import Event, Lane, Lanes
+from dithead.runtime.schedule.lanes import Event, Lane, Lanes, Work
+
+P = ParamSpec("P")
 
 WAIT_S = 0.002
 """How long a stream waits for the others: about a denoising step of a small model on a GPU."""
@@ -23,7 +26,7 @@ class Request:
 
     member: Member
     """Who asks."""
-    work: Callable[..., Tensor]
+    work: Work[Tensor]
     inputs: tuple[Tensor, ...]
     ready: Event
     """From when on the inputs may be read; what the member had from the batch before is not used
@@ -67,7 +70,7 @@ class Batcher:
         self._waiting: list[Request] = []
         self._running = False
         self._members: Counter[object] = Counter()
-        self._works: dict[object, Callable[..., Tensor]] = {}
+        self._works: dict[object, Work[Tensor]] = {}
 
     def join(self, key: object) -> Member:
         """Let a stream take part. Streams with the same key may run together: they ask for work
@@ -189,14 +192,22 @@ class Member:
         self._lock = threading.Lock()
         self._left = False
 
-    def run(self, lane: Lane, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def run(
+        self,
+        lane: Lane,
+        work: Callable[P, Tensor],
+        *inputs: P.args,
+        **constants: P.kwargs,
+    ) -> Tensor:
         """Like :meth:`Lane.replay`, together with other streams; every input and the result have a
         first dimension of the same length.
 
         Raises:
             Stopped: :meth:`stop` was called. Or what the work raised.
         """
-        request = Request(self, work, inputs, lane.record())
+        assert not constants, "what streams share depends on tensors alone"
+        given = cast(tuple[Tensor, ...], inputs)
+        request = Request(self, cast(Work[Tensor], work), given, lane.record())
         self._batcher.run(request, self._stopped)
         if request.error is not None:
             raise request.error

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from dithead.errors import BackendUnavailable
-from dithead.runtime.schedule.lanes import Event
+from dithead.runtime.schedule.lanes import Event, Work
 
 _POLL_S = 20e-6
 _WARM_UP_RUNS = 3  # before a capture, as torch.cuda.graphs asks for
@@ -57,7 +57,7 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 class _Captured(Generic[R]):
     """Work that was captured once, with its inputs and outputs where they were."""
 
-    def __init__(self, work: Callable[..., R], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, work: Work[R], inputs: tuple[Tensor, ...]) -> None:
         self._work = work  # what it refers to must live as long as the graph
         self._inputs = [value.clone() for value in inputs]
         for _ in range(_WARM_UP_RUNS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from dithead.face.choice import Box
 from dithead.pipeline import Face, LeftAlone
 from dithead.runtime.schedule.lanes import Event
+
+Pixels: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Mask: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 class Picture(Protocol):
@@ -38,10 +41,10 @@ class Picture(Protocol):
     def height(self) -> int:
         """Height in pixels."""
 
-    def rgb(self) -> np.ndarray:
+    def rgb(self) -> Pixels:
         """(H, W, 3) uint8."""
 
-    def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> Picture:
+    def with_rectangle(self, x: int, y: int, rgb: Pixels, mask: Mask) -> Picture:
         """A copy with a rectangle (h, w, 3) laid in where the mask (h, w) is not 0."""
 
 

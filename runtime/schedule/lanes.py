@@ -21,6 +21,14 @@ Event: TypeAlias = torch.cuda.Event | None
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Work(Protocol[R_co]):
+    """What is run on tensors alone."""
+
+    def __call__(self, *inputs: Tensor) -> R_co:
+        """Run it."""
 
 
 class Lane(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -243,8 +242,10 @@ class Denoise(FaceStage):
             masked = [f.masked for f in frames]
             windows = [f.window[None] for f in frames]
             inputs = [_rows(values) for values in (noise, masked, reference, windows)]
-            run = lane.replay if self._together is None else partial(self._together.run, lane)
-            latents = run(self.generator.sample, *inputs)
+            if self._together is None:
+                latents = lane.replay(self.generator.sample, *inputs)
+            else:
+                latents = self._together.run(lane, self.generator.sample, *inputs)
             for row, f in enumerate(frames):
                 f.latent = latents[row : row + 1]
             self.generator.keep(latents[-1:])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import MediaError
-from dithead.export.precision import ReducedGraphs
+from dithead.export.layers import ReducedGraphs
 from dithead.pipeline import Options, revoice
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation import theval

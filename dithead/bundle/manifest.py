@@ -1,8 +1,8 @@
-"""A bundle's manifest: what its files are, what they were made of, and how far they were proven.
+"""A bundle's manifest: which files it has, what they were made from, and how they were tested.
 
-A bundle is a folder: ``manifest.json`` and the files that it names. It is written last and in one
-piece, and files bear part of their key in their names, so whatever interrupts an export leaves the
-bundle as it was.
+A bundle is a folder: ``manifest.json`` and the files that it names. The manifest is written last
+and in one piece, and each file has a part of its key in its name. So an export that is interrupted
+leaves the bundle as it was.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError, ExportError
@@ -29,7 +31,7 @@ class Port:
 
     name: str
     dtype: str
-    """In NumPy's words: ``float32``, ``uint8``, ``int64``."""
+    """As NumPy writes it: ``float32``, ``uint8``, ``int64``."""
     shape: tuple[int | str, ...]
     """A word stands for an open dimension."""
 
@@ -43,10 +45,10 @@ class BundleFile:
     sha256: str
     bytes: int
     key: str
-    """Hash of all that the file was made from: the same key, the same file."""
+    """Hash of everything that the file was made from: the same key, the same file."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.path, str) and self.path and Path(self.path).name == self.path):
+        if not self.path or Path(self.path).name != self.path:
             raise ValueError(f"{self.path!r} is not the name of a file in the bundle")
 
 
@@ -59,10 +61,14 @@ class OnnxFile:
     weights: BundleFile | None
     """Weights beside the graph, where they are too large for it."""
     error: float
-    """Largest relative error against PyTorch in float32 that was found."""
+    """Largest relative error found against PyTorch in float32."""
     tolerance: float
     validated_on: tuple[str, ...]
     """``random`` inputs, ``real`` ones, or both."""
+
+    def files(self) -> list[BundleFile]:
+        """The graph, and its weights where they have a file of their own."""
+        return [self.file] if self.weights is None else [self.file, self.weights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +78,15 @@ class EngineFile:
     flavour: str
     """``tensorrt-rtx`` or ``tensorrt``."""
     version: str
-    """Of the library that built it; another one cannot open it."""
+    """Of the library that built it; no other version can open it."""
     precision: str
     compute_capability: str
     """Such as ``8.9``; ``portable`` where it was not narrowed."""
     batch: int
-    """Streams that it works for at once: the size of dimension ``B`` where the graph has it."""
+    """How many streams it serves at once: the size of dimension ``B`` where the graph has it."""
     file: BundleFile
     inputs: tuple[Port, ...]
-    """As the parsed network had them."""
+    """As in the parsed network."""
     outputs: tuple[Port, ...]
     executed: bool = False
     """Whether it was loaded, run and compared, which takes a GPU: ``dithead-export --verify``."""
@@ -110,12 +116,12 @@ class GraphEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All of a bundle."""
+    """Everything that a bundle says of itself."""
 
-    config: dict[str, Any]
+    config: dict[str, object]
     """The model's configuration (:class:`dithead.config.DitHeadConfig`)."""
     checkpoint: str
-    """What the weights came from, in words."""
+    """Where the weights came from, in words."""
     checkpoint_sha256: str
     """Empty for random weights."""
     precision: str
@@ -127,7 +133,7 @@ class Manifest:
     schema: int = SCHEMA
 
     def graph(self, name: str) -> GraphEntry:
-        """Raises ExportError: there is no such graph."""
+        """The entry of a graph. Raises ExportError: there is no such graph."""
         for entry in self.graphs:
             if entry.name == name:
                 return entry
@@ -139,8 +145,8 @@ class Manifest:
                 hint=f"export with --largest-rectangle {side}",
             )
         raise ExportError(
-            f"the bundle has no graph '{name}': it is of another version of DiT-Head, or one of "
-            "some graphs",
+            f"the bundle has no graph '{name}': it was made by another version of DiT-Head, or "
+            "holds only some of the graphs",
             hint="export again, without --graphs",
         )
 
@@ -149,18 +155,15 @@ class Manifest:
         try:
             return DitHeadConfig.from_dict(self.config)
         except (ConfigError, TypeError, AttributeError) as error:
-            raise ExportError(
-                f"the bundle's configuration does not fit this version of DiT-Head ({error})",
-                hint="export again",
+            raise _unusable(
+                f"the bundle's configuration does not fit this version of DiT-Head ({error})"
             ) from error
 
     def files(self) -> Iterator[BundleFile]:
         """Every file, in the manifest's order."""
         for entry in self.graphs:
             for onnx in entry.onnx:
-                yield onnx.file
-                if onnx.weights is not None:
-                    yield onnx.weights
+                yield from onnx.files()
             for engine in entry.engines:
                 yield engine.file
 
@@ -172,11 +175,6 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def hash_of(*parts: str) -> str:
-    """A key from what a file is made of."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def as_json(manifest: Manifest) -> str:
@@ -195,10 +193,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest; its files are not looked at.
+    """Read a bundle's manifest, without looking at its files.
 
     Raises:
-        ExportError: there is none, it is damaged, or it is of another schema version.
+        ExportError: there is none, it is damaged, or it has another schema version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -209,17 +207,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = parse_json(path.read_text())
         schema = values["schema"]
+        if schema == SCHEMA:
+            manifest = _object(Manifest, values)
+            assert isinstance(manifest, Manifest)
+            return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} is damaged ({error})", hint="export again") from error
-    if schema != SCHEMA:
-        raise ExportError(
-            f"{path} is of schema version {schema}, this version of DiT-Head reads {SCHEMA}",
-            hint="export again",
-        )
-    try:
-        return _manifest(values)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ExportError(f"{path} is damaged ({error!r})", hint="export again") from error
+        raise _unusable(f"{path} is damaged ({error})") from error
+    raise _unusable(
+        f"{path} has schema version {schema}, and this version of DiT-Head reads {SCHEMA}"
+    )
 
 
 def check_file(folder: Path, file: BundleFile) -> Path:
@@ -230,68 +226,55 @@ def check_file(folder: Path, file: BundleFile) -> Path:
     """
     path = folder / file.path
     if not path.is_file():
-        raise ExportError(f"{path} is missing from the bundle", hint="export again")
+        raise _unusable(f"{path} is missing from the bundle")
     size = path.stat().st_size
     if size != file.bytes:
-        raise ExportError(
-            f"{path} is damaged: {size} bytes, the manifest says {file.bytes}",
-            hint="export again",
-        )
+        raise _unusable(f"{path} is damaged: {size} bytes, and the manifest says {file.bytes}")
     if hash_file(path) != file.sha256:
-        raise ExportError(
-            f"{path} is damaged: its hash is not the manifest's",
-            hint="export again",
-        )
+        raise _unusable(f"{path} is damaged: its hash differs from the manifest's")
     return path
 
 
-def _ports(values: list[Mapping[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
+def check_onnx(folder: Path, file: OnnxFile) -> Path:
+    """The path of a graph's ONNX file, once it and its weights are known to be whole.
+
+    Raises:
+        ExportError: as :func:`check_file`.
+    """
+    path, *_ = [check_file(folder, part) for part in file.files()]
+    return path
 
 
-def _onnx_file(values: Mapping[str, Any]) -> OnnxFile:
-    weights = values["weights"]
-    return OnnxFile(
-        **{
-            **values,
-            "file": BundleFile(**values["file"]),
-            "weights": None if weights is None else BundleFile(**weights),
-            "validated_on": tuple(values["validated_on"]),
-        }
-    )
+def _unusable(message: str) -> ExportError:
+    return ExportError(message, hint="export again")
 
 
-def _engine_file(values: Mapping[str, Any]) -> EngineFile:
-    return EngineFile(
-        **{
-            **values,
-            "file": BundleFile(**values["file"]),
-            "inputs": _ports(values["inputs"]),
-            "outputs": _ports(values["outputs"]),
-        }
-    )
+@cache
+def _hints(kind: type) -> dict[str, object]:
+    return get_type_hints(kind)
 
 
-def _graph_entry(values: Mapping[str, Any]) -> GraphEntry:
-    return GraphEntry(
-        name=values["name"],
-        inputs=_ports(values["inputs"]),
-        outputs=_ports(values["outputs"]),
-        engine=values["engine"],
-        onnx=tuple(_onnx_file(v) for v in values["onnx"]),
-        engines=tuple(_engine_file(v) for v in values["engines"]),
-    )
+def _object(kind: type, values: Mapping[str, object]) -> object:
+    """A dataclass from the JSON of its fields; what it has no field for is left out.
+
+    Raises:
+        TypeError: a field is missing or has the wrong type. ValueError: its value is refused.
+    """
+    fields = _hints(kind).items()
+    return kind(**{n: _value(n, hint, values[n]) for n, hint in fields if n in values})
 
 
-def _manifest(values: Mapping[str, Any]) -> Manifest:
-    kinds = {"targets": list, "largest_rectangle": int, "precision": str, "checkpoint": str}
-    for name, kind in (kinds | {"checkpoint_sha256": str, "config": dict}).items():
-        if not isinstance(values[name], kind):
-            raise TypeError(f"{name} is {values[name]!r}")
-    return Manifest(
-        **{
-            **values,
-            "targets": tuple(values["targets"]),
-            "graphs": tuple(_graph_entry(v) for v in values["graphs"]),
-        }
-    )
+def _value(name: str, hint: object, value: object) -> object:
+    """The value of a field that has a type hint."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(name, inside[0], item) for item in value)
+    if origin is UnionType:
+        fitting = type(value) if type(value) in inside else inside[0]
+        return _value(name, fitting, value)
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return _object(hint, value)
+    kind = int | float if hint is float else origin or hint
+    if not isinstance(kind, type | UnionType) or not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}")
+    return value

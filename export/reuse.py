@@ -1,9 +1,11 @@
-"""Keys: hashes of all that a file is made from, so that only what changed is made again."""
+"""What of an earlier export still holds. A key is a hash of everything that a file is made from: a
+file is made again when its key has changed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,19 +17,63 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import dithead
-from dithead.export.manifest import hash_of
+from dithead.bundle.manifest import BundleFile, Manifest, check_file, read_manifest
+from dithead.errors import ExportError
 
 _T = TypeVar("_T")
 
 
+class EarlierBundle:
+    """What a folder holds of an earlier export: the manifest, and the files that are whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest: Manifest | None = None
+        with suppress(ExportError):
+            self.manifest = read_manifest(folder)
+        graphs = self.manifest.graphs if self.manifest else ()
+        files = self.manifest.files() if self.manifest else ()
+        self.whole = {file.path for file in files if _is_whole(folder, file)}
+        """Names of the files that are as the manifest says."""
+        self.onnx = {
+            onnx.file.key: onnx
+            for entry in graphs
+            for onnx in entry.onnx
+            if self.whole.issuperset(part.path for part in onnx.files())
+        }
+        """The ONNX files that are whole, by key."""
+        self.engines = {
+            engine.file.key: engine
+            for entry in graphs
+            for engine in entry.engines
+            if engine.file.path in self.whole
+        }
+        """The engines that are whole, by key."""
+
+
+def _is_whole(folder: Path, file: BundleFile) -> bool:
+    try:
+        check_file(folder, file)
+    except ExportError:
+        return False
+    return True
+
+
+def hash_of(*parts: str) -> str:
+    """A key from what a file is made from."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def source_files() -> set[Path]:
+    """Our source that decides what is in a file."""
+    root, here = Path(dithead.__file__).parent, Path(__file__).parent
+    folders = (root, root / "audio", root / "face", root / "bundle", here)
+    return {path for folder in folders for path in folder.glob("*.py")}
+
+
 @cache
 def source_hash() -> str:
-    """Hash of the source that graphs and files are made by."""
-    root = Path(dithead.__file__).parent
-    here = Path(__file__).parent
-    files = [*root.glob("*.py"), *root.glob("audio/*.py"), *root.glob("face/*.py")]
-    files += here.glob("*.py")
-    named = sorted((f"{p.parent.name}/{p.name}", p.read_text()) for p in set(files))
+    """Hash of :func:`source_files`."""
+    named = sorted((f"{p.parent.name}/{p.name}", p.read_text()) for p in source_files())
     return hash_of(*(f"{name}\n{text}" for name, text in named))
 
 
@@ -47,14 +93,13 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     parts = []
     for name, tensor in sorted(tensors.items()):
         array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        parts.append(
-            f"{name} {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-        )
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        parts.append(f"{name} {array.dtype} {array.shape} {digest}")
     return hash_of(*parts)
 
 
 class _Reads(TorchFunctionMode):
-    """Notes which tensors PyTorch's functions are given, by their ids."""
+    """Notes the ids of the tensors that PyTorch's functions are given."""
 
     def __init__(self) -> None:
         super().__init__()
