@@ -30,7 +30,8 @@ from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.runtime.pictures import Layout, checked_layout, chosen_footage
 from dithead.runtime.schedule.batch import WAIT_S, Batcher
-from dithead.runtime.schedule.lanes import Lanes, make_lanes
+from dithead.runtime.schedule.devicelanes import make_lanes
+from dithead.runtime.schedule.lanes import Lanes
 from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.stream import IDLE_MODES, IdleMode, Stream, StreamSettings
 

@@ -24,7 +24,7 @@ from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.backends.tensorrt import EngineGraphs
 from dithead.runtime.schedule.batch import Batcher
-from dithead.runtime.schedule.lanes import make_lanes
+from dithead.runtime.schedule.devicelanes import make_lanes
 from dithead.runtime.session import Session
 
 pytest.importorskip("onnx", reason="exporting needs the extra 'export'")

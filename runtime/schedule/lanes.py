@@ -74,14 +74,3 @@ class Lanes(Protocol):
     def lane(self, name: str, *, host: bool = False) -> Lane:
         """A new lane. What runs on a *host* lane reads and writes on the host: there, waiting for
         an event means until it is reached."""
-
-
-def make_lanes(device: torch.device, replays: bool) -> Lanes:
-    """The lanes of a device, and whether they may capture work once and replay it."""
-    if device.type == "cuda":
-        from dithead.runtime.schedule.cuda import CudaLanes
-
-        return CudaLanes(device, replays)
-    from dithead.runtime.schedule.host import HostLanes
-
-    return HostLanes()
