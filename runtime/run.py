@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dithead.pipeline import FrameGenerator
 from dithead.runtime.schedule.batch import Batcher
-from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.devicelanes import make_lanes
+from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.lanes import Lanes
 from dithead.runtime.schedule.scheduler import Pausable, Scheduler, Stage, Stoppable, make_lanes_for
 from dithead.runtime.schedule.stages import AlignAudio, Deliver, Sound, face_stages, load_picture
