@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streams import FPS, alike, collect, moving, same, warble
+from streams import FPS, alike, collect, moving, same, true_within, warble
 
 from dithead import pipeline
 from dithead.audio import AudioFeatures, encode_audio
@@ -21,6 +21,7 @@ from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.pictures import PushedPicture, from_rgb, to_rgb
+from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.session import Session
 from dithead.runtime.speech import Speech
 from dithead.runtime.stream import Stream
@@ -441,3 +442,58 @@ def test_what_was_cut_is_not_heard() -> None:
     speech.finish()
     speech.cut()
     assert speech.read(picture(0)) is None
+
+
+def test_speech_is_dropped_after_all_frames_were_made(
+    session: Session, expected: Callable[..., list[np.ndarray]], drive: list[np.ndarray]
+) -> None:
+    torch.set_num_threads(1)
+    trace = Trace()
+    with session.open_stream(Options(steps=1), trace=trace) as stream:
+        stream.push_audio(warble(1.0))
+        for number, image in enumerate(drive[:4]):
+            stream.push_frame(image, Fraction(number, FPS))
+        stream.finish()
+        delivered = lambda: [s for s in trace.spans if s.stage == "deliver"]  # noqa: E731
+        assert true_within(60, lambda: len(delivered()) == 4)
+        stream.flush_audio()
+        frames = list(stream.frames())
+    assert same(frames, expected(drive[:4], np.zeros(0, np.float32), Options(steps=1)))
+    assert not heard(frames).any()
+
+
+def test_streams_that_share_a_batch_are_interrupted(
+    random_models: TorchGraphs, expected: Callable[..., list[np.ndarray]], drive: list[np.ndarray]
+) -> None:
+    torch.set_num_threads(1)
+    session, first, second = Session(random_models, batch=2), warble(2.0), voice(2.0)
+    opened = [session.open_stream(Options(steps=1), waiting=len(drive)) for _ in range(2)]
+    pushers = [push_all(stream, drive) for stream in opened]
+    found: list[list[OutputFrame]] = [[], []]
+    for stream in opened:
+        stream.push_audio(first)
+
+    def talk(number: int) -> None:
+        stream, frames = opened[number], found[number]
+        for _ in range(5 + number):
+            frame = stream.pull(60)
+            assert frame is not None
+            frames.append(frame)
+        stream.flush_audio()
+        stream.push_audio(second)
+        pushers[number].join()
+        stream.finish()
+        frames.extend(stream.frames())
+
+    talkers = [threading.Thread(target=talk, args=(number,)) for number in range(2)]
+    for thread in talkers:
+        thread.start()
+    for thread in talkers:
+        thread.join()
+    for number, stream in enumerate(opened):
+        stream.close()
+        cut = 5 + number
+        sound = np.concatenate([first[: cut * RATE // FPS], second])
+        wanted = expected(drive, [(0, first), (cut, sound)], Options(steps=1))
+        for frame, image in zip(found[number], wanted, strict=True):
+            assert alike(frame.image, image), frame.index
