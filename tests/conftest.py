@@ -25,7 +25,7 @@ from emulated_cuda import EmulatedCuda
 from streams import BLANK, TIMES, warble
 
 from dithead import checkpoint, footage
-from dithead.audio import AudioConfig, load_audio_encoder
+from dithead.audio import AudioConfig, AudioEncoder, load_audio_encoder
 from dithead.config import DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, VQGANConfig
 from dithead.errors import DitheadError
 from dithead.export import cli
@@ -114,6 +114,12 @@ def random_models() -> TorchGraphs:
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
     return TorchGraphs(model, audio, load_face_detector(), load_face_mesh())
+
+
+@pytest.fixture(scope="session")
+def whisper() -> AudioEncoder:
+    """The packaged encoder of speech, as it is configured without further ado."""
+    return load_audio_encoder(AudioConfig())
 
 
 @pytest.fixture(scope="session")
