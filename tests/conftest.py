@@ -14,6 +14,12 @@ from pathlib import Path
 
 # Nothing in the suite may depend on a download: set before any import of a hub client.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = int(
+    os.environ.get("DITHEAD_TEST_THREADS", max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
+)
+if WORKERS > 1:  # nor may the workers' processes take each other's cores: set before torch's import
+    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import av
 import hypothesis
@@ -22,6 +28,7 @@ import pytest
 import torch
 from bundles import HAS_RTX, SMALL
 from emulated_cuda import EmulatedCuda
+from filelock import FileLock
 from streams import BLANK, TIMES, warble
 
 from dithead import checkpoint, footage
@@ -38,7 +45,6 @@ from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
 SEED = 20231206
-THREADS = int(os.environ.get("DITHEAD_TEST_THREADS", min(2, os.cpu_count() or 1)))
 FOOTAGE_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 hypothesis.settings.register_profile("dithead", deadline=None, derandomize=True, database=None)
@@ -62,6 +68,31 @@ def seeded() -> None:
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes what costs much once for all workers of a run: (name, what fills a folder) -> folder.
+
+    Whoever asks while it is being made waits for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the run's, in which each worker has a folder
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -228,21 +259,25 @@ def tone_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_file(random_models: TorchGraphs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_file(random_models: TorchGraphs, made_once: Callable[..., Path]) -> Path:
     """The small random model as a file."""
-    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     model = random_models.dithead
-    checkpoint.save(path, model.state_dict(), model.config.to_dict())
-    return path
+
+    def write(folder: Path) -> None:
+        checkpoint.save(folder / "small.safetensors", model.state_dict(), model.config.to_dict())
+
+    return made_once("checkpoint", write) / "small.safetensors"
 
 
 @pytest.fixture(scope="session")
-def small_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(checkpoint_file: Path, made_once: Callable[..., Path]) -> Path:
     """A bundle of three graphs of the small random model."""
-    folder = tmp_path_factory.mktemp("small") / "bundle"
     flavour = "tensorrt-rtx" if HAS_RTX else None
-    export_bundle(str(checkpoint_file), folder, ExportOptions(graphs=SMALL, flavour=flavour))
-    return folder
+    options = ExportOptions(graphs=SMALL, flavour=flavour)
+    return (
+        made_once("small", lambda f: export_bundle(str(checkpoint_file), f / "bundle", options))
+        / "bundle"
+    )
 
 
 @pytest.fixture
@@ -252,14 +287,16 @@ def bundle_copy(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shipped_bundle(made_once: Callable[..., Path]) -> Path:
     """The shipped checkpoint as a whole bundle; DITHEAD_BUNDLE names one made before."""
     if made := os.environ.get("DITHEAD_BUNDLE"):
         return Path(made)
-    folder = tmp_path_factory.mktemp("shipped") / "bundle"
-    arguments = ["--fp16", "--largest-rectangle", "256", "-o", str(folder), "--quiet"]
-    assert cli.main(arguments) == 0
-    return folder
+
+    def export(folder: Path) -> None:
+        arguments = ["--fp16", "--largest-rectangle", "256", "-o", str(folder / "bundle")]
+        assert cli.main([*arguments, "--quiet"]) == 0
+
+    return made_once("shipped", export) / "bundle"
 
 
 @pytest.fixture
