@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import threading
-import time
 import wave
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
@@ -14,12 +13,6 @@ from pathlib import Path
 
 # Nothing in the suite may depend on a download: set before any import of a hub client.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-THREADS = int(
-    os.environ.get("DITHEAD_TEST_THREADS", max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
-)
-if WORKERS > 1:  # nor may the workers' processes take each other's cores: set before torch's import
-    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import av
 import hypothesis
@@ -45,6 +38,12 @@ from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
 SEED = 20231206
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = int(
+    os.environ.get("DITHEAD_TEST_THREADS", max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
+)
+if WORKERS > 1:  # what the tests start keeps to the same part of the cores
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
 FOOTAGE_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 hypothesis.settings.register_profile("dithead", deadline=None, derandomize=True, database=None)
@@ -301,9 +300,12 @@ def shipped_bundle(made_once: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def pipe_of(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file's bytes into a pipe as they are asked for; the pipe's path."""
+    """Writes a file's bytes into a pipe as they are asked for; the pipe's path.
 
-    def make(content: bytes, keep_open_s: float = 0.0) -> Path:
+    Where ``held`` is given, the pipe is kept open until it is set. After 20 s it is set here.
+    """
+
+    def make(content: bytes, held: threading.Event | None = None) -> Path:
         path = tmp_path / f"pipe{len(list(tmp_path.iterdir()))}"
         os.mkfifo(path)
 
@@ -312,7 +314,8 @@ def pipe_of(tmp_path: Path) -> Callable[..., Path]:
                 with open(path, "wb", buffering=0) as pipe:
                     for start in range(0, len(content), 5000):
                         pipe.write(content[start : start + 5000])
-                    time.sleep(keep_open_s)
+                    if held is not None and not held.wait(20):
+                        held.set()
             except BrokenPipeError:
                 pass
 
