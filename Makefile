@@ -39,7 +39,7 @@ test: $(VENV)/.dev ## run the tests in two processes (minutes on two cores, no G
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.dev ## run the tests marked slow
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n $(WORKERS) -m slow
 
 # mypy reads an installed copy: it cannot follow the folder map of an editable installation.
 lint: $(VENV)/.dev ## check style, formatting and types
