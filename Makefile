@@ -1,5 +1,7 @@
 # Every target makes .venv itself; PYTHON chooses the interpreter it is made with.
 PYTHON ?= python3
+# Processes that share the tests, each with its part of the cores.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
@@ -36,11 +38,12 @@ demo: $(VENV)/.demo ## re-voice the packaged clip into out/demo.mp4
 	@echo "The demo video is $(CURDIR)/out/demo.mp4"
 
 # Plain pytest, never `python -m pytest`: with the root on sys.path, kernels/ would shadow others.
-test: $(VENV)/.dev ## run the tests (tens of minutes on one core, no GPU needed)
-	$(BIN)/pytest
+# Each worker takes half of the files in their order, so that what a file shares is made once.
+test: $(VENV)/.dev ## run the tests in two processes (minutes on two cores, no GPU needed)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.dev ## run the tests marked slow
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n $(WORKERS) -m slow
 
 # mypy reads an installed copy: it cannot follow the folder map of an editable installation.
 lint: $(VENV)/.dev ## check style, formatting and types

@@ -264,16 +264,17 @@ class DiT(nn.Module):
             scale = modulation[:, -self.skip_rows :].flatten(1)[:, None, : self.skip.shape[1]]
             tokens = (self.patches(inputs) * (1 + scale))[:, :, None]  # (B, N, 1, 3 P)
             x = x + torch.matmul(tokens, self.skip)[:, :, 0]
-        return self._unpatch(x)
+        return self.unpatch(x)
 
     def patches(self, latents: Tensor) -> Tensor:
         """Latents (B, K, S, S) -> the numbers of each patch (B, N, K * patch^2)."""
         p, side = self.config.patch, self.grid
         x = latents.reshape(latents.shape[0], latents.shape[1], side, p, side, p)
-        x = x.permute(0, 2, 4, 3, 5, 1)  # (B, grid, grid, p, p, K), as _unpatch has it
+        x = x.permute(0, 2, 4, 3, 5, 1)  # (B, grid, grid, p, p, K), as unpatch has it
         return x.reshape(latents.shape[0], side * side, -1)
 
-    def _unpatch(self, x: Tensor) -> Tensor:
+    def unpatch(self, x: Tensor) -> Tensor:
+        """The numbers of each patch (B, N, K * patch^2) -> (B, K, S, S)."""
         p, c = self.config.patch, self.latent_channels
         x = x.reshape(x.shape[0], self.grid, self.grid, p, p, c)
         x = x.permute(0, 5, 1, 3, 2, 4)  # (B, C, grid, p, grid, p)

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import threading
-import time
 import wave
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
@@ -22,10 +21,11 @@ import pytest
 import torch
 from bundles import HAS_RTX, SMALL
 from emulated_cuda import EmulatedCuda
+from filelock import FileLock
 from streams import BLANK, TIMES, warble
 
 from dithead import checkpoint, footage
-from dithead.audio import AudioConfig, load_audio_encoder
+from dithead.audio import AudioConfig, AudioEncoder, load_audio_encoder
 from dithead.config import DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig, VQGANConfig
 from dithead.errors import DitheadError
 from dithead.export import cli
@@ -38,7 +38,12 @@ from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
 SEED = 20231206
-THREADS = int(os.environ.get("DITHEAD_TEST_THREADS", min(2, os.cpu_count() or 1)))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = int(
+    os.environ.get("DITHEAD_TEST_THREADS", max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
+)
+if WORKERS > 1:  # what the tests start keeps to the same part of the cores
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
 FOOTAGE_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 hypothesis.settings.register_profile("dithead", deadline=None, derandomize=True, database=None)
@@ -62,6 +67,31 @@ def seeded() -> None:
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes what costs much once for all workers of a run: (name, what fills a folder) -> folder.
+
+    Whoever asks while it is being made waits for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the run's, in which each worker has a folder
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +144,12 @@ def random_models() -> TorchGraphs:
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
     return TorchGraphs(model, audio, load_face_detector(), load_face_mesh())
+
+
+@pytest.fixture(scope="session")
+def whisper() -> AudioEncoder:
+    """The packaged encoder of speech, as it is configured without further ado."""
+    return load_audio_encoder(AudioConfig())
 
 
 @pytest.fixture(scope="session")
@@ -222,21 +258,25 @@ def tone_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_file(random_models: TorchGraphs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_file(random_models: TorchGraphs, made_once: Callable[..., Path]) -> Path:
     """The small random model as a file."""
-    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     model = random_models.dithead
-    checkpoint.save(path, model.state_dict(), model.config.to_dict())
-    return path
+
+    def write(folder: Path) -> None:
+        checkpoint.save(folder / "small.safetensors", model.state_dict(), model.config.to_dict())
+
+    return made_once("checkpoint", write) / "small.safetensors"
 
 
 @pytest.fixture(scope="session")
-def small_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(checkpoint_file: Path, made_once: Callable[..., Path]) -> Path:
     """A bundle of three graphs of the small random model."""
-    folder = tmp_path_factory.mktemp("small") / "bundle"
     flavour = "tensorrt-rtx" if HAS_RTX else None
-    export_bundle(str(checkpoint_file), folder, ExportOptions(graphs=SMALL, flavour=flavour))
-    return folder
+    options = ExportOptions(graphs=SMALL, flavour=flavour)
+    return (
+        made_once("small", lambda f: export_bundle(str(checkpoint_file), f / "bundle", options))
+        / "bundle"
+    )
 
 
 @pytest.fixture
@@ -246,21 +286,26 @@ def bundle_copy(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shipped_bundle(made_once: Callable[..., Path]) -> Path:
     """The shipped checkpoint as a whole bundle; DITHEAD_BUNDLE names one made before."""
     if made := os.environ.get("DITHEAD_BUNDLE"):
         return Path(made)
-    folder = tmp_path_factory.mktemp("shipped") / "bundle"
-    arguments = ["--fp16", "--largest-rectangle", "256", "-o", str(folder), "--quiet"]
-    assert cli.main(arguments) == 0
-    return folder
+
+    def export(folder: Path) -> None:
+        arguments = ["--fp16", "--largest-rectangle", "256", "-o", str(folder / "bundle")]
+        assert cli.main([*arguments, "--quiet"]) == 0
+
+    return made_once("shipped", export) / "bundle"
 
 
 @pytest.fixture
 def pipe_of(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file's bytes into a pipe as they are asked for; the pipe's path."""
+    """Writes a file's bytes into a pipe as they are asked for; the pipe's path.
 
-    def make(content: bytes, keep_open_s: float = 0.0) -> Path:
+    Where ``held`` is given, the pipe is kept open until it is set. After 20 s it is set here.
+    """
+
+    def make(content: bytes, held: threading.Event | None = None) -> Path:
         path = tmp_path / f"pipe{len(list(tmp_path.iterdir()))}"
         os.mkfifo(path)
 
@@ -269,7 +314,8 @@ def pipe_of(tmp_path: Path) -> Callable[..., Path]:
                 with open(path, "wb", buffering=0) as pipe:
                     for start in range(0, len(content), 5000):
                         pipe.write(content[start : start + 5000])
-                    time.sleep(keep_open_s)
+                    if held is not None and not held.wait(20):
+                        held.set()
             except BrokenPipeError:
                 pass
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.stream import Stream
+
+T = TypeVar("T")
 
 FPS = 25
 TIMES = [Fraction(i, FPS) for i in range(9)]
@@ -63,6 +66,16 @@ def true_within(limit_s: float, test: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def within(limit_s: float, call: Callable[[], T]) -> T:
+    """What a call gives, which must not hang: in that time it ends."""
+    results: list[T] = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    assert results, "it hangs, or has failed"
+    return results[0]
 
 
 def threads_of_streams(limit_s: float = 2.0) -> list[str]:

@@ -68,6 +68,6 @@ def test_positions_are_distinct() -> None:
 def test_patches_go_back_where_they_came_from() -> None:
     model = _dit("tokens")
     tokens = torch.arange(64.0)[None, :, None].expand(1, 64, 16)
-    image = model._unpatch(tokens)
+    image = model.unpatch(tokens)
     assert torch.equal(image[0, 0, ::2, ::2], torch.arange(64.0).view(8, 8))
     assert torch.equal(image[0, 2, 1::2, 1::2], torch.arange(64.0).view(8, 8))

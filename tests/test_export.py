@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -237,14 +238,17 @@ def test_unknown_graphs_and_sizes_are_refused() -> None:
 # Other shapes and precisions.
 
 
-@pytest.fixture(scope="module")
-def shared_bundle(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def shared_bundle(checkpoint_file: Path, made_once: Callable[..., Path]) -> Path:
     """A bundle in bfloat16 whose graphs take one or three streams."""
-    folder = tmp_path_factory.mktemp("shared") / "bundle"
-    arguments = ["--checkpoint", str(checkpoint_file), "--precision", "bf16", "--batch", "3,1"]
-    arguments += ["--graphs", "dit_step,dit_context,face_decoder,noise,face_blend.64"]
-    assert cli.main([*arguments, "-o", str(folder), "--quiet"]) == 0
-    return folder
+
+    def export(folder: Path) -> None:
+        arguments = ["--checkpoint", str(checkpoint_file), "--precision", "bf16"]
+        arguments += ["--batch", "3,1", "-o", str(folder / "bundle"), "--quiet"]
+        arguments += ["--graphs", "dit_step,dit_context,face_decoder,noise,face_blend.64"]
+        assert cli.main(arguments) == 0
+
+    return made_once("shared", export) / "bundle"
 
 
 def test_streams_in_one_batch_equal_streams_alone(

@@ -410,8 +410,8 @@ def test_exported_graphs_take_any_frame_size(detector, mesh, picture):
 
 def test_converter_has_a_place_for_every_parameter():
     for net, layers in (
-        (BlazeFace(), convert_face._detector_layers()),
-        (FaceMeshNet(), convert_face._mesh_layers()),
+        (BlazeFace(), convert_face.detector_layers()),
+        (FaceMeshNet(), convert_face.mesh_layers()),
     ):
         expected = sorted(n for n, m in net.named_modules() if list(m.parameters(recurse=False)))
         assert sorted(layers.values()) == expected

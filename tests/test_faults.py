@@ -89,12 +89,12 @@ def test_a_stage_that_fails(
     overlap: bool,
 ) -> None:
     owner, name = STAGES[stage]
-    original, failed_at = getattr(owner, name), []
+    original, failed = getattr(owner, name), []
 
     def fail(*arguments: Any) -> Any:
         given = next(a for a in arguments if hasattr(a, "index"))
-        if given.index == frame:
-            failed_at.append(time.monotonic())
+        if failed or given.index == frame:
+            failed.append(given.index)
             raise RuntimeError("out of memory")
         return original(*arguments)
 
@@ -103,7 +103,7 @@ def test_a_stage_that_fails(
         message = f"^stage '{stage}' failed at frame {frame}: out of memory$"
         with pytest.raises(StreamError, match=message):
             job(overlap=overlap)
-        assert time.monotonic() - failed_at[0] < 10
+        assert failed == [frame]  # nothing more was asked of it
     assert left(tmp_path) == []
     if frame == 0 and overlap:  # the same models go on
         assert job().frames_written == 2 * FRAMES - 1

@@ -294,7 +294,7 @@ def test_people_are_drawn_in_the_shares_asked_for(
     runs += [Run(f"m{i}", f"m{i % 3}", 2 + i, 0, 0, 1, False, True, "b") for i in range(7)]
     cache = LatentCache(runs, *[torch.zeros(1)] * 2, {}, {}, torch.zeros(1))
     sampler = LatentSampler(cache, DiTTraining(made_share=made_share))
-    drawn = [sampler._run() for _ in range(4000)]
+    drawn = [sampler.draw_run() for _ in range(4000)]
     shares = [
         np.mean([run.main for run in drawn]),
         np.mean([run.person == "b" for run in drawn]),
@@ -305,7 +305,7 @@ def test_people_are_drawn_in_the_shares_asked_for(
         alike = [np.mean([run.person == f"m{i}" for run in drawn]) for i in range(3)]
         np.testing.assert_allclose(alike, made_share / 3, atol=0.03)  # m0 has one clip more
     made_alone = LatentSampler(replace(cache, runs=runs[7:]), DiTTraining())
-    assert made_alone._run().made
+    assert made_alone.draw_run().made
 
 
 def test_mild_looks_change_less_and_none_at_strength_0() -> None:

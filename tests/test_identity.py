@@ -50,7 +50,7 @@ def integer(value: int) -> bytes:
 def dlib_file(network: FaceRecognition) -> bytes:
     """A network in dlib's format, as far as it is read."""
     data = integer(1) + b"\x0dloss_metric_2"
-    for layer in module._in_file_order(network):
+    for layer in module.in_file_order(network):
         name = {nn.Conv2d: b"con_4", nn.Linear: b"fc_2"}.get(type(layer), b"affine_")
         values = torch.cat(
             [

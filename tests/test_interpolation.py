@@ -262,7 +262,7 @@ def test_conversion_renames_and_drops_the_teacher(
     published = {
         f"module.{old}{name.removeprefix(new)}": tensor
         for name, tensor in ours.items()
-        for old, new in rife._name_table().items()
+        for old, new in rife.name_table().items()
         if name.startswith(new)
     }
     assert len(published) == len(ours)

@@ -43,7 +43,13 @@ print(json.dumps([summary.frames, summary.faces, summary.fps, medians]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("frames", [2_000, pytest.param(36_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param(2_000, marks=pytest.mark.slow),
+        pytest.param(36_000, marks=pytest.mark.soak),
+    ],
+)
 def test_a_long_run(
     frames: int, carphone_clip: Path, tone_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -327,7 +327,7 @@ def test_references_are_of_the_same_look_and_never_near(
     for _ in range(400):
         run = runs[sampler.random.integers(len(runs))]
         frame = int(sampler.random.integers(100))
-        row = sampler._reference_row(run, frame)
+        row = sampler.reference_row(run, frame)
         other = by_row[row]
         assert (other.group, other.look, other.person) == (run.group, run.look, run.person)
         if other.clip == run.clip:

@@ -193,6 +193,7 @@ MOUTH_MEAN_LEVELS, MOUTH_LARGEST_LEVELS = 2, 8
 """How far the mouth box in float16 may be from float32, of 255."""
 
 
+@pytest.mark.slow  # half precision on a CPU
 def test_fp16_keeps_the_mouth_of_a_real_clip(carphone_clip: Path) -> None:
     models = TorchGraphs.load("tiny")
     with VideoSource(carphone_clip) as video:

@@ -107,7 +107,8 @@ class LatentSampler:
             self.alike.setdefault((run.group, run.look), []).append(run)
         self.person = {key: number for number, key in enumerate(self.alike)}
 
-    def _run(self) -> Run:
+    def draw_run(self) -> Run:
+        """Any clip, in the shares that the settings ask for."""
         real = self.plain or self.looks
         if self.made and not (real and self.random.random() >= self.training.made_share):
             runs = self.made[self.random.integers(len(self.made))]
@@ -119,7 +120,7 @@ class LatentSampler:
             runs = self.looks or self.plain
         return runs[self.random.integers(len(runs))]
 
-    def _reference_row(self, run: Run, frame: int) -> int:
+    def reference_row(self, run: Run, frame: int) -> int:
         """A frame of another clip of the same person and look, else a distant one of the same
         clip."""
         alike = [other for other in self.alike[run.group, run.look] if other.clip != run.clip]
@@ -141,10 +142,10 @@ class LatentSampler:
         """A random batch; references are true frames."""
         rows, references, windows, people = [], [], [], []
         for _ in range(batch):
-            run = self._run()
+            run = self.draw_run()
             frame = int(self.random.integers(run.frames))
             rows.append(run.first + frame)
-            references.append(self._reference_row(run, frame))
+            references.append(self.reference_row(run, frame))
             windows.append(self._window(run, frame).astype(np.float32))
             people.append(self.person[run.group, run.look])
         return Batch(

@@ -53,8 +53,8 @@ def convert_face_models(mediapipe_wheel_or_dir: Path, out: Path) -> None:
         CheckpointError: the files are not there or do not fit the networks.
     """
     models: tuple[tuple[str, str, nn.Module, Mapping[str, str], str], ...] = (
-        ("face_detector", _DETECTOR_FILE, BlazeFace(), _detector_layers(), "arXiv 1907.05047"),
-        ("face_mesh", _MESH_FILE, FaceMeshNet(), _mesh_layers(), "arXiv 1907.06724"),
+        ("face_detector", _DETECTOR_FILE, BlazeFace(), detector_layers(), "arXiv 1907.05047"),
+        ("face_mesh", _MESH_FILE, FaceMeshNet(), mesh_layers(), "arXiv 1907.06724"),
     )
     for name, file, net, layers, paper in models:
         with _extracted(mediapipe_wheel_or_dir, file) as path:
@@ -134,7 +134,7 @@ def _take_layers(file: TfliteFile, layers: Mapping[str, str], path: Path) -> dic
     return tensors
 
 
-def _detector_layers() -> dict[str, str]:
+def detector_layers() -> dict[str, str]:
     """Layer in the file -> module in :class:`BlazeFace`."""
     table = {"conv2d": "stem"}
     for i in range(16):
@@ -147,7 +147,7 @@ def _detector_layers() -> dict[str, str]:
     return table
 
 
-def _mesh_layers() -> dict[str, str]:
+def mesh_layers() -> dict[str, str]:
     """Layer in the file -> module in :class:`FaceMeshNet`."""
     table = {
         "conv2d_1": "stem",

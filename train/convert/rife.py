@@ -59,7 +59,7 @@ def convert_rife(flownet_pkl: Path, out: Path) -> None:
 
 def _rename(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give each tensor our name; names not in the table stay, and loading refuses them."""
-    table = _name_table()
+    table = name_table()
     renamed = {}
     for published_name, tensor in published.items():
         name = published_name.removeprefix(_PREFIX)
@@ -70,7 +70,7 @@ def _rename(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _name_table() -> dict[str, str]:
+def name_table() -> dict[str, str]:
     """Published prefix -> our prefix; all end in a dot, and none begins another."""
     table = {"unet.conv.": "refiner.head."}
     for k in range(4):

@@ -154,7 +154,7 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
         data = source.read_bytes()
         network = FaceRecognition()
         position = 0
-        for module in _in_file_order(network):
+        for module in in_file_order(network):
             position = _fill(module, data, position)
     except (OSError, ValueError, IndexError) as error:
         raise CheckpointError(
@@ -164,7 +164,7 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
     return network.requires_grad_(False).eval()
 
 
-def _in_file_order(network: FaceRecognition) -> list[nn.Module]:
+def in_file_order(network: FaceRecognition) -> list[nn.Module]:
     """dlib writes a network from its input on."""
     order: list[nn.Module] = [network.stem, network.stem_affine]
     for block in network.blocks:
