@@ -209,8 +209,14 @@ def test_fp16_keeps_the_mouth_of_a_real_clip(carphone_clip: Path) -> None:
         assert found["largest_levels"] <= MOUTH_LARGEST_LEVELS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        pytest.param(1, marks=pytest.mark.soak),
+        pytest.param(2, marks=pytest.mark.soak),
+    ],
+)
 def test_fp16_keeps_the_mouth_over_250_frames_fed_back(shared_footage: Path, number: int) -> None:
     models = TorchGraphs.load("tiny")
     path = sorted((shared_footage / "grid_s1" / "clips").glob("*.mp4"))[number]
