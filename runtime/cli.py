@@ -64,7 +64,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults there are."""
+    """Shows the defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         unset = action.default in (None, False, [])
