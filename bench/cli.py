@@ -113,7 +113,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
-    """What a command measures, in order."""
+    """The cases that a command measures, in order."""
     from dithead import footage
 
     common = {
@@ -182,7 +182,7 @@ def _counted(numbers: Sequence[int], what: str) -> list[tuple[int, str]]:
 
 
 def measure_all(command: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure cases one after the other; one that fails is noted, and does not end the others.
+    """Measure cases one after the other; a case that fails is reported, and the others go on.
 
     Raises:
         DitheadError: every one failed.
@@ -215,7 +215,7 @@ def measure_all(command: str, cases: Sequence[Case], tell: Callable[[str], None]
 
 
 def as_line(figures: dict[str, Any]) -> str:
-    """A case's main figures in a line."""
+    """A case's main figures in one line."""
     latency = figures["latency_ms"]
     return (
         f"  {figures['case']['label']}: {figures['fps']:.2f} fps (real-time factor "
