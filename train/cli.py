@@ -1,4 +1,4 @@
-"""``dithead-train``: prepare footage, make people of stills, train the two VQGANs and the shape
+"""``dithead-train``: prepare footage, make people from stills, train the two VQGANs and the shape
 head, cache latents, train the denoiser, pack a checkpoint."""
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
-    """Do what a command line asks for.
+    """Run an evaluation from the command's arguments.
 
     Returns:
         Figures by kind of run, with the settings; the jobs that gave them.
@@ -105,7 +105,8 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
 
 
 def _wanted(asked: bool | None, load: Callable[[], object]) -> bool:
-    """Whether to take a measure that needs a package: if it was asked for, or can be had."""
+    """Whether to take a measure that needs a package: if it was requested, or if the package is
+    installed."""
     if asked is False:
         return False
     try:
@@ -120,8 +121,8 @@ def _wanted(asked: bool | None, load: Callable[[], object]) -> bool:
 def _usable(
     people: Sequence[Person], settings: Settings, how: tuple[float, float], pool: Pool
 ) -> list[Person]:
-    """The people with those of their clips that could be read, which are in the store now; ``how``
-    is what :class:`ClipStore` takes."""
+    """The people with those of their clips that could be read, which are then in the store; ``how``
+    has the arguments of :class:`ClipStore`."""
     paths = [path for person in people for path in person.clips]
     work = [(path, settings, how) for path in paths]
     read = dict(zip(paths, _each(pool, _store, work, "read"), strict=True))
@@ -145,7 +146,7 @@ def _store(work: tuple[Path, Settings, tuple[float, float]]) -> bool:
 def _each(
     pool: Pool, do: Callable[[_Given], _Result], work: Sequence[_Given], verb: str
 ) -> list[_Result]:
-    """Results in order, with a line of progress where somebody looks on."""
+    """Results in order, with a progress line on a terminal."""
     results: list[_Result] = []
     start = time.monotonic()
     for result in pool.imap(do, work, chunksize=1):
