@@ -107,8 +107,8 @@ def _smoothstep(x: Tensor) -> Tensor:
 
 
 def _field(mesh: Tensor, size: int, top: int, without: tuple[int, ...]) -> Tensor:
-    """Weights (G, 468) of a smooth interpolation (radial functions) between some of the mesh's
-    points and the picture's edge, which does not move; for the grid from row ``top`` down."""
+    """Weights (G, 468) of a smooth interpolation (radial functions) between the mesh's points,
+    except some, and the picture's edge, which does not move; for the grid from row ``top`` down."""
     line = torch.linspace(0.0, size, 9)
     zero, full = torch.zeros_like(line), torch.full_like(line, size)
     edge = torch.cat(
