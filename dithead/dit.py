@@ -3,9 +3,9 @@ cross-attention.
 
 Method: DiT-Head (arXiv 2312.06400); blocks as in DiT (arXiv 2212.09748). Two conditionings:
 
-* ``paper``: the window of audio features is flattened, projected, joined with the timestep embedding
-  (by concatenation: *assumed*) and is the single key of the cross-attention. Norms have plain
-  affine parameters.
+* ``paper``: the window of audio features is flattened, projected, joined with the timestep
+  embedding (by concatenation: *assumed*) and is the single key of the cross-attention. Norms have
+  plain affine parameters.
 * ``tokens``: each frame of the window is a separate key; the timestep modulates every block through
   adaLN-zero.
 """
