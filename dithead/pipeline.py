@@ -425,7 +425,7 @@ class FrameGenerator:
         if self.options.on_no_face == "error" and self.left_alone in absent:
             raise StreamError(
                 f"{absent[self.left_alone]} in frame {index} (at {time_s:.3f} s); "
-                "with --on-no-face pass such frames are handed through untouched"
+                "with --on-no-face pass such frames pass through untouched"
             )
 
     @torch.inference_mode()

@@ -10,9 +10,9 @@ from dithead.runtime.media.inputs import Input
 
 REASONS: Mapping[LeftAlone, tuple[str, str | None]] = {
     "no face": ("no face was seen", None),
-    "away": ("the face that is followed was not to be seen", None),
+    "away": ("the face that is followed was not visible", None),
     "nobody": ("nobody was to speak", None),
-    "too faint": ("too little was to be seen of the face", "brighten or sharpen the video"),
+    "too faint": ("too little of the face was visible", "brighten or sharpen the video"),
     "covered": ("something was in front of the mouth", None),
     "too large": (
         "the face was too large for the bundle",

@@ -222,7 +222,7 @@ def _check(
         raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
     if extend in ("loop", "pingpong") and video.once:
         raise ConfigError(
-            f"{video} can be read but once, so it cannot be played again",
+            f"{video} can be read only once, so it cannot be played again",
             hint="extend it by freeze, or write it to a file first",
         )
     if not output.streamed and any(given.same_file(Path(output.text)) for given in (video, audio)):
@@ -341,7 +341,7 @@ def _notes(
     if source.dropped:
         notes.append(f"{source.dropped} frames of the live source came too fast and were dropped")
     if source.interlaced:
-        notes.append("the video is interlaced: the lines of its frames were made whole")
+        notes.append("the video is interlaced: its frames were deinterlaced")
     for given in {given.text: given for given in (source.given, sound.given)}.values():
         if (missing := given.damage) is not None:
             notes.append(f"{given}: the file {missing}")

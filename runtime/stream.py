@@ -309,7 +309,7 @@ class _StreamRun:
         face_box: Box | None,
     ) -> bool:
         if self._pushes is None:
-            raise StreamError("this stream shows its own pictures: it takes sound alone")
+            raise StreamError("this stream shows its own pictures: it takes only sound")
         at = checked_time(time_s)
         if self._last_s is not None and at <= self._last_s:
             raise StreamError(

@@ -159,7 +159,7 @@ def _bad_commands(folder: Path) -> dict[str, tuple[list[str], int, str]]:
             2,
             "rate and channels",
         ),
-        "repeated pipe": (["-", audio, "-o", out, "--extend", "loop"], 2, "read but once"),
+        "repeated pipe": (["-", audio, "-o", out, "--extend", "loop"], 2, "read only once"),
         "unknown scheme": ([video, audio, "-o", "ftp://host/out.mp4"], 1, "ftp"),
     }
 

@@ -88,7 +88,7 @@ class OnnxGraphs(BundleGraphs):
         target = "cpu" if where.type == "cpu" else "gpu"
         if target not in self._manifest.targets:
             raise ExportError(
-                f"{bundle} was made for {', '.join(self._manifest.targets)} alone",
+                f"{bundle} was made only for {', '.join(self._manifest.targets)}",
                 hint=f"export again with --targets {target}",
             )
         if target == "cpu":

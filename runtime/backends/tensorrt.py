@@ -42,7 +42,7 @@ class EngineGraphs(BundleGraphs):
         where = torch.device(device)
         if where.type != "cuda":
             raise ConfigError(
-                f"the back end {flavour!r} runs on a GPU alone: --device cuda, not {device}"
+                f"the back end {flavour!r} runs only on a GPU: --device cuda, not {device}"
             )
         super().__init__(bundle, where)
         self._engines = Engines(bundle, self.device, flavour)

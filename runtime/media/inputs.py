@@ -362,7 +362,7 @@ class Demuxer:
             stream = next((other for other in found if other.frames > 1), stream)
             if stream.frames == 1 and any(s.disposition & Disposition.dependent for s in found):
                 raise MediaError(
-                    f"{self.given}: a picture in tiles, which are not put together here: convert "
+                    f"{self.given}: a picture in tiles, which cannot be joined here: convert "
                     "it first, such as to PNG or JPEG"
                 )
         if stream.codec_context is None:
