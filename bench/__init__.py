@@ -1,1 +1,1 @@
-"""Measuring the runtime."""
+"""Measures the runtime."""

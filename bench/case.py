@@ -1,4 +1,4 @@
-"""One measurement: what is measured, and how a process of its own is made to do it."""
+"""One measurement: what is measured, and how it runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Case:
     """What is measured.
 
     Attributes:
-        label: what a report calls it.
-        video, audio: played again and again for as many frames as are asked for.
-        frames: measured, after the ``warm_up`` frames.
-        overlap: whether stages run side by side.
+        label: its name in a report.
+        video, audio: repeated for as many frames as requested.
+        frames: number of measured frames, after the ``warm_up`` frames.
+        overlap: whether stages run in parallel.
         threads: CPU threads of each stage.
-        batch: frames denoised at a time: of one stream, or, for ``sessions``, of several.
-        streams: of one session, at the same time (``sessions`` alone).
-        pace: whether a session's frames are pushed at the clip's rate, not as fast as they go; of
-            ``talk``, whether speech comes as it is spoken, not at once.
+        batch: number of frames denoised together: of one stream, or, for ``sessions``, of several.
+        streams: number of streams of one session at the same time (``sessions`` only).
+        pace: whether a session's frames are pushed at the clip's rate instead of as fast as
+            possible; for ``talk``, whether speech comes as it is spoken instead of all at once.
     """
 
     kind: Kind
@@ -65,13 +65,13 @@ class Case:
 
 
 def run_case(case: Case, timeout_s: float = 3600.0) -> dict[str, Any]:
-    """Measure a case in a process of its own, so that no case warms or burdens another.
+    """Measure a case in a process of its own, so that no case warms up or slows down another.
 
     Returns:
         The figures; see :mod:`dithead.bench.measure`.
 
     Raises:
-        StreamError: the process failed; says with what.
+        StreamError: the process failed; the message has its error.
     """
     command = [sys.executable, "-m", "dithead.bench.measure", json.dumps(asdict(case))]
     try:

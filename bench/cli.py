@@ -45,10 +45,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     stages = commands.add_parser("stages", help="each stage by itself, one after the other")
     stream = commands.add_parser(
         "stream",
-        help="end to end from files to a file: stages side by side, one after the other, and at "
+        help="end to end from files to a file: stages in parallel, one after the other, and at "
         "the paper's setting",
     )
-    sessions = commands.add_parser("sessions", help="streams of one session beside each other")
+    sessions = commands.add_parser("sessions", help="streams of one session in parallel")
     talk = commands.add_parser(
         "talk", help="a stream that is interrupted: how soon the next speech is seen"
     )
@@ -60,8 +60,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     sessions.add_argument(
         "--pace",
         action="store_true",
-        help="push frames and sound at the clip's rate, as a call would: a frame is late from "
-        "when it is due, and waits for sound up to 0.38 s after it",
+        help="push frames and sound at the clip's rate, as a call would: a frame's latency counts "
+        "from when it is due, and it waits for sound up to 0.38 s after it",
     )
     stream.add_argument(
         "--paper-frames",
@@ -85,7 +85,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", type=Path, help="clip (default: the packaged demo's)")
     parser.add_argument("--audio", type=Path, help="speech (default: the packaged demo's)")
     add_checkpoint_arguments(parser)
-    parser.add_argument("--bundle", type=Path, help="for every back end but torch")
+    parser.add_argument("--bundle", type=Path, help="for every back end except torch")
     parser.add_argument("--backend", default="torch", help="one or more, such as torch,onnxruntime")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=_numbers, default=[2], help="such as 2,4 (default: 2)")
@@ -100,20 +100,20 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=int,
         default=1,
-        help="frames denoised at a time: of one stream, or, for sessions, of several (default: 1)",
+        help="frames denoised together: of one stream, or, for sessions, of several (default: 1)",
     )
     parser.add_argument("--interpolate", type=int, choices=(1, 2), default=1)
     parser.add_argument(
         "--generate-every", type=_numbers, default=[1], help="1, 2 or both, as 1,2 (default: 1)"
     )
     parser.add_argument("--reference", choices=("previous", "fixed"), default="fixed")
-    parser.add_argument("--frames", type=int, default=120, help="measured (default: 120)")
-    parser.add_argument("--warm-up", type=int, default=20, help="before them (default: 20)")
+    parser.add_argument("--frames", type=int, default=120, help="measured frames (default: 120)")
+    parser.add_argument("--warm-up", type=int, default=20, help="frames before those (default: 20)")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench.json"))
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
-    """What a command measures, in order."""
+    """The cases that a command measures, in order."""
     from dithead import footage
 
     common = {
@@ -182,7 +182,7 @@ def _counted(numbers: Sequence[int], what: str) -> list[tuple[int, str]]:
 
 
 def measure_all(command: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure cases one after the other; one that fails is noted, and does not end the others.
+    """Measure cases one after the other; a case that fails is reported, and the others go on.
 
     Raises:
         DitheadError: every one failed.
@@ -215,7 +215,7 @@ def measure_all(command: str, cases: Sequence[Case], tell: Callable[[str], None]
 
 
 def as_line(figures: dict[str, Any]) -> str:
-    """A case's main figures in a line."""
+    """A case's main figures in one line."""
     latency = figures["latency_ms"]
     return (
         f"  {figures['case']['label']}: {figures['fps']:.2f} fps (real-time factor "

@@ -1,4 +1,4 @@
-"""What a measurement was taken on: hardware, versions, commit."""
+"""The conditions of a measurement: hardware, versions, commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES += ["triton", "flash-attn", "xformers", "av", "numpy"]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name the machine and everything on it that a figure depends on."""
+    """The machine and everything on it that a figure depends on."""
     return {
         "taken_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_name(),
@@ -69,7 +69,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of a checkout, with + where files differ from it; None for an installed wheel."""
+    """The commit of a checkout, with + if files differ from it; None for an installed wheel."""
     root = Path(dithead.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

@@ -1,8 +1,8 @@
 """Measures one case and prints its figures as JSON: ``python -m dithead.bench.measure CASE``.
 
-Run by :func:`dithead.bench.case.run_case`. A frame's latency lasts from the moment at which its
-decoding begins (or it is pushed) to that at which the encoder has it (or it is pulled). Real-time
-factor is time spent for a second of video: below 1 is faster than real time.
+Run by :func:`dithead.bench.case.run_case`. A frame's latency is the time from the start of its
+decoding (or its push) until the encoder has it (or it is pulled). The real-time factor is the time
+spent on a second of video: below 1 is faster than real time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TALK_FRAMES = 15
 """Frames of each speech before it is interrupted."""
 
 SHOWN_FRAMES = 12
-"""Frames of which the report draws when each stage worked on them."""
+"""Number of frames for which the report draws when each stage worked on them."""
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -55,7 +55,7 @@ def measure(case: Case) -> dict[str, Any]:
     """Load the model, run the case, and return its figures.
 
     Raises:
-        DitheadError: whatever the run itself raises.
+        DitheadError: the run's own error.
     """
     start = time.perf_counter()
     limit_threads(case.backend, case.threads)
@@ -80,7 +80,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 class _Meter:
-    """Memory, energy and how busy the processor was, from the end of the warm-up to the end."""
+    """Memory, energy and processor load, from the end of the warm-up to the end."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -122,7 +122,8 @@ class _Meter:
         return time.perf_counter(), time.process_time(), joules
 
     def _device_peak_mib(self) -> float | None:
-        """What PyTorch reserved at most; with engines, what the whole device has in use."""
+        """The most memory that PyTorch reserved; with engines, what is in use on the whole
+        device."""
         if self._device.type != "cuda":
             return None
         reserved = torch.cuda.max_memory_reserved(self._device)
@@ -131,7 +132,7 @@ class _Meter:
 
 
 def _nvml(device: torch.device) -> tuple[Any, Any]:
-    """NVML and its handle of a GPU, where the package and the GPU are there."""
+    """NVML and its handle of a GPU, if the package and the GPU are there."""
     if device.type != "cuda":
         return None, None
     try:
@@ -147,11 +148,11 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
 
 
 class _Timed:
-    """Graphs, one of which is timed: what the judgement of a frame takes within its stage (on a
-    CUDA device until the work is handed over).
+    """Graphs of which one is timed: how long the judgement of a frame takes within its stage (on a
+    CUDA device, until the work is queued).
 
     Attributes:
-        seconds: of each run.
+        seconds: duration of each run.
     """
 
     def __init__(self, graphs: RuntimeGraphs, name: str) -> None:
@@ -233,10 +234,10 @@ def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) ->
 
 
 def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
-    """Streams of one session beside each other: from a pushed picture to a pulled one.
+    """Streams of one session in parallel: from a pushed picture to a pulled one.
 
-    What counts is what is pulled from the moment on at which the last stream is warm, and for
-    latencies what was pushed from then on, too.
+    Frames count if they are pulled after the last stream is warm; for latencies they must also be
+    pushed after that.
     """
     with VideoSource(case.video) as source:
         rate, pictures = float(source.info.average_rate), [frame.rgb() for frame in source]
@@ -260,7 +261,7 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
                     spoken = round(number / rate * SPEECH_RATE_HZ)
                     stream.push_audio(samples[said:spoken])
                     said = spoken
-                # A frame that has to wait for room is late all the same.
+                # A frame that has to wait for room still counts as late.
                 at_s[number] = due_s if case.pace else time.perf_counter()
                 stream.push_frame(picture, number / rate)
             stream.finish()
@@ -300,7 +301,7 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
     pairs = zip(chain(*pushed_s), chain(*pulled_s), strict=True)
     counted = [pair for pair in pairs if pair[1] > start_s]
     seconds = max(end for _, end in counted) - start_s
-    # None, where frames were late from before the start on.
+    # None if frames were late from before the start.
     begun_since = [(begun, end) for begun, end in counted if begun > start_s] or counted
     return {
         "frames": len(counted),
@@ -315,8 +316,8 @@ def _run_sessions(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter
 
 
 def _run_talk(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) -> dict[str, Any]:
-    """A stream that shows a clip at its own pace and is interrupted again and again: from
-    ``flush_audio()`` to the first frame of the speech that follows it at once."""
+    """A stream that shows a clip at its own pace and is interrupted repeatedly: from
+    ``flush_audio()`` to the first frame of the speech that is pushed at once."""
     samples = _samples(Path(case.audio), 10 * SPEECH_RATE_HZ)
     piece = SPEECH_RATE_HZ // 50
     session = Session(graphs)
@@ -389,13 +390,13 @@ def _options(case: Case) -> Options:
 
 
 def _samples(audio: Path, count: int) -> np.ndarray:
-    """So many samples of a recording, played again and again: (S,) float32 at 16 kHz."""
+    """So many samples of a recording, repeated as needed: (S,) float32 at 16 kHz."""
     samples = np.concatenate(list(AudioSource(audio).blocks()))
     return np.resize(samples, count)
 
 
 def _speech(audio: Path, target: Path, seconds: Fraction) -> Path:
-    """A recording of a length, made from another."""
+    """A recording of a given length, made from another."""
     samples = _samples(audio, round(seconds * SPEECH_RATE_HZ))
     with wave.open(str(target), "wb") as file:
         file.setnchannels(1)

@@ -1,4 +1,4 @@
-"""Plots of a measurement, drawn by matplotlib, as SVG to stand in a page."""
+"""Plots of a measurement, drawn by matplotlib, as SVG for a page."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COLOURS = {
     "#16294f": "--tick",
     "#c2410c": "--mark",
 }
-"""Colours of the plots, and the names under which the page has them, in the dark other ones."""
+"""Colours of the plots, and the page's names for them, which have other values in dark mode."""
 _INK, _SOFT, _LINE, _BAR, _TICK, _MARK = COLOURS
 
 _ROW_IN = 0.27  # inches
 _WIDTH_IN = 9.6
 _MARGIN_IN = 0.6  # above and below the rows
-_FRAME_COLOURS = 10  # of a timeline
+_FRAME_COLOURS = 10  # in a timeline
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A row: its name, the length of its bar, and strokes beside it."""
+    """A row: its name, the length of its bar, and marks beside it."""
 
     name: str
     value: float
@@ -41,7 +41,7 @@ class Bar:
 
 
 def bars(rows: Sequence[Bar], *, unit: str, mark: tuple[float, str] | None = None) -> Figure:
-    """Horizontal bars from zero, with an axis, and a dashed line at a value of interest."""
+    """Horizontal bars from zero, with an axis, and a dashed line at a reference value."""
     figure, axes = _rows([row.name for row in rows], unit)
     axes.barh(range(len(rows)), [row.value for row in rows], height=0.6, color=_BAR)
     for place, row in enumerate(rows):
@@ -88,7 +88,7 @@ def as_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=absent)
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
-    # HTML knows the namespaces; names of groups would be there once for each plot of a page.
+    # HTML knows the namespaces; ids of groups would appear once for each plot of a page.
     drawing = re.sub(r' (?:xmlns(?::xlink)?="[^"]*"|id="[A-Za-z.]+_\d+")', "", drawing)
     for colour, name in COLOURS.items():
         drawing = drawing.replace(colour, f"var({name})")
@@ -126,5 +126,5 @@ def _matplotlib() -> Any:
 
 
 def _shown(value: float) -> str:
-    """Three digits, and never an exponent."""
+    """Three digits, never with an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

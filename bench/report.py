@@ -1,4 +1,4 @@
-"""The page of a measurement: one HTML file with its plots inside, that fetches nothing."""
+"""The page of a measurement: one HTML file that contains its plots and loads nothing."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _latency_bar(name: str, times: dict[str, float]) -> Bar:
 
 
 def _headline(done: Sequence[dict[str, Any]]) -> str:
-    """Ratios within the run: the only figures that mean the same elsewhere."""
+    """Ratios within the run: the only figures that can be compared across machines."""
     files = [r for r in done if r["case"]["kind"] == "file"]
     paper = [r for r in files if _is_paper(r)]
     overlapped = [r for r in files if r["case"]["overlap"]]

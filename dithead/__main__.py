@@ -20,10 +20,10 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells misuse in one line."""
+    """Reports misuse in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Tell what is wrong, and exit with 2."""
+        """Report what is wrong, and exit with 2."""
         self.exit(2, f"{self.prog}: {message}: {self.prog} --help lists the commands\n")
 
 

@@ -1,5 +1,5 @@
-"""Attention by name: PyTorch's fused kernel by default; flash-attn or xFormers by explicit choice,
-never by accident."""
+"""Attention by name: PyTorch's fused kernel by default; flash-attn or xFormers only by explicit
+choice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     flash_attn = _package("flash")
-    dtype = q.dtype if q.dtype in _HALF else torch.float16  # its kernels know no other
+    dtype = q.dtype if q.dtype in _HALF else torch.float16  # its kernels support no other
     out = flash_attn.flash_attn_func(*(x.to(dtype).transpose(1, 2) for x in (q, k, v)))
     return out.transpose(1, 2).to(q.dtype)
 
@@ -65,8 +65,8 @@ def check_attention(backend: str, device: torch.device) -> None:
     """Refuse what cannot run on a device, before anything is loaded.
 
     Raises:
-        ConfigError: unknown backend. BackendUnavailable: its package is not installed, or it does
-            not run on this device.
+        ConfigError: unknown backend.
+        BackendUnavailable: its package is not installed, or it does not run on this device.
     """
     if backend not in _FUNCTIONS:
         raise ConfigError(
@@ -88,10 +88,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa
     Args:
         q: (B, heads, N, D). k, v: (B, heads, M, D).
         backend: ``sdpa`` is torch.nn.functional.scaled_dot_product_attention, which itself uses
-            flash attention on a GPU where the shapes allow; ``math`` is the formula spelt out,
-            whose backward pass is several times faster on a CPU at our sizes; ``flash`` and
-            ``xformers`` call the package of that name and raise where it is absent. ``flash``
-            computes in float16 where the inputs are float32.
+            flash attention on a GPU if the shapes allow; ``math`` is the formula written out, whose
+            backward pass is several times faster on a CPU at our sizes; ``flash`` and ``xformers``
+            call the package of that name and raise an error if it is missing. ``flash`` computes in
+            float16 if the inputs are float32.
 
     Raises:
         ConfigError: unknown backend. BackendUnavailable: its package is not installed.

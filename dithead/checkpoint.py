@@ -1,5 +1,5 @@
-"""Checkpoints: one safetensors file whose header carries the configuration and the provenance. No
-pickles, ever."""
+"""Checkpoints: one safetensors file whose header contains the configuration and the provenance.
+Never pickles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def asset_path(name: str) -> Path:
         name: file name without suffix, for example ``"rife"``.
 
     Raises:
-        CheckpointError: no such file; the message lists the ones there are.
+        CheckpointError: no such file; the message lists those that exist.
     """
     path = ASSETS / f"{name}.safetensors"
     if not path.is_file():
@@ -43,7 +43,7 @@ def resolve(source: str | Path) -> Path:
     """Path of a checkpoint: the name of a packaged one (``"tiny"``), or a path.
 
     Raises:
-        CheckpointError: no packaged one goes by the name.
+        CheckpointError: no packaged checkpoint has this name.
     """
     if "/" in str(source) or str(source).endswith(".safetensors"):
         return Path(source)
@@ -65,8 +65,8 @@ def save(
     provenance: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = torch.float16,
 ) -> None:
-    """Write a checkpoint under a temporary name and rename it, so a half-written file never bears
-    the final name.
+    """Write a checkpoint under a temporary name and rename it, so a half-written file never has the
+    final name.
 
     Args:
         path: the file to write; its folder must exist.
@@ -90,7 +90,7 @@ def save(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(out, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors makes its files readable by their owner alone
+        temporary.chmod(0o644)  # safetensors makes its files readable only by their owner
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         The tensors (floating ones as float32, on the CPU) and the configuration.
 
     Raises:
-        CheckpointError: the file is missing, is no safetensors file, or was not written by
+        CheckpointError: the file is missing, is not a safetensors file, or was not written by
         DiT-Head.
     """
     path = Path(path)
@@ -137,7 +137,8 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def load_into(
     module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str | Path
 ) -> None:
-    """Load tensors into a module, refusing any missing, unknown or misshapen one by name.
+    """Load tensors into a module; a missing or unknown tensor, or one of another shape, is an
+    error.
 
     Raises:
         CheckpointError: the tensors do not fit; the message names the first few that do not.

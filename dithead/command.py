@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, signals, and the arguments that choose a model."""
+"""Code shared by the commands: exit codes, signals, and the arguments that choose a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 
 from dithead.errors import ConfigError, DitheadError
 
-_AGAIN_S = 0.01  # until a dropped interrupt is sent again
+_AGAIN_S = 0.01  # delay before a dropped interrupt is sent again
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,20 +27,20 @@ class Terminated(KeyboardInterrupt):
 
 
 def terminate(number: int, frame: object) -> None:
-    """The handler of a signal that is to end a command."""
+    """The handler of a signal that ends a command."""
     raise Terminated(number)
 
 
 def run_command(
     program: str, action: Callable[[], None], interrupted: str, report: TextIO | None = None
 ) -> int:
-    """Run a command's action and tell its errors on stderr, each in one line.
+    """Run a command's action and report its errors on stderr, each in one line.
 
     Args:
-        interrupted: what to say after Ctrl-C, SIGTERM or the terminal's closing, such as that
+        interrupted: the message after Ctrl-C, SIGTERM or when the terminal closes, such as that
             nothing was written.
-        report: where a failure is told as a line of JSON, too; see :func:`failure_line`. On stderr
-            it takes the other line's place.
+        report: where a failure is also reported as a line of JSON; see :func:`failure_line`. On
+            stderr that line replaces the other one.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 misused, 129, 130 or 143 interrupted.
@@ -48,7 +48,7 @@ def run_command(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
         hang_up = getattr(signal, "SIGHUP", None)
-        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # else nohup
+        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # or nohup is used
             signal.signal(hang_up, terminate)
     try:
         with _sent_again():
@@ -61,7 +61,7 @@ def run_command(
         with suppress(OSError):  # the terminal may be gone
             _tell(program, DitheadError(f"interrupted; {interrupted}"), report)
         return 128 + number
-    except Exception as error:  # a fault of ours, of which Python tells all
+    except Exception as error:  # our own fault: Python prints everything
         if report is not None:
             print(failure_line(DitheadError(f"{type(error).__name__}: {error}")), file=report)
         raise
@@ -70,8 +70,8 @@ def run_command(
 
 @contextmanager
 def _sent_again() -> Iterator[None]:
-    """Send an interrupt again that Python drops, as it does where the handler happens to run at the
-    very beginning of a call from FFmpeg, or in a destructor."""
+    """Send an interrupt again that Python dropped. Python drops one if the handler happens to run
+    at the very beginning of a call from FFmpeg, or in a destructor."""
     before, timers = sys.unraisablehook, []
 
     def note(dropped: Any) -> None:
@@ -101,15 +101,15 @@ def _tell(program: str, error: DitheadError, report: TextIO | None) -> None:
 
 
 def failure_line(error: DitheadError) -> str:
-    """A failure as one line of JSON: ``error``, the text; ``stage`` and ``frame`` (from 0) of a
-    stream where it happened in one, ``hint``, what to do, where there is one to give; else null."""
+    """A failure as one line of JSON: ``error``, the text; ``stage`` and ``frame`` (from 0), where a
+    stream failed; ``hint``, what to do. Each is null if there is none."""
     told = {"error": str(error), "stage": error.stage, "frame": error.frame, "hint": error.hint}
     return json.dumps(told)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Tells misuse as a line of JSON, too, where ``--json`` is given: where the result would be, on
-    stdout, or on stderr where ``-o -`` sends other things to stdout."""
+    """Also reports misuse as a line of JSON if ``--json`` is given: where the result would be, on
+    stdout, or on stderr if ``-o -`` sends other things to stdout."""
 
     _given: Sequence[str] = ()
 
@@ -119,7 +119,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Tell what is wrong, and exit with 2."""
+        """Report what is wrong, and exit with 2."""
         if "--json" in self._given:
             busy = bool({"-o-", "--output=-"} & set(self._given))
             busy |= bool({("-o", "-"), ("--output", "-")} & set(pairwise(self._given)))
@@ -130,8 +130,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--checkpoint``, absent from the namespace where it was not given, and
-    ``--audio-weights``."""
+    """``--checkpoint``, missing from the namespace unless it was given, and ``--audio-weights``."""
     parser.add_argument(
         "--checkpoint",
         default=argparse.SUPPRESS,

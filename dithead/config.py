@@ -24,7 +24,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 class View(NamedTuple):
-    """The square of crop units that a crop shows: its side, and how far its middle lies below their
+    """The square that a crop shows, in crop units: its side, and how far its middle is below their
     origin."""
 
     span: float = 1.0
@@ -36,19 +36,18 @@ class FaceConfig:
     """Geometry of the face crop and of the mask. Lengths are in crop units (dithead.face.crop)
     unless a name says otherwise.
 
-    The paper draws a convex polygon from the landmarks of the lower face. Here the polygon hangs on
-    points that speech does not move, so that it cannot tell how far the mouth is open
-    (docs/architecture.md,
-    "The mask").
+    The paper draws a convex polygon from the landmarks of the lower face. Here the polygon depends
+    on points that speech does not move, so it cannot tell how far the mouth is open
+    (docs/architecture.md, "The mask").
     """
 
     crop_px: int = 256
     """Side of the square crop in pixels (256 in the paper's repository of settings: *assumed*)."""
     crop_span: float = 1.0
     """How much of the face the crop shows, along each side, in crop units: below 1 it is tighter,
-    and the mouth has more of its pixels."""
+    and gives the mouth more of its pixels."""
     crop_down: float = 0.0
-    """How far the crop's middle lies below the origin of crop units."""
+    """How far the crop's middle is below the origin of crop units."""
     mask_softness: float = 0.02
     """Sigma of the Gaussian that softens the polygon's edge (*assumed*)."""
     smoothing_cutoff_hz: float = 1.5
@@ -77,7 +76,7 @@ class FaceConfig:
 
     @property
     def view(self) -> View:
-        """What of the face the crop shows."""
+        """The part of the face that the crop shows."""
         return View(self.crop_span, self.crop_down)
 
 
@@ -92,18 +91,18 @@ class VQGANConfig:
     """Channels of the decoder, finest first; as many levels as the encoder."""
     fold: int = 1
     """Pixels along each side that are folded into channels before the first convolution, and
-    unfolded after the last: convolutions at full resolution are the dearest."""
+    unfolded after the last: convolutions at full resolution are the most expensive."""
     blocks: int = 2
     """Residual blocks at each resolution."""
     decoder_blocks: tuple[int, ...] = ()
-    """Residual blocks at each resolution of the decoder, finest first, if not as many."""
+    """Residual blocks at each resolution of the decoder, finest first, if different from the
+    encoder."""
     upsampling: Upsampling = "nearest"
     """``nearest``: repeat pixels, then a 3x3 convolution (LDM). ``shuffle``: a 1x1 convolution to
     four times the channels, which become pixels: a fifth of the work."""
     norm: Norm = "group"
-    """``group``: group norm and SiLU before every convolution (LDM). ``none``: ReLU alone, and
-    every residual block begins as the identity; on a CPU a group norm costs as much as a
-    convolution."""
+    """``group``: group norm and SiLU before every convolution (LDM). ``none``: only ReLU, and every
+    residual block begins as the identity; on a CPU a group norm costs as much as a convolution."""
     attention: bool = True
     """Self-attention at the coarsest resolution."""
     latent_channels: int = 4
@@ -111,11 +110,11 @@ class VQGANConfig:
     codebook_size: int = 16384
     """Entries of the codebook (*assumed*)."""
     codebook_groups: int = 1
-    """Groups of channels that are quantised apart, each with entries of its own: a latent of many
-    channels takes very many entries otherwise (product quantisation, Jegou et al., 2011)."""
+    """Groups of channels that are quantised separately, each with its own entries: otherwise a
+    latent of many channels needs very many entries (product quantisation, Jegou et al., 2011)."""
     softness: float | None = 0.002
-    """Squared distance over which codebook entries are mixed when a latent is decoded; 0 takes the
-    nearest alone, as LDM does; None decodes the latent as it is. With 0 the last digit decides
+    """Squared distance over which codebook entries are mixed when a latent is decoded; 0 takes only
+    the nearest, as LDM does; None decodes the latent as it is. With 0, the last digit decides
     between two pictures where a latent lies between two entries, and precisions and back ends
     differ visibly."""
 
@@ -158,13 +157,13 @@ class VQGANConfig:
 
     @property
     def factor(self) -> int:
-        """How many pixels one latent position stands for, along each side."""
+        """How many pixels one latent position represents, along each side."""
         return self.fold * 2 ** (len(self.encoder_channels) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class DiTConfig:
-    """The denoiser: a diffusion transformer (Peebles and Xie, arXiv 2212.09748) that hears the
+    """The denoiser: a diffusion transformer (Peebles and Xie, arXiv 2212.09748) that receives the
     audio by cross-attention."""
 
     width: int = 1024
@@ -176,13 +175,13 @@ class DiTConfig:
     patch: int = 2
     """Side of a patch in latent positions."""
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP over the width."""
+    """Hidden width of the MLP, relative to the width."""
     conditioning: Conditioning = "paper"
     """``paper``: audio and timestep joined in one cross-attention token. ``tokens``: one token for
     each window frame, the timestep through adaLN-zero."""
     skip: bool = False
-    """Whether a linear map of its own at every position leads from the inputs round the blocks to
-    the output: what can be copied need not be learnt. Needs ``tokens``."""
+    """Whether a separate linear map at every position leads from the inputs round the blocks to the
+    output: what can be copied need not be learnt. Needs ``tokens``."""
 
     def __post_init__(self) -> None:
         _require(
@@ -215,7 +214,7 @@ class DiffusionConfig:
     """``frame``: fresh initial noise for every frame (the paper). ``stream``: the same for every
     frame of a stream, which keeps the picture from flickering."""
     noise_scale: float = 1.0
-    """Standard deviation of the initial noise. Below 1, samples lie nearer to the likeliest
+    """Standard deviation of the initial noise. Below 1, samples are closer to the likeliest
     picture: less variety, less error (reduced temperature, as in Glow, arXiv 1807.03039)."""
     steps: int = 250
     """Default number of DDIM steps."""
@@ -243,18 +242,18 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, slots=True)
 class DitHeadConfig:
-    """Everything that shapes the model; travels as JSON with every checkpoint and bundle."""
+    """Everything that defines the model; stored as JSON in every checkpoint and bundle."""
 
     preset: str = "custom"
-    """Name the configuration goes by in logs."""
+    """Name of the configuration in logs."""
     face: FaceConfig = field(default_factory=FaceConfig)
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     shape_head: bool = False
-    """Whether a head reads the face's shape off its latent for the detail layer; without one the
-    mesh network reads it off the picture."""
+    """Whether a head reads the face's shape from its latent for the detail layer; without one the
+    mesh network reads it from the picture."""
 
     def __post_init__(self) -> None:
         _require(
@@ -346,10 +345,10 @@ PRESETS: dict[str, DitHeadConfig] = {
 
 
 def preset(name: str) -> DitHeadConfig:
-    """The configuration that goes by a name.
+    """The configuration with a name.
 
     Raises:
-        ConfigError: no such preset; the message lists the ones there are.
+        ConfigError: no such preset; the message lists those that exist.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")

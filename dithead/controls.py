@@ -1,5 +1,5 @@
 """The controls of the detail layer (:mod:`dithead.detail`): which points of the mesh they are, and
-where a generated face wants them.
+where they belong in a generated face.
 
 Lengths are in sides of the crop (see :mod:`dithead.face.crop`), along the rectangle's own axes.
 """
@@ -16,25 +16,25 @@ from dithead.face.crop import STABLE_POINTS
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
 MEMORY_S = 4.0
-"""A generated face is not quite the person's: over so many seconds it is averaged by how much its
-points lie elsewhere. What is then left is speech."""
+"""Over this many seconds, the difference between the generated face's points and the person's is
+averaged, as a generated face never quite matches the person. What is left is speech."""
 SLOW_S = 0.06
 """Time constant of the smoothing of jaw and cheeks."""
 CLOSES_S, OPENS_S = 0.1, 20.0
-"""How soon a mouth that is further closed than before is taken for its rest, and how slowly one
-that no longer closes as far."""
+"""How soon a mouth that is closed further than before counts as at rest, and how slowly one that no
+longer closes as far."""
 WIDER, NARROWER = 0.003, 0.03
-"""A person's lips may rest so much further apart, and closer, than the generated ones. Beyond that
-it is taken for a smile, or a vowel."""
+"""How much further apart, or closer, a person's lips may rest than the generated ones. Beyond that
+it counts as a smile, or a vowel."""
 LIVELINESS = 0.75
-"""How much of what a person's mouth opens further than the generated one's is made up for: an
-exponent of the ratio of their spreads."""
+"""How much of the difference is compensated where a person's mouth opens further than the generated
+one: an exponent of the ratio of their spreads."""
 USUAL_SPREAD = 0.0055
-"""Spread of a mouth's opening that both are taken to have beside what has been seen of them."""
+"""Spread of a mouth's opening that is assumed for both besides what has been seen of them."""
 LIVELIEST = 2.0
-"""A generated mouth's openings are made larger by at most this."""
+"""A generated mouth's openings are enlarged by at most this factor."""
 AT_REST = 0.004
-"""What a mouth opens by less is not made larger."""
+"""Smaller openings are not enlarged."""
 
 _UPPER_OUTER = (185, 40, 39, 37, 0, 267, 269, 270, 409)
 _LOWER_OUTER = (146, 91, 181, 84, 17, 314, 405, 321, 375)
@@ -53,19 +53,19 @@ _STILL = (2, 97, 326, 98, 327, 129, 358, 4, 94, 141, 370, 203, 423, 36, 266, 50,
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Controls that are alike. Rows of lips have one for each pair of points that face each other,
-    from left to right."""
+    """Similar controls. Rows of lips have one for each pair of opposite points, from left to
+    right."""
 
     points: tuple[int, ...]
     reach: float
-    """Sigma of the bell that weighs a control in the mixture."""
+    """Sigma of the bell that weights a control in the mixture."""
     limit: float
-    """None moves by more; 0 for those that hold the warp."""
+    """Limit of a move; 0 for points that hold the warp."""
     upper: bool
     """Whether they belong to the upper part."""
     lower: bool
     opens: float = 0.0
-    """Share of a change of the gap between the lips that they take, downwards."""
+    """Share of a change of the gap between the lips that they take on, downwards."""
     slow: bool = False
     """Whether they are smoothed over time: what speech moves slowly should not tremble with the
     mesh."""
@@ -88,21 +88,21 @@ CONTROLS = len(CONTROL_POINTS)
 _UPPER_ROW, _LOWER_ROW = CONTROL_POINTS.index(INNER_UPPER[1]), CONTROL_POINTS.index(INNER_LOWER[1])
 _PAIRS = len(INNER_UPPER) - 2
 _MIDDLE = slice(2, 7)
-"""The pairs in the middle of the mouth, by which it is judged how far open it is."""
+"""The pairs in the middle of the mouth, which determine how far open it is."""
 HABIT_SIZE = 4 * CONTROLS + 2 * _PAIRS + 4 + 1
 """Length of the state of :class:`FaceShape`: mean moves; the last moves; gaps at rest, of source
-and generated face; mean and variance of how far open either is; over how many seconds the means
-are."""
+and generated face; mean and variance of how far open each is; number of seconds that the means
+cover."""
 
 
 class FaceShape(nn.Module):
-    """``face_shape``: where the controls of a frame are to be, from its mesh and that of the
+    """``face_shape``: the target positions of a frame's controls, from its mesh and that of the
     generated face. No weights.
 
-    The gap between the lips is the generated one, but begins where the person's own lips meet, and
-    grows as far as theirs do: a generated face closes and opens its mouth a little like the people
-    it was trained on. Everything else moves with the generated face, but keeps its own place on
-    average.
+    The gap between the lips is the generated one, but it begins where the person's own lips meet
+    and grows as far as theirs do: a generated face closes and opens its mouth a little like the
+    people in the training data. Everything else moves with the generated face, but keeps its own
+    place on average.
     """
 
     controls: Tensor
@@ -135,8 +135,9 @@ class FaceShape(nn.Module):
 
     @staticmethod
     def initial_habit(device: torch.device | None = None) -> Tensor:
-        """State before the first frame: (HABIT_SIZE,). Nothing is known: what the two faces differ
-        by in the first frame is all taken for their difference, and only the gap counts."""
+        """State before the first frame: (HABIT_SIZE,). Nothing is known: the whole difference
+        between the two faces in the first frame counts as lasting, and only the gap is carried
+        over."""
         return torch.zeros(HABIT_SIZE, device=device)
 
     def forward(
@@ -178,7 +179,7 @@ class FaceShape(nn.Module):
     def manner(
         self, gaps: Tensor, habit: Tensor, step: Tensor, seconds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """How far open the person would have the mouth, and what is known of that.
+        """How far open the person would have the mouth, and the updated state.
 
         Args:
             gaps: (2, pairs), of the source and of the generated face.
@@ -209,7 +210,7 @@ class FaceShape(nn.Module):
 
 
 def in_crop(mesh: Tensor, transform: Tensor) -> Tensor:
-    """A mesh (468, 3) of pixels in crop units (468, 2); what is no number becomes one."""
+    """A mesh (468, 3) of pixels in crop units (468, 2); NaN becomes 0."""
     inverse = transform[:, :2].T / transform[:, 0].square().sum()
     points = (mesh[:, :2] - transform[:, 2]) @ inverse.T
     return torch.where(points.abs() < 4.0, points, torch.zeros_like(points))
@@ -221,6 +222,6 @@ def aligned(mesh: Tensor, source: Tensor, stable: Tensor) -> Tensor:
 
 
 def limited(moves: Tensor, limits: Tensor) -> Tensor:
-    """Moves (N, 2) of at most so much each, (N, 1), in their directions."""
+    """Limit moves (N, 2) to a length of at most (N, 1), keeping their directions."""
     length = moves.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
     return moves * (limits / length).clamp(max=1.0)

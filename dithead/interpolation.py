@@ -6,8 +6,8 @@ frames. A coarse-to-fine flow network finds, for every pixel of the wanted frame
 from in both given frames; these are warped accordingly and blended by a mask, and a U-Net adds a
 residual.
 
-The convolutions run in the module's dtype. Flow, mask, warping and blending are always float32: a
-coordinate in float16 is up to a quarter of a pixel off from 512 on.
+The convolutions run in the module's dtype. Flow, mask, warping and blending are always float32:
+from 512 on, a coordinate in float16 is off by up to a quarter of a pixel.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class InterpolatorConfig:
 
     @property
     def multiple(self) -> int:
-        """Frames are padded to multiples of this many pixels, so that no level's size is broken."""
+        """Frames are padded to multiples of this many pixels, so that every level has a whole
+        size."""
         return max(4 * max(self.scales), 2**_REFINER_LEVELS)
 
 
@@ -96,7 +97,7 @@ class Interpolator(nn.Module):
         Args:
             first: (B, 3, H, W) floating RGB in [0, 1], any size.
             second: as ``first``, the later frame.
-            t: (B,) or scalar, in (0, 1): when the wanted frame is, ``first`` being at 0 and
+            t: (B,) or scalar, in (0, 1): time of the wanted frame, with ``first`` at 0 and
                 ``second`` at 1.
 
         Returns:
@@ -110,7 +111,7 @@ class Interpolator(nn.Module):
         flow, mask = self.stages[0](seen, self.config.scales[0])  # (B, 4, H', W'), (B, 1, H', W')
         warped_a, warped_b = warp(a, flow[:, :2]), warp(b, flow[:, 2:])
         for stage, scale in zip(self.stages[1:], self.config.scales[1:], strict=True):
-            # Flow is handed over in pixels of the stage's own resolution.
+            # Flow is passed on in pixels of the stage's own resolution.
             seen = torch.cat((warped_a, warped_b, time, mask, flow / scale), 1)  # (B, 12, H', W')
             flow_step, mask_step = stage(seen, scale)
             flow, mask = flow + flow_step, mask + mask_step
@@ -126,7 +127,7 @@ class Interpolator(nn.Module):
 
     def _pad(self, frame: Tensor) -> Tensor:
         """Repeat the last column and row until both sides are multiples of ``config.multiple``."""
-        # By index and not F.pad, whose dynamic amounts torch.export cannot bound.
+        # By index, not with F.pad, whose dynamic amounts torch.export cannot bound.
         height, width = frame.shape[-2:]
         multiple, device = self.config.multiple, frame.device
         rows = torch.arange((height + multiple - 1) // multiple * multiple, device=device)
@@ -150,7 +151,7 @@ class FlowStage(nn.Module):
 
         Args:
             seen: (B, C, H, W) float32, H and W multiples of ``4 * scale``.
-            scale: how many times smaller to look at it.
+            scale: how many times smaller the view is.
 
         Returns:
             Flow to the first and to the second frame, (B, 4, H, W) float32 in pixels of ``seen``,
@@ -187,7 +188,7 @@ class ContextPyramid(nn.ModuleList):
 
 
 class Refiner(nn.Module):
-    """U-Net that corrects the blended frame from all that is known ("RefineNet" in the paper)."""
+    """U-Net that corrects the blended frame from everything known ("RefineNet" in the paper)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading JSON that anybody may have written."""
+"""Reads JSON from untrusted sources."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 _DEEPEST = 64
-"""Nesting that nothing of ours comes near to, and that no walk through the values minds."""
+"""Nesting depth far above anything of ours, and still safe for recursion through the values."""
 
 
 def parse_json(text: str) -> Any:
     """The values of a JSON text.
 
     Raises:
-        ValueError: it is none, or is nested more deeply than anything that DiT-Head writes.
+        ValueError: it is not JSON, or is nested more deeply than anything that DiT-Head writes.
     """
     too_deep = f"nested more than {_DEEPEST} deep"
     try:

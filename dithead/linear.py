@@ -13,13 +13,12 @@ _ONEDNN = (
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether PyTorch by itself takes MKL's products, which on some processors do half of what is
-possible, and oneDNN is there beside it."""
+"""Whether PyTorch by itself uses MKL's products, which on some processors reach half the possible
+speed, and oneDNN is available, too."""
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``; in float32 on the CPU, where nothing is learnt or traced, through
-    oneDNN.
+    """``torch.nn.Linear``; in float32 on the CPU, outside training and tracing, through oneDNN.
 
     Args:
         gelu: whether a GELU follows, and if so, which: ``none`` and ``tanh`` are its

@@ -26,12 +26,12 @@ def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa
 
 
 def build_shape_head(config: DitHeadConfig) -> ShapeHead:
-    """The head of a configuration that has one, freshly initialised."""
+    """The shape head, freshly initialised, for a configuration that has one."""
     return ShapeHead(config.vqgan.latent_channels, config.latent_size)
 
 
 class DitHead(nn.Module):
-    """Everything with trained weights, and what samples from it.
+    """Everything with trained weights, and the sampler.
 
     Args:
         config: see :mod:`dithead.config`.

@@ -1,4 +1,4 @@
-"""The piece of a frame that is cut out, and what is laid back."""
+"""The piece of a frame that is cut out, and the patch that is written back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cut_rectangle(frame: Tensor, left: int, top: int, side: int) -> Tensor:
 
 
 def put_patch(frame: Tensor, patch: Patch) -> Tensor:
-    """A copy of a frame (H, W, 3) with a patch laid onto it."""
+    """A copy of a frame (H, W, 3) with a patch written onto it."""
     out = frame.clone()
     x, y, image, _ = inside(patch, frame.shape[1], frame.shape[0])
     out[y : y + image.shape[0], x : x + image.shape[1]] = image
@@ -41,8 +41,8 @@ def put_patch(frame: Tensor, patch: Patch) -> Tensor:
 
 
 def inside(patch: Patch, width: int, height: int) -> tuple[int, int, Tensor, Tensor]:
-    """The part of a patch that lies in a frame: left, top, image (h, w, 3), mask (h, w); h or w may
-    be 0."""
+    """The part of a patch inside a frame: left, top, image (h, w, 3), mask (h, w); h or w may be
+    0."""
     side = patch.image.shape[0]
     x0, y0 = max(0, min(width, patch.left)), max(0, min(height, patch.top))
     x1, y1 = max(x0, min(width, patch.left + side)), max(y0, min(height, patch.top + side))

@@ -42,26 +42,26 @@ ReferenceMode = Literal["previous", "fixed"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a stream is asked to do."""
+    """Options of a stream."""
 
     steps: int | None = None
-    """DDIM steps a frame; None takes the model's default."""
+    """DDIM steps per frame; None takes the model's default."""
     seed: int = 0
     reference: ReferenceMode = "fixed"
     """``fixed``: the latent of the first good frame that shows the face. ``previous``: the latent
-    generated for the frame before (the paper), which a small model lets drift on strangers."""
+    generated for the frame before (the paper), with which a small model drifts on strangers."""
     face: FaceChoice = "largest"
-    """Whose: ``"largest"``, the index of a face counted from the left, the face at a point (x, y)
-    or in a box (left, top, right, bottom), in pixels of the frame in which it is first seen."""
+    """Which face: ``"largest"``, the index of a face counted from the left, the face at a point (x,
+    y) or in a box (left, top, right, bottom), in pixels of the frame in which it first appears."""
     speakers: Speakers | None = None
-    """Who speaks when, by places; in the place of ``face``."""
+    """Who speaks when, by places; instead of ``face``."""
     on_no_face: Literal["pass", "error"] = "pass"
-    """What to do with a frame in which no face is found: hand it through untouched, or stop."""
+    """What to do with a frame in which no face is found: pass it through untouched, or stop."""
     generate_every: int = 1
-    """2 generates every second face and lets RIFE fill in those between: half the denoising, for
-    one frame of delay."""
+    """2 generates every second face and lets RIFE interpolate those between: half the denoising,
+    for one frame of delay."""
     detail: bool = True
-    """Lay the frame's own pixels over the generated face, warped to its shape (dithead/detail.py);
+    """Show the frame's own pixels, warped to the shape of the generated face (dithead/detail.py);
     False shows the generated face itself."""
 
     def __post_init__(self) -> None:
@@ -80,27 +80,27 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """Where a frame shows the face."""
+    """A face's position in a frame."""
 
     transform: Tensor
     """(2, 3) float: smoothed crop transform, crop units to frame pixels."""
     polygon: Tensor
-    """(P, 2) float in crop units: outline of what is replaced."""
+    """(P, 2) float in crop units: outline of the area that is replaced."""
     fresh: bool
     """Whether this may be somebody else than in the frame before, or shows the face so much better
-    that what is known of it is learnt anew."""
+    that everything known about it is learnt anew."""
     mesh: Tensor
     """(468, 3) in frame pixels, not smoothed."""
     region: Tensor
-    """(1, 5), the region of the frame that the mesh was fitted in."""
+    """(1, 5), the region of the frame in which the mesh was fitted."""
     samples: int
-    """Of each pixel of it that the mesh network saw."""
+    """How many samples of each of its pixels the mesh network saw."""
     light: Tensor
     """(2, 3): factor and offset that bring a crop's colours to the reference's light."""
     refers: bool
     """Whether this frame becomes the reference."""
     reference_share: float
-    """How much the latest reference counts against the one before, in (0, 1]."""
+    """Weight of the latest reference against the one before, in (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Prepared:
     mesh: Tensor
     """(468, 3) in the rectangle's pixels."""
     region: Tensor
-    """(1, 5), where it was fitted, likewise."""
+    """(1, 5), the region where it was fitted, in the rectangle's pixels."""
     crop: Tensor
     masked: Tensor
     window: Tensor
@@ -143,22 +143,21 @@ class DetailState:
 
 
 LeftAlone = Absence | Literal["too faint", "covered", "too large", "idle"]
-"""Why a frame is handed through as it is: there is nobody to re-voice in it; too little is to be
-seen of the face; something is in front of the mouth; the graphs were made for smaller faces; nobody
-speaks, and the stream was asked to show such frames as they are."""
+"""Why a frame is passed through as it is: nobody in it can be re-voiced; too little can be seen of
+the face; something is in front of the mouth; the graphs were made for smaller faces; nobody speaks,
+and the stream was asked to show such frames as they are."""
 
 
 COVERED = 0.95
-"""A mouth that is covered by so much counts as left alone."""
+"""A mouth that is covered this far counts as left alone."""
 
 
 class FrameGenerator:
     """Generates the patch of one frame after the other. Each method is one stage; :meth:`__call__`
     runs them in order.
 
-    A stage's state is its own, and each takes frames in order; so stages may run side by side, each
-    in a thread of its own.
-
+    Each stage has its own state and takes frames in order, so stages may run in parallel, each in
+    its own thread.
     """
 
     def __init__(self, graphs: Graphs, options: Options) -> None:
@@ -172,25 +171,25 @@ class FrameGenerator:
             self.modulations = [graphs.run("dit_timestep", now)[0] for now in self.visits[:-1]]
         self.seed = torch.full((1,), options.seed, device=graphs.device)
         self.locator = FaceLocator(graphs.run, options.face)
-        self.left_alone: LeftAlone | None = None  # why, the latest frame that was tracked
+        self.left_alone: LeftAlone | None = None  # why, for the latest frame that was tracked
         self.reset()
 
     def reset(self) -> None:
-        """Back to the state of a fresh stream."""
+        """Return to the state of a new stream."""
         self.locator.reset()
         self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
         self._tracking = TrackState(FaceTracker.initial_state(self.graphs.device))
         self._reference: Tensor | None = None  # latent (1, C, s, s)
-        self._replaced: Tensor | None = None  # likewise, of the reference before it
-        self._noise: Tensor | None = None  # likewise
+        self._replaced: Tensor | None = None  # the same, of the reference before it
+        self._noise: Tensor | None = None  # the same
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
         self._larger = False  # whether the last face was too large
 
     def track(
         self, frame: Tensor, time_s: float, read: Read = Tensor.cpu, box: Box | None = None
     ) -> Face | None:
-        """Frame (H, W, 3) uint8 -> its face, or None where it is to be left alone; then
-        ``left_alone`` says why. ``box``: where the face is to be, see
+        """Frame (H, W, 3) uint8 -> its face, or None if it is to be left alone; then ``left_alone``
+        says why. ``box``: where the face should be, see
         :class:`~dithead.face.locate.FaceLocator`."""
         if box is None and self.options.speakers is not None:
             box = self.options.speakers.box_at(time_s)
@@ -221,7 +220,7 @@ class FrameGenerator:
         if shown.taken:
             light = light_to(shown.looks, found.looks)
         self.locator.reference = shown.looks
-        # What was learnt of the mouth from a bad reference's frames is forgotten with it.
+        # What was learnt about the mouth from a bad reference's frames is forgotten with it.
         fresh = self._fresh or shown.taken
         self._fresh, self.left_alone = False, None
         return Face(
@@ -231,7 +230,7 @@ class FrameGenerator:
 
     def fit(self, picture: Tensor, region: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Meshes (1, 468, 3) and scores (1,) of the face in a region (1, 5) of a picture (H, W, 3),
-        seen with so many samples along each side of a pixel."""
+        with so many samples along each side of a pixel."""
         (cut,) = self.graphs.run(f"face_region.{samples}", picture, region)
         mesh, score = self.graphs.run("face_landmarks", cut, region)
         return mesh, score
@@ -254,9 +253,9 @@ class FrameGenerator:
         return left, top, cut_rectangle(frame, left, top, side), local
 
     def fitted(self, face: Face, rectangle: Tensor) -> Face | None:
-        """The face, or None where its rectangle (S, S, 3) from :meth:`cut` is larger than any that
-        the graphs were made for: such a frame is left alone, and the next face starts afresh. Where
-        every frame must show a face, the graphs say what they lack."""
+        """The face, or None if its rectangle (S, S, 3) from :meth:`cut` is larger than the graphs
+        support: such a frame is left alone, and the next face starts afresh. If every frame must
+        show a face, the graphs raise their own error."""
         most = getattr(self.graphs, "largest_rectangle", None)
         larger = most is not None and rectangle.shape[0] > most
         before, self._larger = self._larger, larger and self.options.on_no_face == "pass"
@@ -274,7 +273,7 @@ class FrameGenerator:
         return crop, self.graphs.run("masked_encoder", lit)[0]
 
     def begin(self, crop: Tensor, index: int, refers: bool, share: float) -> tuple[Tensor, Tensor]:
-        """What denoising a frame begins with.
+        """The starting point of a frame's denoising.
 
         Args:
             crop: from :meth:`encode`. index: number of the frame. refers, share: see :class:`Face`.
@@ -293,7 +292,7 @@ class FrameGenerator:
         return self._noise, reference
 
     def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
-        """All steps of DDIM: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
+        """All DDIM steps: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
         latents (B, C, s, s). Frames are independent of each other."""
         (context,) = self.graphs.run("dit_context", windows)
         latent, rows = noise, noise.shape[0]
@@ -303,7 +302,7 @@ class FrameGenerator:
         return latent
 
     def keep(self, latent: Tensor) -> None:
-        """Take a frame's latent for the next one's reference, where that was asked for."""
+        """Use a frame's latent as the next one's reference, if the options say so."""
         if self.options.reference == "previous":
             self._reference = latent
 
@@ -323,8 +322,8 @@ class FrameGenerator:
 
     def decode(self, latent: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
         """Latent (1, C, s, s), light of :class:`Face` -> face crop (1, 3, S, S) in [-1, 1], in the
-        frame's own light; its mesh (468, 2) in crop units, or (0, 2) where no head reads it or no
-        detail layer asks for it."""
+        frame's own light; its mesh (468, 2) in crop units, or (0, 2) if there is no shape head or
+        no detail layer."""
         (face,) = self.graphs.run("face_decoder", latent)
         factor, offset = light[:, :, None, None]
         face = ((face - offset) / factor).clamp(-1.0, 1.0)
@@ -335,8 +334,8 @@ class FrameGenerator:
     def fill(
         self, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], part: float
     ) -> tuple[Tensor, Tensor]:
-        """What :meth:`decode` would give at a time between two generated faces, ``part`` of the
-        way."""
+        """The output of :meth:`decode` at a time between two generated faces, ``part`` of the way,
+        interpolated."""
         t = torch.full((), part, device=before[0].device)
         (middle,) = self.graphs.run("interpolator", (before[0] + 1) / 2, (after[0] + 1) / 2, t)
         return middle * 2 - 1, torch.lerp(before[1], after[1], part)
@@ -344,15 +343,15 @@ class FrameGenerator:
     def blend(
         self, face: Tensor, rectangle: Tensor, crop: Tensor, transform: Tensor, polygon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Face crop from :meth:`decode`, what :meth:`encode` took and gave, the blend's polygon ->
-        composited rectangle (S, S, 3) uint8, its soft mask (S, S)."""
+        """Face crop from :meth:`decode`, the inputs and outputs of :meth:`encode`, the blend's
+        polygon -> composited rectangle (S, S, 3) uint8, its soft mask (S, S)."""
         name = f"face_blend.{rectangle.shape[0]}"
         image, weight = self.graphs.run(name, face, rectangle, crop, transform, polygon)
         return image, weight
 
     def begin_detail(self, time_s: float, fresh: bool) -> tuple[Tensor, Tensor]:
-        """What :meth:`detail` begins a frame with: habit, seconds since the last frame. ``fresh``:
-        from :meth:`track`; nothing is known of the face then."""
+        """The starting point of :meth:`detail` for a frame: habit, seconds since the last frame.
+        ``fresh``: from :meth:`track`; nothing is known about the face then."""
         device = self.graphs.device
         if fresh:
             self._detailing = DetailState(FaceShape.initial_habit(device))
@@ -376,10 +375,10 @@ class FrameGenerator:
         *,
         samples: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Lay the frame's own pixels over the blended picture.
+        """Warp the frame's own pixels to the shape of the blended picture.
 
         Args:
-            blended, mask: from :meth:`blend`. rectangle, transform, polygon: what it took.
+            blended, mask: from :meth:`blend`. rectangle, transform, polygon: its inputs.
             mesh, region: from :func:`in_rectangle`. shape: from :meth:`decode`. habit, elapsed_s:
                 from :meth:`begin_detail`.
             samples: of the face, see :class:`Face`.
@@ -399,11 +398,11 @@ class FrameGenerator:
         return image, habit, covered
 
     def keep_detail(self, habit: Tensor) -> None:
-        """Take a frame's habit for the next one."""
+        """Use a frame's habit for the next one."""
         self._detailing.habit = habit
 
     def save_denoising(self) -> Callable[[], None]:
-        """What brings the state of :meth:`begin` and :meth:`keep` back to what it is now."""
+        """What returns the state of :meth:`begin` and :meth:`keep` to its present value."""
         saved = self._reference, self._replaced, self._noise
 
         def restore() -> None:
@@ -412,7 +411,7 @@ class FrameGenerator:
         return restore
 
     def save_detail(self) -> Callable[[], None]:
-        """What brings the detail layer's state back to what it is now."""
+        """What returns the detail layer's state to its present value."""
         saved = replace(self._detailing)
 
         def restore() -> None:
@@ -426,7 +425,7 @@ class FrameGenerator:
         if self.options.on_no_face == "error" and self.left_alone in absent:
             raise StreamError(
                 f"{absent[self.left_alone]} in frame {index} (at {time_s:.3f} s); "
-                "with --on-no-face pass such frames are handed through untouched"
+                "with --on-no-face pass such frames pass through untouched"
             )
 
     @torch.inference_mode()
@@ -468,7 +467,7 @@ class FrameGenerator:
 
     @torch.inference_mode()
     def finish(self, prepared: Prepared, made: tuple[Tensor, Tensor]) -> Patch:
-        """Lay what :meth:`decode` gave into its rectangle."""
+        """Blend the output of :meth:`decode` into its rectangle."""
         p, polygon = prepared, prepared.found.polygon
         face, shape = made
         image, mask = self.blend(face, p.rectangle, p.crop, p.transform, polygon)
@@ -491,10 +490,10 @@ class FrameGenerator:
         Args:
             frame: (H, W, 3) uint8 RGB on the graphs' device. time_s: presentation time, seconds.
                 index: number of the frame.
-            window: gives the audio window (window_frames, features) at a time.
+            window: returns the audio window (window_frames, features) at a time.
 
         Returns:
-            The patch, or None where no face is found.
+            The patch, or None if no face is found.
 
         Raises:
             StreamError: no face is found and ``on_no_face`` is ``"error"``.
@@ -504,7 +503,7 @@ class FrameGenerator:
 
 
 def in_rectangle(face: Face, left: int, top: int) -> tuple[Tensor, Tensor]:
-    """A face's mesh (468, 3) and the region (1, 5) that it was fitted in, in the pixels of a
+    """A face's mesh (468, 3) and the region (1, 5) in which it was fitted, in the pixels of a
     rectangle of the frame."""
     mesh, region = face.mesh.clone(), face.region.clone()
     for places in (mesh, region):
@@ -516,7 +515,7 @@ def in_rectangle(face: Face, left: int, top: int) -> tuple[Tensor, Tensor]:
 def revoice(
     frames: Iterable[tuple[Tensor, float]], samples: Tensor, graphs: Graphs, options: Options
 ) -> Iterator[Tensor]:
-    """Re-voice a video that is held as pictures.
+    """Re-voice a video given as pictures.
 
     Args:
         frames: pairs of a picture (H, W, 3) uint8 RGB and its presentation time in seconds.
@@ -528,12 +527,12 @@ def revoice(
     with torch.inference_mode():
         features = encode_audio(SpeechGraph(graphs), samples)
     generator = FrameGenerator(graphs, options)
-    held: tuple[Tensor, Prepared] | None = None  # a frame whose face may be filled in
-    last: tuple[float, tuple[Tensor, Tensor]] | None = None  # time and face generated last
+    held: tuple[Tensor, Prepared] | None = None  # a frame whose face may be interpolated
+    last: tuple[float, tuple[Tensor, Tensor]] | None = None  # time and face, generated last
     for index, (frame, time_s) in enumerate(frames):
         prepared = generator.prepare(frame, time_s, index, features.window)
         if held is not None and (prepared is None or prepared.found.fresh):
-            yield _lay(generator, *held, generator.generate(held[1]))  # nothing to fill in from
+            yield _lay(generator, *held, generator.generate(held[1]))  # nothing to interpolate from
             held = last = None
         if prepared is None:
             yield frame

@@ -1,7 +1,7 @@
-"""The shape of a generated face, read off its latent: what the detail layer warps the frame to.
+"""The shape of a generated face, read from its latent: the detail layer warps the frame to it.
 
-The mesh network would read it off the picture too, for much more time, and less surely: generated
-faces are soft. The head knows the latents and was trained on meshes of sharp pictures.
+The mesh network could read it from the picture, but takes much more time and is less reliable:
+generated faces are soft. The head knows the latents and was trained on meshes of sharp pictures.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from dithead.face.mesh import POINTS
 
 DIRECTIONS = 96
-"""A mesh is a mean and a mixture of so many directions."""
+"""A mesh is a mean and a mixture of this many directions."""
 
 
 class ShapeHead(nn.Module):
-    """``shape_head``: the mesh of the face that a latent holds.
+    """``shape_head``: the mesh of the face in a latent.
 
     Args:
-        channels, size: of the latents; the size a multiple of 4.
+        channels, size: those of the latents; the size is a multiple of 4.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -46,7 +46,7 @@ class ShapeHead(nn.Module):
 
 
 def in_pixels(shape: Tensor, transform: Tensor) -> Tensor:
-    """A mesh (468, 2) in crop units, in the pixels that ``transform`` (2, 3) leads to, as the mesh
-    network gives it but without depth: (468, 3)."""
+    """A mesh (468, 2) in crop units, converted by ``transform`` (2, 3) to pixels, in the mesh
+    network's form but without depth: (468, 3)."""
     places = shape @ transform[:, :2].T + transform[:, 2]
     return F.pad(places, (0, 1))

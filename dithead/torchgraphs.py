@@ -43,7 +43,7 @@ from dithead.model import DitHead
 
 
 class TorchGraphs:
-    """Weights of every graph, shared by streams, and the graphs as PyTorch modules."""
+    """The weights of every graph, shared by streams, and the graphs as PyTorch modules."""
 
     def __init__(
         self, dithead: DitHead, audio: AudioEncoder, detector: FaceDetector, mesh: FaceMesh
@@ -54,7 +54,7 @@ class TorchGraphs:
         self.mesh = mesh
         self._modules: dict[str, nn.Module] = {}
         self._faces = FaceNetworks(detector, mesh)
-        self._building = threading.Lock()  # stages ask from threads of their own
+        self._building = threading.Lock()  # stages call from their own threads
 
     @classmethod
     def load(
@@ -67,13 +67,13 @@ class TorchGraphs:
         """Load a checkpoint and the packaged face and speech models onto a device.
 
         Args:
-            audio_weights: folder of the speech encoder where it is not the packaged one (wav2vec2).
-            attention: of the denoiser; see :func:`dithead.attention.attention`.
+            audio_weights: folder of the speech encoder, if it is not the packaged one (wav2vec2).
+            attention: attention of the denoiser; see :func:`dithead.attention.attention`.
         """
         check_attention(attention, torch.device(device))
         if torch.device(device).type == "cuda":
-            # On by default for convolutions; it has float16's digits, too few for a face's place
-            # and for quiet sounds.
+            # On by default for convolutions; TF32 has only float16's digits, too few for a face's
+            # position and for quiet sounds.
             torch.backends.cudnn.allow_tf32 = False
         dithead = DitHead.load(checkpoint, attention)
         audio = load_audio_encoder(dithead.config.audio, audio_weights)
@@ -82,8 +82,8 @@ class TorchGraphs:
 
     @classmethod
     def random(cls, config: DitHeadConfig) -> TorchGraphs:
-        """Random weights, always the same, behind the packaged face and speech models, for
-        measuring sizes and speed; wav2vec2 is random, too. On the CPU."""
+        """Random but fixed weights, with the packaged face and speech models, for measuring sizes
+        and speed; wav2vec2 is random, too. On the CPU."""
         audio: AudioEncoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -110,7 +110,7 @@ class TorchGraphs:
 
     @property
     def precision(self) -> str:
-        """What the weights are computed in."""
+        """The precision of the computation."""
         return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(
             self.dithead.dit.positions.dtype, "fp32"
         )
@@ -121,8 +121,8 @@ class TorchGraphs:
         return True
 
     def module(self, name: str) -> nn.Module:
-        """The graph that goes by a name, such as ``dit_step``; those that depend on the rectangle's
-        size are named with it, such as ``face_crop.256``.
+        """The graph with a name such as ``dit_step``; if it depends on the rectangle's size, the
+        name contains the size, as in ``face_crop.256``.
 
         Raises:
             ConfigError: no such graph.

@@ -18,13 +18,13 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _closing(channels: int, norm: Norm) -> list[nn.Module]:
-    """What stands before the last convolution."""
+    """The layers before the last convolution."""
     return [_norm(channels), nn.SiLU()] if norm == "group" else [nn.ReLU()]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each behind a group norm and SiLU, around a skip; without norms behind
-    a ReLU, and the identity (or a 1x1 convolution) at first."""
+    """Two 3x3 convolutions, each after a group norm and SiLU, with a residual; without norms after
+    a ReLU, and initially the identity (or a 1x1 convolution)."""
 
     def __init__(self, channels_in: int, channels_out: int, norm: Norm = "group") -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Codebook(nn.Module):
 
     Args:
         size: entries. width: channels of the latent. groups: G groups of its channels are quantised
-            apart, each against a table of its own.
+            separately, each against its own table.
     """
 
     def __init__(self, size: int, width: int, groups: int = 1) -> None:
@@ -152,7 +152,7 @@ class Codebook(nn.Module):
         return flat.flatten(1, 3)
 
     def distances(self, latent: Tensor) -> Tensor:
-        """Latent (B, C, H, W) -> squared distances to the entries, less the latent's own square:
+        """Latent (B, C, H, W) -> squared distances to the entries, minus the latent's own square:
         (G, B * H * W, size) float32."""
         tables = self._tables()
         products = self.positions(latent) @ tables.transpose(1, 2)
@@ -177,8 +177,8 @@ class Codebook(nn.Module):
         """The nearest entry, or a mixture with those almost as near.
 
         Args:
-            latent: (B, C, H, W). softness: an entry whose squared distance is so much larger than
-                another's has 1/e of its weight; 0 takes the nearest alone.
+            latent: (B, C, H, W). softness: an entry whose squared distance is this much larger than
+                another's has 1/e of its weight; 0 takes only the nearest.
 
         Returns:
             (B, C, H, W).
@@ -192,7 +192,7 @@ class Codebook(nn.Module):
 
 
 class VQGANOutput(NamedTuple):
-    """What training needs from one pass."""
+    """The results of one pass that training needs."""
 
     image: Tensor
     """Reconstruction (B, 3, S, S)."""
@@ -209,8 +209,8 @@ class VQGANOutput(NamedTuple):
 class VQGAN(nn.Module):
     """Autoencoder with a codebook.
 
-    The latent that the diffusion model works on is the encoder's output before quantisation, scaled
-    to unit variance; ``latent_mean`` and ``latent_std`` hold that scale. Decoding undoes it, and
+    The diffusion model's latent is the encoder's output before quantisation, scaled to unit
+    variance; ``latent_mean`` and ``latent_std`` hold that scale. Decoding undoes the scale and
     quantises, more or less softly or not at all.
     """
 
@@ -247,9 +247,9 @@ class VQGAN(nn.Module):
         """One training pass.
 
         Args:
-            image: (B, 3, S, S) in [-1, 1]. quantised_share: of the pictures pass through the
-                codebook. noise: the others get noise of a standard deviation from 0 to this, in
-                terms of the features' own.
+            image: (B, 3, S, S) in [-1, 1]. quantised_share: share of the pictures that pass through
+                the codebook. noise: the others get noise of a standard deviation from 0 to this,
+                relative to the features' own.
         """
         features = self.encoder(image).float()
         indices = self.codebook.indices(features.detach())

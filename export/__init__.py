@@ -1,1 +1,1 @@
-"""Turning the graphs of a checkpoint into files that other engines run."""
+"""Converts the graphs of a checkpoint into files that other engines run."""

@@ -1,4 +1,4 @@
-"""Making a bundle from a checkpoint; what has not changed since the last export is kept."""
+"""Makes a bundle from a checkpoint; files that have not changed since the last export are kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from dithead.torchgraphs import TorchGraphs
 log = logging.getLogger(__name__)
 
 RANDOM_CASES = 2
-"""Random inputs that every file is run on."""
+"""Number of random inputs for the comparison of every file."""
 SEED = 20231206
 TARGETS = ("cpu", "gpu")
 
@@ -47,21 +47,21 @@ Cases = Mapping[str, Sequence[Mapping[str, Tensor]]]
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What a bundle is to hold."""
+    """What a bundle is to contain."""
 
     precision: Precision = "fp16"
-    """Of the graphs for a GPU."""
+    """Precision of the graphs for a GPU."""
     targets: tuple[str, ...] = TARGETS
     """``cpu``: every graph in float32. ``gpu``: in the precision, and as engines."""
     largest_rectangle: int = 1024
-    """Side in pixels of the largest rectangle round a face that there are graphs for."""
+    """Side in pixels of the largest rectangle round a face for which there are graphs."""
     graphs: tuple[str, ...] = ()
-    """Names of the graphs to export; none for all. A bundle of some graphs cannot be streamed
+    """Names of the graphs to export; empty for all. A bundle of only some graphs cannot be streamed
     from."""
     flavour: Flavour | None = None
     """Which TensorRT builds the engines; None for no engines."""
     compute_capability: str = PORTABLE
-    """Such as ``8.9``: narrows engines to one kind of GPU."""
+    """Such as ``8.9``: restricts engines to one kind of GPU."""
     batches: tuple[int, ...] = (1,)
     """How many streams an engine serves at once, besides one: each graph that streams can share
     gets an engine for each number."""
@@ -85,12 +85,12 @@ class ExportReport:
     built: list[str] = field(default_factory=list)
     """Names of the files that were made."""
     kept: int = 0
-    """How many files of the earlier bundle still hold."""
+    """How many files of the earlier bundle were kept."""
     seconds: float = 0.0
     bytes: int = 0
     engines: int = 0
     real_inputs: bool = False
-    """Whether what was made was compared on real inputs, too, where the clip gave any."""
+    """Whether the new files were also compared on real inputs, where the clip gave any."""
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class _Exporter:
     folder: Path
     options: ExportOptions
     record: Callable[[], Cases] | None
-    """Gives inputs met in practice; called when the first file is made."""
+    """Returns real inputs; called when the first file is made."""
     progress: Progress
     report: ExportReport
     earlier: EarlierBundle
@@ -109,14 +109,14 @@ class _Exporter:
     real: Cases | None = None
 
     def real_inputs(self, name: str) -> list[Mapping[str, Tensor]]:
-        """Inputs that a graph meets in practice."""
+        """Real inputs of a graph."""
         if self.real is None:
             self.real = self.record() if self.record else {}
             self.report.real_inputs = bool(self.real)
         return list(self.real.get(name, ()))
 
     def precisions(self, spec: GraphSpec) -> list[Precision]:
-        """In which precisions a graph is needed."""
+        """The precisions in which a graph is needed."""
         targets, wanted = self.options.targets, self.options.precision
         on_cpu: list[Precision] = ["fp32"] if "cpu" in targets or not spec.reduced else []
         on_gpu = [wanted] if "gpu" in targets and spec.reduced else []
@@ -128,7 +128,7 @@ class _Exporter:
         (inputs, outputs), read = weights_read(module, lambda: self._ports(spec, module))
         weights = hash_tensors(read)
         onnx: list[mf.OnnxFile] = []
-        for precision in self.precisions(spec):  # float32 first, then what is compared with it
+        for precision in self.precisions(spec):  # float32 first: the others are compared with it
             onnx.append(self._onnx(spec, module, weights, precision, onnx[0] if onnx else None))
         engines: list[mf.EngineFile] = []
         if spec.engine and self.options.flavour and "gpu" in self.options.targets:
@@ -140,7 +140,7 @@ class _Exporter:
         return mf.GraphEntry(spec.name, inputs, outputs, spec.engine, tuple(onnx), tuple(engines))
 
     def bundle(self, source: str | None) -> mf.Manifest:
-        """Make everything that is asked for, and put the manifest in place."""
+        """Make everything that was requested, and write the manifest."""
         options, config = self.options, self.models.config
         specs = graph_specs(options.largest_rectangle, config.shape_head)
         specs = select(specs, options.graphs) if options.graphs else specs
@@ -165,7 +165,7 @@ class _Exporter:
         return new
 
     def _keep_others(self, wanted: set[str]) -> None:
-        """Refuse to replace a bundle by a part of one."""
+        """Refuse to replace a whole bundle with a part of one."""
         earlier, found = self.earlier.manifest, ""
         if earlier is None and (self.folder / mf.MANIFEST).is_file():
             found = f"what {self.folder} holds cannot be read"
@@ -214,7 +214,7 @@ class _Exporter:
         real = self.real_inputs(spec.name)
         generator = torch.Generator().manual_seed(SEED)
         config = self.models.config
-        # The graph is traced with the first, and must not take its batch of 1 for the only one.
+        # The graph is traced with the first one, and must not treat its batch of 1 as fixed.
         asked = self.options.batches if spec.shared else (1,)
         batches = [max(asked), *asked][:RANDOM_CASES]
         batches += [1] * (RANDOM_CASES - len(batches))
@@ -249,7 +249,7 @@ class _Exporter:
     ) -> mf.EngineFile:
         library = str(load_flavour(flavour).__version__)
         capability = self.options.compute_capability
-        if flavour == "tensorrt":  # its engines run on the kind of GPU that they are built on
+        if flavour == "tensorrt":  # its engines run only on the kind of GPU that they are built on
             capability = this_gpu()
         key = hash_of(
             *(file.sha256 for file in source.files()),
@@ -298,7 +298,7 @@ class _Exporter:
 def _check_ports(
     graph: str, kind: str, found: tuple[mf.Port, ...], wanted: tuple[mf.Port, ...], batch: int
 ) -> None:
-    """Raise ExportError where an engine's ports differ from those of its graph for so many streams.
+    """Raise ExportError if an engine's ports differ from those of its graph for so many streams.
     They are compared by name; ``?`` stands for any size."""
     by_name = {port.name: port for port in found}
     for port in wanted:
@@ -328,15 +328,15 @@ def export_bundle(
     """Write a bundle, or bring one up to date.
 
     Args:
-        source: name of a packaged checkpoint, or a path; None where ``models`` have random weights.
-        folder: the bundle's; made if need be.
-        models: the checkpoint, where it is loaded already, or random weights.
-        real: gives inputs met in practice, by graph, to validate on beside random ones; called
-            only if a file is made.
-        progress: told what is being made.
+        source: name of a packaged checkpoint, or a path; None if ``models`` have random weights.
+        folder: the bundle's folder; created if necessary.
+        models: the checkpoint, if it is already loaded, or random weights.
+        real: returns real inputs by graph, for validation besides random ones; called only if a
+            file is made.
+        progress: called with what is being made.
 
     Raises:
-        DitheadError: the bundle that was there before is as it was.
+        DitheadError: the export failed; the previous bundle is unchanged.
     """
     start = time.perf_counter()
     require_onnx()

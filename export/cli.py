@@ -28,7 +28,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, default=Path("bundle"), help="the bundle"
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("bundle"),
+        help="the bundle's folder",
     )
     add_checkpoint_arguments(parser)
     parser.add_argument(
@@ -38,7 +43,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
-        "--precision", default="fp16", help="of the graphs for a GPU: fp32, fp16 or bf16"
+        "--precision", default="fp16", help="precision of the graphs for a GPU: fp32, fp16 or bf16"
     )
     precision.add_argument(
         "--fp16", dest="precision", action="store_const", const="fp16", help="--precision fp16"
@@ -56,32 +61,32 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--compute-capability",
         metavar="X.Y",
         default="portable",
-        help="narrow TensorRT-RTX engines to one kind of GPU, such as 8.9",
+        help="restrict TensorRT-RTX engines to one kind of GPU, such as 8.9",
     )
     parser.add_argument(
         "--batch",
         metavar="N,...",
         default="1",
-        help="engines that work for so many streams at once, such as 1,2,4,8",
+        help="build engines for this many streams at once, such as 1,2,4,8",
     )
     parser.add_argument(
         "--largest-rectangle",
         metavar="PX",
         type=int,
         default=1024,
-        help="side of the largest square round a face that is provided for",
+        help="side of the largest square round a face that the bundle supports",
     )
     parser.add_argument(
         "--graphs",
         default="",
-        help="only these, separated by commas; such a bundle cannot be streamed from",
+        help="export only these, separated by commas; such a bundle cannot be streamed from",
     )
     parser.add_argument(
         "--clip",
         metavar="VIDEO",
         type=Path,
-        help="a video with a face: the files that are made are compared on what it gives, too (the "
-        "packaged speech is heard); default: the demo's clip where it is installed",
+        help="a video with a face: the new files are also compared on its frames (with the "
+        "packaged speech); default: the demo's clip if it is installed",
     )
     parser.add_argument(
         "--verify",

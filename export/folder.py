@@ -1,4 +1,5 @@
-"""The folder of a bundle: one export at a time writes to it, and tidies up after itself."""
+"""The folder of a bundle: one export at a time writes to it, and removes what is no longer
+needed."""
 
 from __future__ import annotations
 
@@ -16,22 +17,23 @@ from dithead.jsontext import parse_json
 
 _LOCK = ".export.lock"
 _BUSY = "another export is at work in {}: wait for it, or choose another folder"
-_ATTEMPTS = 10  # at a lock or folder that other exports remove again and again
+_ATTEMPTS = 10  # for a lock or folder that other exports keep removing
 _MADE = re.compile(r"[\w.]+\.(fp32|fp16|bf16)\.[0-9a-f]{8}\.(onnx|onnx\.data|engine|log)")
 """Names of the files that an export makes."""
 _LEFT = re.compile(r"\.[\w.]+\.(layers|widened)\.onnx|\.manifest\.json\.\d+\.tmp")
-"""Names of what an export that was killed may have left."""
+"""Names of the files that a killed export may have left."""
 _KEPT = re.compile(r"\.export\.lock|\.\w+\.timing")
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder or take it over for one export; nobody else gets it until that is done.
+    """Make a folder, or take it over, for one export; no other export gets it until this one is
+    done.
 
-    A folder that was made for an export that fails is removed again.
+    If an export fails for which the folder was made, the folder is removed again.
 
     Raises:
-        ExportError: it is a file, holds other things than a bundle, cannot be made, or another
+        ExportError: it is a file, contains other things than a bundle, cannot be made, or another
             export is at work in it.
     """
     if folder.exists() and not folder.is_dir():
@@ -51,14 +53,14 @@ def claimed(folder: Path) -> Iterator[None]:
             failed = fresh and not done
             if failed:
                 _empty(folder)
-            (folder / _LOCK).unlink(missing_ok=True)  # last: from now on another export may have it
+            (folder / _LOCK).unlink(missing_ok=True)  # last: from now on another export may take it
             if failed:
                 with suppress(OSError):  # another export may have begun
                     folder.rmdir()
 
 
 def _locked(folder: Path) -> tuple[IO[str], bool]:
-    """The lock of a folder, held; whether the folder was made for it and is empty."""
+    """Hold the lock of a folder; yields whether the folder was made for it and is empty."""
     path, made = folder / _LOCK, False
     for _ in range(_ATTEMPTS):
         try:
@@ -72,7 +74,7 @@ def _locked(folder: Path) -> tuple[IO[str], bool]:
             raise ExportError(f"cannot write to the folder {folder} ({error.strerror})") from error
         try:
             _take(lock.fileno(), folder)
-            # The holder before may have removed it: another export may hold a new file.
+            # The previous holder may have removed it: then another export may hold a new file.
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
                 return lock, made and not any(p.name != _LOCK for p in folder.iterdir())
         except FileNotFoundError:
@@ -87,7 +89,7 @@ def _locked(folder: Path) -> tuple[IO[str], bool]:
 def _take(descriptor: int, folder: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows: exports in one folder at once are not told apart there
+    except ImportError:  # Windows: exports in one folder at once are not detected there
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +98,7 @@ def _take(descriptor: int, folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove everything in a folder but its lock."""
+    """Remove everything in a folder except its lock."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -106,7 +108,7 @@ def _empty(folder: Path) -> None:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, or a bundle, or has only what exports leave."""
+    """Whether a folder is empty, is a bundle, or has only what exports leave."""
     ours = (_MADE, _LEFT, _KEPT, re.compile(re.escape(MANIFEST)))
     names = [path.name for path in folder.iterdir()]
     only_ours = all(any(kind.fullmatch(name) for kind in ours) for name in names)
@@ -118,7 +120,8 @@ def _is_free(folder: Path) -> bool:
 
 
 def remove_stale(folder: Path, manifest: Manifest) -> None:
-    """Remove what exports made and the manifest does not name, and what killed exports left."""
+    """Remove files made by exports that the manifest does not name, and what killed exports
+    left."""
     named = {file.path for file in manifest.files()}
     named |= {str(Path(name).with_suffix(".log")) for name in named if name.endswith(".engine")}
     for path in folder.iterdir():

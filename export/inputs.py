@@ -1,4 +1,4 @@
-"""Inputs to compare graphs on: random ones, and real ones that a clip gives."""
+"""Inputs on which graphs are compared: random ones, and real ones from a clip."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ MESH_POINTS = 468
 FRAMES = 12
 """How many frames of a clip are re-voiced."""
 SPEECH_SAMPLES = 32000
-"""How much of the packaged speech is heard: 2 s at 16 kHz."""
+"""How much of the packaged speech is used: 2 s at 16 kHz."""
 
 
 def example_inputs(
     spec: GraphSpec, config: DitHeadConfig, generator: torch.Generator, batch: int = 1
 ) -> dict[str, Tensor]:
-    """Random inputs of a graph, in the range that it meets; open sizes of frames are drawn, too.
+    """Random inputs of a graph, in their real range; open sizes of frames are random, too.
 
     Args:
-        batch: streams at once, for a graph from :func:`dithead.bundle.graphspecs.with_batch`.
+        batch: number of streams, for a graph from :func:`dithead.bundle.graphspecs.with_batch`.
     """
     kind, _, side_text = spec.name.partition(".")
     side = int(side_text or 0)
@@ -63,7 +63,7 @@ def example_inputs(
         return blend_polygon(uniform(1, BLEND_ANCHORS, low=-0.4, high=0.4))[0]
 
     def face(transform: Tensor, opening: float) -> Tensor:
-        """A mesh whose mouth is one, in pixels."""
+        """A mesh with a plausible mouth, in pixels."""
         points = uniform(MESH_POINTS, 3, low=-0.4, high=0.4)
         along = torch.linspace(0.0, 1.0, len(INNER_UPPER))
         for edge, depth in ((INNER_UPPER, -0.02), (INNER_LOWER, opening)):
@@ -73,7 +73,7 @@ def example_inputs(
         return points
 
     def smooth(height: int, width: int) -> Tensor:
-        """A picture without noise, which a position in its last digit would change."""
+        """A picture without noise; noise would change with the last digit of a position."""
         coarse = uniform(1, 3, 8, 8, low=0.0)
         return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
 
@@ -190,8 +190,8 @@ def example_inputs(
 
 
 class Recorder:
-    """Runs graphs through another :class:`~dithead.graphs.Graphs` and keeps some of the inputs that
-    each graph meets."""
+    """Runs graphs through another :class:`~dithead.graphs.Graphs` and keeps some of each graph's
+    inputs."""
 
     def __init__(self, graphs: Graphs, specs: Iterable[GraphSpec], keep: int = 2) -> None:
         self._graphs = graphs
@@ -202,7 +202,7 @@ class Recorder:
         self.cases: dict[str, list[dict[str, Tensor]]] = {}
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """As the graphs it records; keeps the 1st, 8th, 15th, ... inputs, up to ``keep``."""
+        """Like the recorded graphs; keeps the 1st, 8th, 15th, ... inputs, up to ``keep``."""
         calls = self._calls.get(name, 0)
         self._calls[name] = calls + 1
         cases = self.cases.setdefault(name, [])
@@ -215,7 +215,7 @@ class Recorder:
 def record_real_inputs(
     models: TorchGraphs, clip: Path, largest_rectangle: int
 ) -> dict[str, list[dict[str, Tensor]]]:
-    """Re-voice the beginning of a clip with the packaged speech and keep what each graph met.
+    """Re-voice the beginning of a clip with the packaged speech, and keep the inputs of each graph.
 
     Returns:
         Inputs by name, by graph.

@@ -1,7 +1,7 @@
-"""What layers become for an export: products in reduced precision, and what ONNX Runtime computes
-well.
+"""Changes to layers for an export: products in reduced precision, and layers that ONNX Runtime
+computes well.
 
-In reduced precision weights and matrix products are float16 or bfloat16. What must not lose digits
+In reduced precision, weights and matrix products are float16 or bfloat16. What must not lose digits
 stays float32: statistics of norms, the denoiser's softmax, its residual stream (its fixed positions
 are float32), the DDIM update, the codebook's distances, and every input and output. The casts are
 part of the graph, so a strongly typed engine runs exactly this.
@@ -50,7 +50,7 @@ class _Reduced(nn.Module):
 
 
 class _Float32(nn.Module):
-    """A norm that works in float32 and gives back the precision it was given."""
+    """A norm that computes in float32 and returns the precision of its input."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Outputs32(nn.Module):
 
 
 def check_precision(precision: str) -> None:
-    """Raise ConfigError where a precision is unknown."""
+    """Raise ConfigError if a precision is unknown."""
     if precision not in DTYPES:
         raise ConfigError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
 
@@ -111,7 +111,7 @@ def reduce_precision(module: nn.Module, precision: Precision) -> nn.Module:
 def _replace_children(
     module: nn.Module, replacement: Callable[[str, nn.Module], nn.Module | None]
 ) -> None:
-    """Put the replacement of each child in its place; where there is none, go on inside it."""
+    """Replace each child that has a replacement; otherwise go on inside it."""
     for name, child in list(module.named_children()):
         new = replacement(name, child)
         if new is None:
@@ -121,11 +121,11 @@ def _replace_children(
 
 
 class ReducedGraphs(TorchGraphs):
-    """Graphs in reduced precision in PyTorch, which rounds as a GPU does: with them any machine can
+    """Graphs in reduced precision in PyTorch, which rounds as a GPU does, so that any machine can
     measure what a precision costs.
 
     Args:
-        models: the graphs in float32; those that stay float32 in a bundle are run as they are.
+        models: the graphs in float32; those that stay float32 in a bundle run as they are.
     """
 
     def __init__(self, models: TorchGraphs, precision: Precision) -> None:
@@ -142,9 +142,10 @@ class ReducedGraphs(TorchGraphs):
 class RowwiseGroupNorm(nn.Module):
     """:class:`torch.nn.GroupNorm` of (B, C, ..., W), with sums that keep their digits.
 
-    ONNX Runtime adds up a whole group in float32, one value after the other, and takes the variance
-    from the difference of two such sums: over a 256 px feature map that is off by 3e-4. Here rows
-    are averaged first, then their means, then those of the channels, and deviations are squared.
+    ONNX Runtime adds up a whole group in float32, one value after the other, and computes the
+    variance from the difference of two such sums: over a 256 px feature map that is off by 3e-4.
+    Here the mean is taken over rows first, then over their means, then over channels, and
+    deviations are squared.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -169,7 +170,7 @@ def _mean(maps: Tensor) -> Tensor:
 
 class SpelledOutPReLU(nn.Module):
     """:class:`torch.nn.PReLU` of (B, C, ...) as a ReLU and a product. ONNX Runtime's own takes
-    longer than the convolutions round it."""
+    longer than the convolutions around it."""
 
     def __init__(self, activation: nn.PReLU) -> None:
         super().__init__()
@@ -183,7 +184,8 @@ _SPELLED_OUT = {nn.GroupNorm: RowwiseGroupNorm, nn.PReLU: SpelledOutPReLU}
 
 
 def spell_out(module: nn.Module) -> nn.Module:
-    """A copy of a module with such layers in place of PyTorch's; without any, the module itself."""
+    """A copy of a module with such layers instead of PyTorch's; if there are none, the module
+    itself."""
     if not any(type(part) in _SPELLED_OUT for part in module.modules()):
         return module
     copied = copy.deepcopy(module)

@@ -1,4 +1,4 @@
-"""One graph to one ONNX file."""
+"""Exports one graph to one ONNX file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dithead.errors import BackendUnavailable, ExportError
 from dithead.export.layers import spell_out
 
 OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
-"""Opset by precision: 22 is the first in which convolutions take bfloat16."""
+"""Opset by precision: 22 is the first in which convolutions accept bfloat16."""
 
 
 class _Positional(nn.Module):
-    """Takes any inputs in order, so that every graph is exported alike."""
+    """Takes any inputs in order, so that every graph is exported the same way."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Positional(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporter prints; its exceptions say what went wrong."""
+    """Suppress the exporter's output; its exceptions say what went wrong."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -47,7 +47,7 @@ def _quiet() -> Iterator[None]:
 
 
 def require_onnx() -> None:
-    """Raise BackendUnavailable where the packages that write ONNX files are missing."""
+    """Raise BackendUnavailable if the packages that write ONNX files are missing."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -69,7 +69,7 @@ def export_onnx(
     """Export a graph. Weights that are too large for a protobuf go into :func:`weights_file`.
 
     Args:
-        module: takes ``spec.inputs`` in order and gives ``spec.outputs`` in order.
+        module: takes ``spec.inputs`` in order and returns ``spec.outputs`` in order.
         inputs: examples by name.
         metadata: text fields to write into the file.
 
@@ -100,22 +100,22 @@ def export_onnx(
                 verbose=False,
                 optimize=True,
             )
-    except Exception as error:  # the exporter raises its own and torch's errors of many kinds
+    except Exception as error:  # the exporter raises many kinds of errors, its own and torch's
         raise ExportError(f"graph '{spec.name}' cannot be exported to ONNX: {error}") from error
     assert program is not None
     program.model.metadata_props.update(metadata or {})
-    weights_file(path).unlink(missing_ok=True)  # of an earlier export that was killed
+    weights_file(path).unlink(missing_ok=True)  # from an earlier export that was killed
     program.save(str(path))
     check_names(path, spec)
 
 
 def weights_file(path: Path) -> Path:
-    """The file beside an ONNX file that holds its weights, where they are too large for it."""
+    """The file beside an ONNX file that holds its weights, if they are too large for it."""
     return path.with_name(f"{path.name}.data")
 
 
 def check_names(path: Path, spec: GraphSpec) -> None:
-    """Raise ExportError where a file's inputs or outputs differ from those of its spec: engines and
+    """Raise ExportError if a file's inputs or outputs differ from those of its spec: engines and
     runtimes bind by name."""
     import onnx
 

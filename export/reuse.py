@@ -1,5 +1,5 @@
-"""What of an earlier export still holds. A key is a hash of everything that a file is made from: a
-file is made again when its key has changed."""
+"""Which files of an earlier export are still valid. A key is a hash of everything that a file is
+made from: a file is made again when its key has changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class EarlierBundle:
-    """What a folder holds of an earlier export: the manifest, and the files that are whole."""
+    """An earlier export in a folder: the manifest, and the files that are intact."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest: Manifest | None = None
@@ -33,21 +33,21 @@ class EarlierBundle:
         graphs = self.manifest.graphs if self.manifest else ()
         files = self.manifest.files() if self.manifest else ()
         self.whole = {file.path for file in files if _is_whole(folder, file)}
-        """Names of the files that are as the manifest says."""
+        """Names of the files that match the manifest."""
         self.onnx = {
             onnx.file.key: onnx
             for entry in graphs
             for onnx in entry.onnx
             if self.whole.issuperset(part.path for part in onnx.files())
         }
-        """The ONNX files that are whole, by key."""
+        """The intact ONNX files, by key."""
         self.engines = {
             engine.file.key: engine
             for entry in graphs
             for engine in entry.engines
             if engine.file.path in self.whole
         }
-        """The engines that are whole, by key."""
+        """The intact engines, by key."""
 
 
 def _is_whole(folder: Path, file: BundleFile) -> bool:
@@ -59,12 +59,12 @@ def _is_whole(folder: Path, file: BundleFile) -> bool:
 
 
 def hash_of(*parts: str) -> str:
-    """A key from what a file is made from."""
+    """A key, from everything that a file is made from."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def source_files() -> set[Path]:
-    """Our source that decides what is in a file."""
+    """Our source files that determine what is in a file."""
     root, here = Path(dithead.__file__).parent, Path(__file__).parent
     folders = (root, root / "audio", root / "face", root / "bundle", here)
     return {path for folder in folders for path in folder.glob("*.py")}
@@ -99,7 +99,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes the ids of the tensors that PyTorch's functions are given."""
+    """Records the ids of the tensors passed to PyTorch's functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if getattr(function, "__name__", "") != "__get__":  # a shape or a dtype is no value
+        if getattr(function, "__name__", "") != "__get__":  # a shape or a dtype is not a value
             leaves = pytree.tree_leaves((args, kwargs))
             self.ids.update(id(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         return function(*args, **(kwargs or {}))
@@ -117,11 +117,11 @@ class _Reads(TorchFunctionMode):
 def weights_read(module: nn.Module, run: Callable[[], _T]) -> tuple[_T, dict[str, Tensor]]:
     """Run a module and find which of its parameters and buffers the computation reads.
 
-    A graph takes what it needs out of larger parts: an encoder's graph holds no decoder's weights,
+    A graph uses only some of a larger part's weights: an encoder's graph has no decoder weights,
     though its module does.
 
     Args:
-        run: runs ``module``, and nothing else that matters.
+        run: runs ``module`` and nothing else of importance.
 
     Returns:
         What ``run`` returns; the tensors by name.

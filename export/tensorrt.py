@@ -1,7 +1,8 @@
-"""One ONNX file to one TensorRT engine: TensorRT-RTX, or TensorRT 10 and 11, in the same code.
+"""Builds one TensorRT engine from one ONNX file: TensorRT-RTX, or TensorRT 10 and 11, with the same
+code.
 
-TensorRT-RTX builds without a GPU or driver; what is specific to a device is compiled when an engine
-first runs. Opening an engine always takes a driver. Networks are strongly typed: the ONNX file says
+TensorRT-RTX builds without a GPU or driver; the device-specific part is compiled when an engine
+first runs. Opening an engine always needs a driver. Networks are strongly typed: the ONNX file says
 which precision is used where, and its casts are kept.
 """
 
@@ -30,7 +31,7 @@ def this_gpu() -> str:
     """Compute capability and name of the first GPU, such as ``9.0 (NVIDIA H200)``.
 
     Raises:
-        BackendUnavailable: there is none.
+        BackendUnavailable: there is no GPU.
     """
     if not torch.cuda.is_available():
         raise BackendUnavailable(
@@ -43,7 +44,7 @@ def this_gpu() -> str:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until a piece of work is done.
+    """Defer Ctrl-C and SIGTERM until a piece of work is done.
 
     TensorRT calls our logger while it builds, and drops the exceptions that are raised in it: an
     interrupt would be lost.
@@ -65,7 +66,7 @@ def _signals_wait() -> Iterator[None]:
 
 @dataclass(slots=True)
 class BuildLog:
-    """What TensorRT said while it built."""
+    """TensorRT's messages from the build."""
 
     lines: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ class BuildLog:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """A serialised engine and what its network looked like."""
+    """A serialised engine and the ports of its network."""
 
     data: memoryview
     inputs: tuple[Port, ...]
@@ -101,7 +102,7 @@ def compute_capability_name(trt: Any, capability: str) -> Any:
     """``8.9`` as the flavour's own constant.
 
     Raises:
-        ConfigError: it knows none such.
+        ConfigError: the flavour does not know it.
     """
     known = {
         f"{name[2:-1]}.{name[-1]}": value
@@ -128,28 +129,30 @@ def build_engine(
     """Build an engine from an ONNX file.
 
     Args:
-        compute_capability: such as ``8.9`` to narrow a TensorRT-RTX engine to one kind of GPU.
-        timing_cache: read if there, and written; TensorRT only.
-        sizes: open dimensions by name that are fixed in this engine; the others stay open.
+        compute_capability: such as ``8.9``, to restrict a TensorRT-RTX engine to one kind of GPU.
+        timing_cache: read if it exists, and written; TensorRT only.
+        sizes: sizes of open dimensions that are fixed in this engine, by name; the others stay
+            open.
 
     Raises:
         ConfigError: unknown flavour or compute capability.
         BackendUnavailable: the flavour is not installed, or needs a GPU to build.
-        ExportError: the file cannot be parsed or built; names the graph and what TensorRT said.
+        ExportError: the file cannot be parsed or built; the message has the graph's name and
+            TensorRT's reason.
     """
     trt = load_flavour(flavour)
     log = BuildLog()
     logger = _logger(trt, log)
     try:
         builder = trt.Builder(logger)
-    except TypeError as error:  # what classic TensorRT raises where it finds no GPU
+    except TypeError as error:  # what classic TensorRT raises if it finds no GPU
         raise BackendUnavailable(f"{flavour} cannot build here: {_reason(log)}") from error
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    # What is no protobuf at all is parsed without complaint, into nothing.
+    # A file that is not a protobuf is parsed without an error, into an empty network.
     if not parser.parse_from_file(str(path)) or network.num_outputs == 0:
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ExportError(
@@ -170,10 +173,10 @@ def build_engine(
     ports_in = tuple(_port(spec, tensor) for tensor in inputs)
     ports_out = tuple(_port(spec, tensor) for tensor in outputs)
     config = builder.create_builder_config()
-    # TF32 has float16's digits: float32 graphs mean what they say.
+    # TF32 has only float16's digits: float32 graphs must be float32.
     config.clear_flag(trt.BuilderFlag.TF32)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # TensorRT-RTX: what it takes for an engine that CUDA graphs can capture.
+        # TensorRT-RTX: required for an engine that CUDA graphs can capture.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if spec.dynamic:

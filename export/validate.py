@@ -1,4 +1,4 @@
-"""Proving that an exported file computes what PyTorch computes."""
+"""Checks that an exported file computes what PyTorch computes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
 """Largest relative error allowed, by precision."""
 SMALLEST_SCALE = 1e-2
-"""An output's error counts relative to its largest value, or to this where that is smaller."""
+"""An output's error is relative to its largest value, or to this if that is smaller."""
 
 Arrays = dict[str, np.ndarray]
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference relative to the largest value; infinite where one is not finite.
+    """Largest difference relative to the largest value; infinite if a value is not finite.
 
-    Pictures in 8 bits may differ by one level where a value lies on the edge of rounding: then the
-    mean difference counts.
+    Pictures in 8 bits may differ by one level where a value is at the edge of rounding: for them
+    the mean difference counts.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
@@ -55,12 +55,12 @@ def onnx_session(path: Path, threads: int = 0) -> Any:
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own classes, which it does not document
+    except Exception as error:  # ONNX Runtime's own classes, which are undocumented
         raise ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
 
 
 def run_torch(module: nn.Module, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> Arrays:
-    """What PyTorch gives, by output."""
+    """PyTorch's results, by output."""
     with torch.inference_mode():
         outputs = module(*(inputs[name] for name in spec.inputs))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -87,15 +87,15 @@ def validate(
         module: the graph in float32.
         cases: inputs by name.
         reference: the same graph in float32 as ONNX, to find where a file in another precision
-            departs.
-        precision: of the file.
+            starts to differ.
+        precision: precision of the file.
 
     Returns:
         The largest relative error.
 
     Raises:
-        ExportError: an output is not finite or too far off; names the graph, the error and the
-            layer where it first appears.
+        ExportError: an output is not finite or too far off; the message names the graph, the error
+            and the layer where it first appears.
     """
     worst = 0.0
     with runnable(path, precision) as file:
@@ -143,13 +143,13 @@ def validate_precision(
 
 
 def _largest_error(found: Arrays, expected: Arrays) -> tuple[str, float]:
-    """The output that is furthest off, and its relative error."""
+    """The output with the largest relative error, and that error."""
     errors = {name: relative_error(found[name], value) for name, value in expected.items()}
     return max(errors.items(), key=lambda item: item[1])
 
 
 def _traced(module: nn.Module, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> Arrays:
-    """What every innermost module gives, by name, in order of computation."""
+    """The output of every innermost module, by name, in order of computation."""
     values: Arrays = {}
 
     def keep(name: str) -> Any:
@@ -174,12 +174,12 @@ def _traced(module: nn.Module, spec: GraphSpec, inputs: Mapping[str, Tensor]) ->
 
 
 def _plain_name(name: str) -> str:
-    """A module's name without the wrappers that the export puts round it."""
+    """A module's name without the wrappers that the export adds."""
     return ".".join(part for part in name.split(".") if part not in ("inner", ""))
 
 
 def _first_off(found: Arrays, expected: Arrays, tolerance: float) -> str:
-    """A phrase that names the layer in which values first go wrong; empty where none is found."""
+    """A phrase that names the layer in which values first go wrong; empty if none is found."""
     for layer, value in found.items():
         true, value = expected.get(layer, value).astype(np.float32), value.astype(np.float32)
         off = true.shape == value.shape and relative_error(value, true) > tolerance
@@ -200,7 +200,7 @@ def layer_outputs(path: Path, inputs: Arrays) -> Arrays:
     import onnx
     from onnx import helper
 
-    # Weights in a file beside it stay there: only their shapes matter here.
+    # Weights in a separate file stay there: only their shapes matter here.
     graph = onnx.load(str(path), load_external_data=False)
     model = onnx.shape_inference.infer_shapes(graph)
     kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
@@ -210,7 +210,7 @@ def layer_outputs(path: Path, inputs: Arrays) -> Arrays:
         name = _module_of(node)
         output = node.output[0]
         if name and kinds.get(output) in floats:
-            last.pop(name, None)  # a module's last output decides its place in the order
+            last.pop(name, None)  # a module's last output determines its place in the order
             last[name] = output
     exposed = {output: name for name, output in last.items()}
     if not exposed:
@@ -242,9 +242,9 @@ def _module_of(node: Any) -> str:
 def runnable(path: Path, precision: str) -> Iterator[Path]:
     """A file that ONNX Runtime can run on a CPU: the same one, or for bfloat16 a copy in float32.
 
-    ONNX Runtime has no bfloat16 convolutions on a CPU. The copy proves the file's structure, its
-    names and its rounded weights; :func:`validate_precision` proves the rounding of what is
-    computed. The copy is removed in the end.
+    ONNX Runtime has no bfloat16 convolutions on a CPU. The copy checks the file's structure, its
+    names and its rounded weights; :func:`validate_precision` checks the rounding of the
+    computation. The copy is removed at the end.
     """
     if precision != "bf16":
         yield path
@@ -262,7 +262,7 @@ def runnable(path: Path, precision: str) -> Iterator[Path]:
 
 
 def _widen(graph: GraphProto) -> None:
-    """Make every bfloat16 type of a graph float32."""
+    """Convert every bfloat16 type of a graph to float32."""
     from onnx import TensorProto
 
     del graph.value_info[:]

@@ -1,5 +1,5 @@
-"""Running every engine of a bundle on a machine with a GPU, and comparing it with the graph's ONNX
-file: the float32 one, or where the bundle has none, the one that the engine was built from."""
+"""Runs every engine of a bundle on a machine with a GPU and compares it with the graph's ONNX file:
+the float32 one, or if the bundle has none, the one that the engine was built from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEED = 7
 
 
 def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
-    """Load, run and compare every engine, and record in the manifest that it was done.
+    """Load, run and compare every engine, and record this in the manifest.
 
     Returns:
         Largest relative error by graph.
@@ -31,7 +31,7 @@ def verify_bundle(folder: Path, device: str = "cuda") -> dict[str, float]:
         BackendUnavailable: no GPU, or the TensorRT flavour is not installed.
         ExportError: the bundle has no engines, or one does not open, run or agree.
     """
-    read_manifest(folder)  # a folder that is no bundle is left alone
+    read_manifest(folder)  # leaves a folder alone that is not a bundle
     with claimed(folder):
         return _verify(folder, torch.device(device))
 

@@ -17,15 +17,15 @@ from dithead.runtime.checked import checked_time, checked_wait
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.stream import Stream
 
-_SLICE_S = 0.1  # for which a thread waits before it asks whether it still should
+_SLICE_S = 0.1  # how long a thread waits before it checks whether it still should
 
 
 class AsyncStream:
-    """A :class:`Stream` for asyncio: what may wait is awaited, in two threads of its own. To be
-    closed, or used as a context manager.
+    """A :class:`Stream` for asyncio: calls that may wait are awaited, and run in two threads of its
+    own. Close it, or use it as a context manager.
 
-    A call that is cancelled loses no frame: what was pulled meanwhile comes with the next pull, and
-    a frame that was taken in meanwhile is not taken twice where it is pushed again.
+    A call that is cancelled loses no frame: a frame pulled meanwhile comes with the next pull, and
+    a frame taken in meanwhile is not taken twice if it is pushed again.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -43,7 +43,7 @@ class AsyncStream:
         await self.close()
 
     async def close(self) -> None:
-        """See :meth:`Stream.close`. Ends the two threads, too."""
+        """See :meth:`Stream.close`. Also ends the two threads."""
         left = self._given_up()
         try:
             await asyncio.to_thread(self._stream.close)
@@ -51,7 +51,7 @@ class AsyncStream:
         finally:
             self._closed = True
             for thread in (self._pusher, self._puller):
-                thread.shutdown(wait=False)  # they end at once: nothing waits any more
+                thread.shutdown(wait=False)  # they end at once: nothing is waiting any more
 
     async def reset(self) -> None:
         """See :meth:`Stream.reset`."""
@@ -84,13 +84,13 @@ class AsyncStream:
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
             if self._closed:
-                return self._stream.push_frame(image, time_s, 0.0)  # says so
+                return self._stream.push_frame(image, time_s, 0.0)  # raises the error
             if self._pushed is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
                 push = partial(self._stream.push_frame, image, time_s, left, face_box=face_box)
                 work = loop.run_in_executor(self._pusher, push)
                 self._pushed = at, work
-            # Cancelled here, the slice goes on; what it comes to is asked for by the next push.
+            # If this call is cancelled, the slice goes on; the next push asks for its result.
             pushed = pushed_s, work = self._pushed
             await asyncio.wait({work})
             if self._pushed is pushed:
@@ -106,7 +106,7 @@ class AsyncStream:
         end = None if timeout_s is None else loop.time() + timeout_s
         while True:
             if self._closed:
-                return self._stream.pull(0.0)  # says so
+                return self._stream.pull(0.0)  # raises the error
             if self._pulled is None:
                 left = _SLICE_S if end is None else max(0.0, min(_SLICE_S, end - loop.time()))
                 self._pulled = loop.run_in_executor(self._puller, self._stream.pull, left)

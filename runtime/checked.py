@@ -1,4 +1,5 @@
-"""What users of the library hand in, checked, and in the types that the rest counts on."""
+"""Checks on what users of the library pass in, and conversion to the types that the rest
+expects."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from dithead.errors import BackendUnavailable, ConfigError, DitheadError, Stream
 
 
 def checked_device(name: torch.device | str) -> torch.device:
-    """A device that is there.
+    """A device that exists.
 
     Raises:
-        ConfigError: it is neither cpu, cuda nor cuda:N. BackendUnavailable: there is none.
+        ConfigError: it is neither cpu, cuda nor cuda:N.
+        BackendUnavailable: there is no such device.
     """
     try:
         device = torch.device(name)
@@ -37,7 +39,7 @@ def checked_device(name: torch.device | str) -> torch.device:
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:
-    """Raise StreamError where a picture is of another shape or type."""
+    """A picture, contiguous. Raises StreamError: another shape or type."""
     fits = (
         isinstance(image, np.ndarray)
         and image.ndim == 3
@@ -54,17 +56,17 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
 def checked_number(
     value: object, expected: str, raises: type[DitheadError] = StreamError
 ) -> Fraction:
-    """A number of whatever type, Python's, NumPy's or PyTorch's, exactly.
+    """The exact value of a number of any type, Python's, NumPy's or PyTorch's.
 
     Raises:
-        DitheadError: it is none, or not finite; of the type that is asked for.
+        DitheadError: not a number, or not finite; of the given type.
     """
     try:
-        if isinstance(value, Rational):  # NumPy's integers would overflow within a Fraction
+        if isinstance(value, Rational):  # NumPy's integers would overflow in a Fraction
             return Fraction(int(value.numerator), int(value.denominator))
         if isinstance(value, Decimal):
             return Fraction(value)
-        if not isinstance(value, SupportsFloat):  # strings are none
+        if not isinstance(value, SupportsFloat):  # strings are not numbers
             raise TypeError("no number")
         return Fraction(float(value))
     except (TypeError, ValueError, OverflowError) as error:
@@ -72,19 +74,19 @@ def checked_number(
 
 
 def checked_time(time_s: object) -> Fraction:
-    """A time in seconds. Raises StreamError: it is none."""
+    """A time in seconds. Raises StreamError: not a time."""
     return checked_number(time_s, "a time in seconds")
 
 
 def checked_wait(timeout_s: object) -> float | None:
-    """A limit of waiting in seconds, None for none. Raises StreamError: it is neither."""
+    """A timeout in seconds; None means no limit. Raises StreamError: neither."""
     if timeout_s is None:
         return None
     return min(float(checked_number(timeout_s, "a timeout in seconds or None")), TIMEOUT_MAX)
 
 
 def checked_rate(sample_rate_hz: object) -> int:
-    """A sample rate in Hz. Raises StreamError: it is no whole number above 0."""
+    """A sample rate in Hz. Raises StreamError: not a whole number above 0."""
     expected = "a sample rate in Hz, a whole number above 0"
     rate_hz = checked_number(sample_rate_hz, expected)
     if rate_hz < 1 or rate_hz.denominator != 1:

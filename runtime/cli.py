@@ -64,7 +64,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults there are."""
+    """Shows the defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         unset = action.default in (None, False, [])
@@ -105,15 +105,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"),
-        help="what runs the model, and nothing else does (default: torch, or onnxruntime with "
-        "--bundle)",
+        help="what runs the model; never replaced by another (default: torch, or onnxruntime "
+        "with --bundle)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, as asked for")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--attention",
         choices=("sdpa", "math", "flash", "xformers"),
-        help="of the denoiser, with --backend torch: PyTorch's own, the formula spelt out, or a "
-        "package's, on CUDA (default: sdpa)",
+        help="attention of the denoiser, with --backend torch: PyTorch's own, the plain formula, "
+        "or that of a package, on CUDA (default: sdpa)",
     )
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(
@@ -123,7 +123,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default=1,
         help="2 doubles the frame rate with RIFE: N frames become 2N - 1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial noise")
     parser.add_argument(
         "--reference",
         choices=("previous", "fixed"),
@@ -134,53 +134,55 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--extend",
         choices=("trim", "loop", "pingpong", "freeze"),
         help="what to do when the audio is longer than the video (default: freeze for a still "
-        "picture, else trim)",
+        "picture, otherwise trim)",
     )
     parser.add_argument(
         "--face",
         type=_face,
         default="largest",
-        help="whose: 'largest', an index from the left, a point X,Y or a box LEFT,TOP,RIGHT,BOTTOM "
-        "in pixels of the first frame that shows the face; that person is followed from then on",
+        help="which face: 'largest', an index from the left, a point X,Y or a box "
+        "LEFT,TOP,RIGHT,BOTTOM in pixels of the first frame that shows the face; that person is "
+        "followed from then on",
     )
     parser.add_argument(
         "--faces",
         metavar="FILE",
         type=Path,
         help="who speaks when: a line for each turn, with start and end in seconds and the box "
-        "LEFT TOP RIGHT BOTTOM of the face; between turns nobody does",
+        "LEFT TOP RIGHT BOTTOM of the face; between turns nobody speaks",
     )
     parser.add_argument(
         "--on-no-face",
         choices=("pass", "error"),
         default="pass",
-        help="hand faceless frames through untouched, or stop at the first",
+        help="pass frames without a face through untouched, or stop at the first one",
     )
     parser.add_argument(
         "--generate-every",
         type=int,
         choices=(1, 2),
         default=1,
-        help="2 generates every second face and lets RIFE fill in those between",
+        help="2 generates every second face and lets RIFE interpolate those between",
     )
     parser.add_argument(
         "--detail",
         choices=("on", "off"),
         default="on",
-        help="the frame's own skin and lips, warped to the generated mouth; off shows the "
+        help="show the frame's own skin and lips, warped to the generated mouth; off shows the "
         "generated face itself",
     )
     parser.add_argument(
         "--in-flight",
         type=int,
         default=IN_FLIGHT,
-        help="frames on their way through the stages at a time",
+        help="maximum number of frames in progress",
     )
     parser.add_argument(
         "--batch",
         type=int,
         default=1,
-        help="frames denoised at a time (with --reference fixed): throughput for latency",
+        help="frames denoised together (with --reference fixed): higher throughput, but higher "
+        "latency",
     )
     parser.add_argument(
         "--no-overlap", action="store_true", help="run the stages one after the other"
@@ -193,8 +195,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="the summary, or what went wrong, as JSON, on stdout, or on stderr where the video "
-        "goes to stdout",
+        help="the summary, or the error, as JSON on stdout, or on stderr if the video goes to "
+        "stdout",
     )
     parser.add_argument(
         "--progress",
@@ -203,7 +205,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="on stderr: 'auto' shows it on a terminal, 'json' writes lines of JSON anywhere",
     )
     parser.add_argument(
-        "--quiet", action="store_true", help="no summary, and no progress but --progress json"
+        "--quiet", action="store_true", help="no summary, and no progress except --progress json"
     )
     return parser
 
@@ -213,7 +215,7 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--input-format",
         metavar="NAME",
-        help="FFmpeg's format or device of IN, where it cannot be told: v4l2, mpegts, rawvideo",
+        help="FFmpeg's format or device of IN, if it cannot be detected: v4l2, mpegts, rawvideo",
     )
     group.add_argument(
         "--input-option",
@@ -221,7 +223,7 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         type=_setting,
         action="append",
         default=[],
-        help="for FFmpeg's reader of IN, such as video_size=1280x720; may be repeated",
+        help="option of FFmpeg's reader of IN, such as video_size=1280x720; may be repeated",
     )
     group.add_argument(
         "--fps",
@@ -231,8 +233,8 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--audio-format",
         metavar="NAME",
-        help="FFmpeg's format or device of AUDIO; raw sound needs it, such as s16le, and its rate "
-        "and channels",
+        help="FFmpeg's format or device of AUDIO; required for raw sound, such as s16le, with its "
+        "rate and channels",
     )
     group.add_argument(
         "--audio-option",
@@ -240,31 +242,31 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
         type=_setting,
         action="append",
         default=[],
-        help="for FFmpeg's reader of AUDIO, such as rate=24000 and channels=1 of raw sound; may be "
-        "repeated",
+        help="option of FFmpeg's reader of AUDIO, such as rate=24000 and channels=1 for raw sound; "
+        "may be repeated",
     )
     group.add_argument(
-        "--audio-track", metavar="N", type=int, default=0, help="audio track to take, from 0"
+        "--audio-track", metavar="N", type=int, default=0, help="audio track to use, from 0"
     )
     group = parser.add_argument_group("output")
     group.add_argument(
         "--format",
         metavar="NAME",
-        help="FFmpeg's container (mp4, mov, matroska, webm, mpegts, flv, rtsp) in the place of the "
-        "extension's; for - matroska",
+        help="FFmpeg's container (mp4, mov, matroska, webm, mpegts, flv, rtsp) instead of the "
+        "extension's; matroska for -",
     )
     group.add_argument(
         "--keep-tracks",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="carry further sounds, subtitles, attachments, cover, chapters and tags of IN over, "
-        "as far as OUT has room for them",
+        help="copy other audio tracks, subtitles, attachments, cover, chapters and tags of IN, as "
+        "far as OUT has room for them",
     )
     group.add_argument(
         "--video-codec",
         metavar="NAME",
         help="FFmpeg's encoder, such as libx265, h264_nvenc or ffv1 (libx264; libvpx-vp9 for "
-        "WebM); none takes its place",
+        "WebM); never replaced by another",
     )
     group.add_argument(
         "--crf", type=int, help="constant quality within the encoder's range, lower is better (18)"
@@ -276,7 +278,7 @@ def _add_media_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pix-fmt",
         metavar="NAME",
-        help="pixel format, such as yuv420p, which every player takes (the input's own)",
+        help="pixel format, such as yuv420p, which every player accepts (the input's own)",
     )
 
 

@@ -1,15 +1,15 @@
-"""Defaults of a run that depend on nothing but the machine."""
+"""Defaults of a run that depend only on the machine."""
 
 from __future__ import annotations
 
 import os
 
 IN_FLIGHT = 6
-"""Frames on their way at a time: fewer cost throughput, more cost latency."""
+"""Frames in progress at a time: fewer cost throughput, more cost latency."""
 
 WAITING = 24
-"""Pushed frames that may wait for their sound: up to 0.38 s of it with `tiny`,
-0.74 s (23 frames at 30 fps) with other presets."""
+"""Pushed frames that may wait for their sound: up to 0.38 s of it with `tiny`, 0.74 s (23 frames at
+30 fps) with other presets."""
 
 
 def available_cores() -> int:
@@ -20,8 +20,8 @@ def available_cores() -> int:
 
 
 def default_threads(overlap: bool) -> int:
-    """CPU threads of each stage: where stages run side by side, a quarter of the cores, as the
-    slowest keeps about a third of a run's work and others run beside it. (Measured on two cores,
-    where one thread is best.)"""
+    """CPU threads of each stage. If stages run in parallel, a quarter of the cores, as the slowest
+    stage does about a third of a run's work and others run beside it. (Measured on two cores, where
+    one thread is best.)"""
     cores = available_cores()
     return max(1, cores // 4) if overlap else cores

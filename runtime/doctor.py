@@ -1,4 +1,5 @@
-"""``dithead-doctor``: what this machine can run, what is missing, and the command that gets it."""
+"""``dithead-doctor``: what this machine can run, what is missing, and the command that installs
+it."""
 
 from __future__ import annotations
 
@@ -24,14 +25,14 @@ State = Literal["ok", "missing", "unusable"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     group: str
     name: str
     state: State
     detail: str
     remedy: str = ""
-    """The one command, or the one thing to do, where it is not ok."""
+    """The one command, or the one action, that helps if it is not ok."""
 
 
 def _version(package: str) -> str:
@@ -42,7 +43,7 @@ def _version(package: str) -> str:
 
 
 def _extra(group: str, module: str, package: str, extra: str | None, purpose: str) -> Finding:
-    """A package that is only imported where it is used; of an extra, or to be installed alone."""
+    """A package that is only imported where it is used: from an extra, or to be installed alone."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
@@ -108,7 +109,7 @@ def look_at_engines() -> list[Finding]:
 
 
 def look_at_media() -> list[Finding]:
-    """Codecs that PyAV's FFmpeg has."""
+    """Codecs in PyAV's FFmpeg."""
     import av
 
     group = "FFmpeg"
@@ -136,7 +137,7 @@ def look_at_media() -> list[Finding]:
 
 
 def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
-    """Packaged checkpoints and those that are asked about."""
+    """Packaged checkpoints and those that were asked about."""
     from dithead import checkpoint
     from dithead.config import DitHeadConfig
 
@@ -160,7 +161,8 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
 
 
 def _engine_options(manifest: Manifest) -> str:
-    """What makes a bundle's engines again, and the speech encoder that no package has."""
+    """The command that makes a bundle's engines again, and the speech encoder that no package
+    contains."""
     engines = [engine for entry in manifest.graphs for engine in entry.engines]
     options = []
     if engines:
@@ -176,7 +178,7 @@ def _engine_options(manifest: Manifest) -> str:
 
 
 def look_at_bundle(folder: Path) -> list[Finding]:
-    """Whether a bundle is whole and fits what is installed."""
+    """Whether a bundle is complete and fits what is installed."""
     from dithead.bundle import manifest as mf
     from dithead.bundle.graphspecs import graph_specs
     from dithead.bundle.libraries import load_flavour
@@ -225,7 +227,7 @@ def look_at_bundle(folder: Path) -> list[Finding]:
 
 
 def examine(bundles: Sequence[Path] = (), checkpoints: Sequence[Path] = ()) -> list[Finding]:
-    """Look at everything."""
+    """Check everything."""
     looks: list[Callable[[], list[Finding]]] = [
         look_at_torch,
         look_at_engines,
@@ -257,7 +259,7 @@ def main(argv: list[str] | None = None, prog: str = "dithead-doctor") -> int:
     """Entry point of ``dithead-doctor``.
 
     Returns:
-        0, or 1 where a bundle or checkpoint that was asked about cannot be used.
+        0, or 1 if a bundle or checkpoint that was asked about cannot be used.
     """
     parser = argparse.ArgumentParser(
         prog=prog,

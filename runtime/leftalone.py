@@ -1,4 +1,4 @@
-"""What is said of frames that were handed through as they are."""
+"""Messages about frames that were passed through as they are."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dithead.runtime.media.inputs import Input
 
 REASONS: Mapping[LeftAlone, tuple[str, str | None]] = {
     "no face": ("no face was seen", None),
-    "away": ("the face that is followed was not to be seen", None),
+    "away": ("the face that is followed was not visible", None),
     "nobody": ("nobody was to speak", None),
-    "too faint": ("too little was to be seen of the face", "brighten or sharpen the video"),
+    "too faint": ("too little of the face was visible", "brighten or sharpen the video"),
     "covered": ("something was in front of the mouth", None),
     "too large": (
         "the face was too large for the bundle",
         "export with a larger --largest-rectangle",
     ),
 }
-"""Each reason in words, and what can be done."""
+"""Each reason in words, and a remedy."""
 
 
 def left_alone_notes(left_alone: Mapping[LeftAlone, int]) -> list[str]:
-    """A sentence for each reason: how many frames."""
+    """For each reason, a sentence with the number of frames."""
     notes = []
     for reason, count in left_alone.items():
         words, remedy = REASONS[reason]
@@ -33,7 +33,7 @@ def left_alone_notes(left_alone: Mapping[LeftAlone, int]) -> list[str]:
 
 
 def nobody_spoke(video: Input, options: Options, left_alone: Mapping[LeftAlone, int]) -> MediaError:
-    """The error of a video of which no frame was re-voiced."""
+    """The error for a video in which no frame was re-voiced."""
     frames = sum(left_alone.values())
     if set(left_alone) == {"no face"}:
         if options.face == "largest":

@@ -1,5 +1,4 @@
-"""Pictures that are pushed, pulled, held still or played in a loop, in the layouts that they may
-have."""
+"""Pictures that are pushed, pulled, held still or played in a loop, in their possible layouts."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from dithead.runtime.schedule.channel import Channel, Closed
 
 Layout = Literal["rgb", "bgr", "yuv420p"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-"""``rgb``, ``bgr``: (H, W, 3) uint8. ``yuv420p``: (3 H / 2, W) uint8, the planes Y, U and V one
-below the other as FFmpeg packs them, BT.709 in limited range; H and W are even."""
+"""``rgb``, ``bgr``: (H, W, 3) uint8. ``yuv420p``: (3 H / 2, W) uint8, the planes Y, U and V below
+each other as FFmpeg packs them, BT.709 in limited range; H and W are even."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +39,9 @@ class PushedPicture:
     face_box: Box | None = None
     """Where the face to re-voice is, in pixels; see :meth:`Stream.push_frame`."""
     arrived_s: float = 0.0
-    """When it came, on the stream's clock."""
+    """When it arrived, on the stream's clock."""
     end_s: Fraction | None = None
-    """When the next one is due, where that is known."""
+    """When the next one is due, if known."""
 
     @property
     def width(self) -> int:
@@ -59,7 +58,7 @@ class PushedPicture:
         return self.image
 
     def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> PushedPicture:
-        """A copy with a rectangle laid in where the mask is not 0."""
+        """A copy with a rectangle written where the mask is not 0."""
         image = self.image.copy()
         part = image[y : y + rgb.shape[0], x : x + rgb.shape[1]]
         np.copyto(part, rgb, where=mask.astype(bool)[..., None])
@@ -67,14 +66,14 @@ class PushedPicture:
 
 
 def checked_layout(layout: Layout) -> Layout:
-    """Raise ConfigError where a layout is unknown."""
+    """Raise ConfigError if a layout is unknown."""
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
     return layout
 
 
 def to_rgb(image: np.ndarray, layout: Layout) -> np.ndarray:
-    """A picture in a layout as (H, W, 3) uint8 RGB. Raises StreamError: it is of another shape."""
+    """Convert a picture from a layout to (H, W, 3) uint8 RGB. Raises StreamError: another shape."""
     if layout == "rgb":
         return checked_picture(image)
     if layout == "bgr":
@@ -97,7 +96,7 @@ def to_rgb(image: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def from_rgb(image: np.ndarray, layout: Layout) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB in a layout."""
+    """Convert a picture (H, W, 3) uint8 RGB to a layout."""
     if layout == "rgb":
         return image
     if layout == "bgr":
@@ -107,7 +106,7 @@ def from_rgb(image: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 class PushedPictures:
-    """Pictures as they are pushed, for the scheduler to take."""
+    """Pushed pictures, as a source for the scheduler."""
 
     def __init__(self, waiting: int) -> None:
         self.inbox: Channel[PushedPicture] = Channel(waiting)
@@ -135,18 +134,18 @@ class PushedPictures:
 
 
 Shown = tuple[Fraction, Fraction, np.ndarray]
-"""From when to when a picture is shown, and the picture (H, W, 3) uint8 RGB."""
+"""Start and end of a picture's display, and the picture (H, W, 3) uint8 RGB."""
 
 Footage = Callable[[], Iterator[Shown]]
-"""Begins what a stream shows by itself, at time 0, without end."""
+"""Starts what a stream shows by itself, at time 0, without end."""
 
 
 class OwnPictures:
     """Pictures that a stream shows by itself: a portrait or a clip, until another is set.
 
     Args:
-        footage: what is shown first.
-        clock: seconds that pass; None where frames need not wait for their time.
+        footage: what to show first.
+        clock: returns the time in seconds; None if frames need not wait for their time.
     """
 
     def __init__(self, footage: Footage, clock: Callable[[], float] | None = None) -> None:
@@ -180,7 +179,7 @@ class OwnPictures:
         return PushedPicture(self._index - 1, time_s, image, arrived_s=arrived_s, end_s=self._end_s)
 
     def _wait_until(self, time_s: Fraction) -> float:
-        """Wait for a frame's turn; when that is, on the clock."""
+        """Wait for a frame's turn; returns when that is, on the clock."""
         if self._clock is None:
             return 0.0
         if self._began_s is None:
@@ -192,10 +191,10 @@ class OwnPictures:
         return due_s
 
     def shut(self) -> None:
-        """Close what is shown. To be called when nobody takes pictures any more."""
+        """Close what is shown. Call it when nobody takes pictures any more."""
         close = getattr(self._frames, "close", None)
         if close is not None:
-            with suppress(ValueError):  # a thread that hangs in it
+            with suppress(ValueError):  # a thread hangs in it
                 close()
 
     def stop(self) -> None:
@@ -215,7 +214,7 @@ class OwnPictures:
 
 
 def still(image: np.ndarray, rate: Fraction) -> Footage:
-    """One picture (H, W, 3) uint8, again and again."""
+    """One picture (H, W, 3) uint8, repeated."""
 
     def frames() -> Iterator[Shown]:
         for index in count():
@@ -225,10 +224,10 @@ def still(image: np.ndarray, rate: Fraction) -> Footage:
 
 
 def clip(path: str | os.PathLike[str]) -> Footage:
-    """A video file, forwards and backwards by turns, at its own rate.
+    """A video file, forwards and backwards in turn, at its own rate.
 
     Raises:
-        MediaError: it cannot be read; when the footage begins.
+        MediaError: it cannot be read; raised when the footage begins.
     """
 
     def frames() -> Iterator[Shown]:
@@ -245,8 +244,8 @@ def chosen_footage(
     rate: Fraction,
     raises: type[DitheadError],
 ) -> Footage | None:
-    """A portrait or a clip, of which one may be given; None for neither. Raises what is asked for
-    where both are."""
+    """A portrait or a clip; at most one may be given, None for neither. Raises the given error type
+    if both are."""
     if portrait is not None and loop is not None:
         raise raises("a stream shows a portrait or a loop, not both")
     if portrait is not None:

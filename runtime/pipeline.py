@@ -1,4 +1,4 @@
-"""The main job, from files, pipes or live sources to a file, a pipe or a server: the stages of
+"""The main job, from files, pipes or live sources to a file, a pipe or a server: runs the stages of
 :mod:`dithead.runtime.schedule.stages` between a decoder and an encoder, in bounded memory."""
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Summary:
     faces: int = 0
     """Frames in which a face was found and re-voiced."""
     left_alone: Counter[LeftAlone] = field(default_factory=Counter)
-    """The others, which were handed through untouched: how many for which reason, see
+    """The other frames, which passed through untouched: the number for each reason, see
     :data:`dithead.pipeline.LeftAlone`."""
     frames_written: int = 0
     dropped: int = 0
-    """Frames of a live source that came faster than they could be worked on."""
+    """Frames of a live source that came too fast to be processed."""
     seconds: float = 0.0
     """Wall time, without loading the models."""
     video_s: float = 0.0
@@ -67,12 +67,12 @@ class Summary:
 
     @property
     def fps(self) -> float:
-        """Input frames for each second of wall time."""
+        """Input frames per second of wall time."""
         return self.frames / self.seconds if self.seconds else 0.0
 
     @property
     def stage_fps(self) -> dict[str, float]:
-        """Input frames for each second spent in a stage."""
+        """Input frames per second spent in a stage."""
         return {name: self.frames / s for name, s in self.stage_s.items() if s > 0}
 
 
@@ -97,33 +97,34 @@ def stream_file(
 ) -> Summary:
     """Re-voice a video and write the result.
 
-    A live source is never made to wait: of the frames that come faster than they can be worked on,
-    the oldest are dropped, and counted in the summary; its sound is kept whole. What goes to a
-    server from files goes at the pace at which it is played.
+    A live source never has to wait: of the frames that come too fast to be processed, the oldest
+    are dropped and counted in the summary; all of its sound is kept. Output from files to a server
+    is sent at playback speed.
 
     Args:
         video: anything PyAV opens, a still picture included; see :class:`Input`.
-        audio: anything with an audio track; the video itself, even where it can be read but once.
+        audio: anything with an audio track; may be the video itself, even if it can be read only
+            once.
         output: a file (.mp4, .m4v, .mov, .mkv, .webm, .ts, .flv), "-" for standard output, or a
             URL; see :class:`Output`.
-        graphs: the model, as a back end runs it. backend: that back end's name, for the summary.
+        graphs: the model, run by a back end. backend: that back end's name, for the summary.
         interpolate: 1 keeps the frame rate; 2 puts a frame between every two (N frames become 2N -
             1).
         extend: what to do when the audio is longer than the video; see :func:`extend_frames`. None
-            holds a still picture and else cuts the audio.
+            holds a still picture, and otherwise cuts the audio.
         encoding: the container and the encoder.
-        keep_tracks: whether the video's further sounds, its subtitles, attachments, cover, chapters
-            and tags go into the output, as far as its container has room for them.
-        in_flight: frames that may be on their way through the stages at a time.
-        batch: frames that are denoised at a time, with a fixed reference.
-        overlap: whether stages run side by side; else one after the other, in one thread.
+        keep_tracks: whether the video's other audio tracks, subtitles, attachments, cover, chapters
+            and tags are copied to the output, as far as its container has room for them.
+        in_flight: maximum number of frames in progress.
+        batch: number of frames denoised together, with a fixed reference.
+        overlap: whether stages run in parallel; otherwise one after the other, in one thread.
         progress: called after each input frame with its number and its time in seconds, from
             another thread.
-        trace: where every stage's work is noted. lanes: what orders the stages' work; None takes
+        trace: where every stage's work is recorded. lanes: what orders the stages' work; None takes
             the device's own.
 
     Raises:
-        MediaError, ConfigError, StreamError: nothing is left under the output's name.
+        MediaError, ConfigError, StreamError: no file is left under the output's name.
     """
     video, audio, output = as_input(video), as_input(audio), as_output(output)
     _check(video, audio, output, interpolate, extend)
@@ -136,7 +137,7 @@ def stream_file(
         opened = Demuxer(replace(video, audio_track=audio.audio_track), kinds)
         if keep_tracks:
             opened.read_also([stream for _, stream in _others(opened, audio)])
-    # Beside live sound, a frame may have to wait for its own.
+    # With live sound, a frame may have to wait for its own.
     behind_s = _BEHIND_S if audio.live else 0.0
     with VideoSource(opened or video, behind_s) as source:
         sound = AudioSource(opened if opened is not None and one_pass else audio)
@@ -204,7 +205,7 @@ def _others(demuxer: Demuxer, audio: Input) -> list[tuple[str, Any]]:
 
 
 def _beside(source: VideoSource, audio: Input) -> OtherTracks | None:
-    """What a video has beside its picture and first sound; None for nothing."""
+    """Everything in a video besides its picture and first sound; None for nothing."""
     given, demuxer = source.given, source.demuxer
     if not _others(demuxer, audio):
         return None
@@ -216,12 +217,12 @@ def _beside(source: VideoSource, audio: Input) -> OtherTracks | None:
 def _check(
     video: Input, audio: Input, output: Output, interpolate: int, extend: ExtendMode | None
 ) -> None:
-    """Refuse what cannot be done, before anything is opened."""
+    """Reject what cannot be done, before anything is opened."""
     if interpolate not in (1, 2):
         raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")
     if extend in ("loop", "pingpong") and video.once:
         raise ConfigError(
-            f"{video} can be read but once, so it cannot be played again",
+            f"{video} can be read only once, so it cannot be played again",
             hint="extend it by freeze, or write it to a file first",
         )
     if not output.streamed and any(given.same_file(Path(output.text)) for given in (video, audio)):
@@ -267,7 +268,7 @@ class _Pace:
 
 
 class _Writer:
-    """Writes finished frames, and those between them, and counts."""
+    """Writes and counts finished frames and those between them."""
 
     def __init__(
         self,
@@ -289,8 +290,9 @@ class _Writer:
         self._pace = pace
 
     def stop(self) -> None:
-        """End the waiting for a frame's turn, and, unless all frames are written, for sound and for
-        a reader that does not read: the sink still asks for the last frame's sound."""
+        """End the wait for a frame's turn. Unless all frames are written, also end the waits for
+        sound and for a reader that does not read: the sink still requests the last frame's
+        sound."""
         if not self.done:
             self._sink.stop()
             self._sound.stop()
@@ -298,7 +300,7 @@ class _Writer:
             self._pace.stop()
 
     def take(self, f: Frame) -> None:
-        """Write one frame on its way."""
+        """Write one frame."""
         made = f.result
         assert isinstance(made, VideoFrame)
         if self._pace is not None:
@@ -325,7 +327,7 @@ def halved(frame: VideoFrame) -> VideoFrame:
 
 
 def between(last: VideoFrame, frame: VideoFrame, picture: np.ndarray) -> VideoFrame:
-    """A frame in the middle of two that shows a picture (H, W, 3) uint8."""
+    """A frame midway between two, which shows a picture (H, W, 3) uint8."""
     ticks = frame.pts - last.pts
     empty = replace(last, pts=2 * last.pts + ticks, time_base=last.time_base / 2, duration=ticks)
     return empty.with_rectangle(0, 0, picture, np.ones(picture.shape[:2], bool))
@@ -334,12 +336,12 @@ def between(last: VideoFrame, frame: VideoFrame, picture: np.ndarray) -> VideoFr
 def _notes(
     source: VideoSource, sound: AudioSource, last: VideoFrame, extend: ExtendMode
 ) -> list[str]:
-    """What the user should know of the inputs."""
+    """What the user should know about the inputs."""
     notes = _length_notes(source, sound.duration_s, last, extend) if sound.duration_known else []
     if source.dropped:
         notes.append(f"{source.dropped} frames of the live source came too fast and were dropped")
     if source.interlaced:
-        notes.append("the video is interlaced: the lines of its frames were made whole")
+        notes.append("the video is interlaced: its frames were deinterlaced")
     for given in {given.text: given for given in (source.given, sound.given)}.values():
         if (missing := given.damage) is not None:
             notes.append(f"{given}: the file {missing}")

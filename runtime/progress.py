@@ -1,4 +1,5 @@
-"""How far a run is: a line for a terminal that is written over, or lines of JSON for a program."""
+"""Shows how far a run is: one line that is updated on a terminal, or lines of JSON for a
+program."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ class Progress:
     """Shows progress on a stream, at most twice a second, and at the end.
 
     Args:
-        to: usually stderr; one that nobody reads any more is no fault of the run.
-        as_json: a line of JSON each time, with ``frames`` done, their ``total`` (null where it is
-            not known), ``time_s`` of the video that they reach to, ``fps`` since the start, and
-            ``eta_s``, seconds that are left (null likewise). Else one line of text.
+        to: usually stderr; if nobody reads it any more, the run goes on.
+        as_json: write a line of JSON each time, with ``frames`` done, their ``total`` (null if
+            unknown), ``time_s``, the time in the video that they reach, ``fps`` since the start,
+            and ``eta_s``, the seconds left (null if unknown). Otherwise one line of text.
     """
 
     def __init__(self, to: TextIO, as_json: bool) -> None:
@@ -31,7 +32,7 @@ class Progress:
         self._done: tuple[int, float] | None = None  # not shown yet
 
     def show(self, frames: int, total: int | None, time_s: float) -> None:
-        """Take in how many frames are done, of how many, and the time that they reach to. 0 frames
+        """Report the number of frames done, their total, and the time that they reach. 0 frames
         start the clock."""
         self._total = total
         now = time.monotonic()
@@ -44,7 +45,7 @@ class Progress:
             self._print()
 
     def end(self) -> None:
-        """Show what was not shown yet; make room on a terminal."""
+        """Show what was not shown yet, and move to a new line on a terminal."""
         if self._as_json and self._done is not None:
             self._print()
         if not self._as_json:

@@ -60,58 +60,59 @@ def revoice(
     """Make the face in a video speak an audio track, and write the result.
 
     It does what the command ``dithead stream`` does, with the same defaults. To re-voice many
-    videos with one model, or frames as they come, open a :class:`dithead.Session`.
+    videos with one model, or frames as they arrive, open a :class:`dithead.Session`.
 
     Args:
         video: any video that FFmpeg opens: a file, a URL, numbered or still pictures, "-" for
-            standard input; with settings of its own as :class:`dithead.Input`.
+            standard input; or a :class:`dithead.Input` with its own settings.
         audio: anything with an audio track, the video itself included.
         out: the file to write (.mp4, .m4v, .mov, .mkv, .webm, .ts, .flv), a URL, or "-" for
             standard output.
         checkpoint: name of a packaged checkpoint, or a .safetensors file. None takes ``tiny``.
-        bundle: folder written by ``dithead export``, in the place of a checkpoint.
-        backend: what runs the model, and nothing else does: ``torch``, ``onnxruntime``,
+        bundle: folder written by ``dithead export``, instead of a checkpoint.
+        backend: what runs the model, never replaced by another: ``torch``, ``onnxruntime``,
             ``tensorrt`` or ``tensorrt-rtx``. None takes ``torch``, or ``onnxruntime`` for a bundle.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
-        attention: of the denoiser, with the back end ``torch``: ``sdpa``, ``math``, ``flash`` or
-            ``xformers``. None takes ``sdpa``.
+        attention: attention of the denoiser, with the back end ``torch``: ``sdpa``, ``math``,
+            ``flash`` or ``xformers``. None takes ``sdpa``.
         steps: denoising steps a frame. None takes the model's own number.
-        seed: of the initial noise.
+        seed: seed of the initial noise.
         reference: what the model sees of the face: ``fixed``, its first good frame, or
             ``previous``, the frame generated before.
         face: who speaks: ``"largest"``, a number from the left, a point (x, y) or a box (left, top,
             right, bottom) in pixels of the first frame that shows the face.
-        faces: who speaks when, in the place of ``face``: a file with a line for each turn, or
+        faces: who speaks when, instead of ``face``: a file with a line for each turn, or
             :class:`dithead.Speakers`.
         on_no_face: ``pass`` keeps frames without the face as they are, ``error`` stops there.
-        generate_every: 2 generates every second face and lets RIFE fill in those between.
-        detail: lay the frame's own skin and lips over the generated mouth. False shows the
+        generate_every: 2 generates every second face and lets RIFE interpolate those between.
+        detail: show the frame's own skin and lips, warped to the generated mouth. False shows the
             generated face itself.
         interpolate: 2 doubles the frame rate: N frames become 2N - 1.
         extend: what to do when the audio is longer than the video: ``trim``, ``loop``, ``pingpong``
-            or ``freeze``. None takes ``freeze`` for a still picture, else ``trim``.
+            or ``freeze``. None takes ``freeze`` for a still picture, otherwise ``trim``.
         encoding: container, video encoder and quality; see :class:`dithead.Encoding`.
-        keep_tracks: keep the video's other sounds, subtitles, chapters and tags where the output
+        keep_tracks: keep the video's other audio tracks, subtitles, chapters and tags if the output
             has room for them.
-        in_flight: frames that are worked on at a time. More cost memory and latency.
-        batch: frames denoised at a time, with a fixed reference: throughput for latency.
-        overlap: run the stages side by side; False runs them one after the other.
+        in_flight: maximum number of frames in progress. More cost memory and latency.
+        batch: number of frames denoised together, with a fixed reference: higher throughput, but
+            higher latency.
+        overlap: run the stages in parallel; False runs them one after the other.
         threads: CPU threads of each stage. None takes a quarter of the cores, or all of them
-            without overlap. PyTorch's own setting is put back afterwards.
-        progress: called with the number of frames done, how many there will be (None where nobody
-            knows), and the time in seconds that they reach to: once with 0 frames when the model is
-            loaded, then after each frame, from another thread.
+            without overlap. PyTorch's own setting is restored afterwards.
+        progress: called with the number of frames done, their total (None if unknown), and the time
+            in seconds that they reach: once with 0 frames when the model is loaded, then after each
+            frame, from another thread.
 
     Returns:
         What was done: frames, faces, speed and notes.
 
     Raises:
-        ConfigError: an option is invalid, or two exclude each other.
+        ConfigError: an option is invalid, or two contradict each other.
         MediaError: an input or the output cannot be used.
         CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
         BackendUnavailable: a package or device is missing.
-        StreamError: a stage failed. Nothing is left under the output's name.
+        StreamError: a stage failed. No file is left under the output's name.
     """
     if threads is None:
         threads = default_threads(overlap)
@@ -130,7 +131,7 @@ def revoice(
     )
     video, audio, output = as_input(video), as_input(audio), as_output(out)
     encoding = encoding or Encoding()
-    encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # refused early
+    encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # fails early
     total = _frames_to_come(video, audio, extend, progress is not None)
     if bundle is not None and (checkpoint is not None or audio_weights is not None):
         raise ConfigError(
@@ -175,10 +176,10 @@ def revoice(
 
 
 def _frames_to_come(video: Input, audio: Input, extend: str | None, count: bool) -> int | None:
-    """Open the inputs, so that bad ones fail before the model is loaded, and count the frames
-    where that is asked for.
+    """Open the inputs, so that bad ones fail before the model is loaded, and count the frames if
+    requested.
 
-    What can be read but once is left for the run.
+    Inputs that can be read only once are left for the run.
     """
     frames = rate = sound_s = None
     if not video.once:
@@ -188,7 +189,7 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None, count: bool)
                 frames = None
     if not audio.once:
         sound = AudioSource(audio)
-        if count and not audio.scheme:  # takes decoding it once
+        if count and not audio.scheme:  # requires decoding it once
             sound_s = sound.duration_s
     if sound_s is None or rate is None:
         return frames
@@ -197,7 +198,7 @@ def _frames_to_come(video: Input, audio: Input, extend: str | None, count: bool)
 
 @contextmanager
 def _threads(backend: Backend, threads: int) -> Iterator[None]:
-    """Limit the threads for as long as the run lasts."""
+    """Limit the threads while the run lasts."""
     before = torch.get_num_threads()
     limit_threads(backend, threads)
     try:

@@ -1,5 +1,5 @@
-"""One stream from its start to its end, of files or of what is pushed: a source of pictures, the
-stages, and who takes what they make."""
+"""One stream from start to end, from files or from pushed pictures: a source, the stages, and the
+consumer of the result."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from dithead.runtime.schedule.trace import Trace
 
 
 class Run:
-    """The stages between a source and a sink, wired and scheduled.
+    """The stages between a source and a sink, connected and scheduled.
 
     Args:
         generator: makes the faces.
-        source: gives the pictures, in a thread of its own. source_name: in errors and traces.
+        source: gives the pictures, in a thread of its own. source_name: its name in errors and
+            traces.
         sound: the speech.
-        take: is given each finished frame, in order. take_name: in errors and traces.
-        trim: whether frames from the end of the sound on are dropped; else they are silent.
-        interpolate: 2 makes a picture between every two frames (RIFE).
-        in_flight: frames that may be on their way at a time.
-        batch: frames that are denoised at a time.
-        batcher: denoises with other streams; None by itself.
-        overlap: whether stages run side by side; else :meth:`wait` runs them one after the other.
-        waits: what threads may be waiting for, beside the run's own.
-        pauses: likewise, of a run that may be asked to :meth:`rewind`; None for another.
-        ended: called when all frames are through.
-        pass_idle: whether frames in which nobody speaks are handed through.
+        take: called with each finished frame, in order. take_name: its name in errors and traces.
+        trim: whether frames after the end of the sound are dropped; otherwise they are silent.
+        interpolate: 2 interpolates a picture between every two frames (RIFE).
+        in_flight: maximum number of frames in progress.
+        batch: number of frames denoised together.
+        batcher: denoises with other streams; None denoises alone.
+        overlap: whether stages run in parallel; otherwise :meth:`wait` runs them one after the
+            other.
+        waits: what threads may be waiting for, besides the run's own.
+        pauses: the same, for a run that may be asked to :meth:`rewind`; None for other runs.
+        ended: called when all frames have passed through.
+        pass_idle: whether frames in which nobody speaks are passed through.
         lanes: what orders the stages' work; None takes the device's own.
-        trace: where every stage's work is noted.
+        trace: where every stage's work is recorded.
 
     Raises:
         ConfigError: an option is invalid, or two contradict each other.
@@ -97,7 +99,7 @@ class Run:
             self._scheduler = self._schedule()
         except BaseException:
             if self._member is not None:
-                self._member.leave()  # or the others would wait for it
+                self._member.leave()  # otherwise the others would wait for it
             raise
 
     def _schedule(self, carried: Sequence[Frame] = ()) -> Scheduler:
@@ -124,7 +126,7 @@ class Run:
 
     @property
     def busy_s(self) -> dict[str, float]:
-        """Seconds that each stage has worked, by its name."""
+        """Seconds that each stage has worked, by name."""
         return self._scheduler.busy_s
 
     def start(self) -> None:
@@ -132,11 +134,11 @@ class Run:
         self._scheduler.start()
 
     def wait(self) -> None:
-        """Wait until all frames are through. Raises what a stage failed with."""
+        """Wait until all frames have passed through. Raises the error of a failed stage."""
         self._scheduler.wait()
 
     def raise_error(self) -> None:
-        """Raise what a stage failed with, if one did."""
+        """Raise the error of the stage that failed, if one did."""
         self._scheduler.raise_error()
 
     def stop(self) -> None:
@@ -146,16 +148,16 @@ class Run:
             self._member.leave()
 
     def rewind(self, cut: Callable[[], Sequence[Frame]]) -> None:
-        """Undo what was made of the latest frames with the sound, and go on from there.
+        """Undo the work on the latest frames that depends on the sound, and go on from there.
 
-        Faces that were found stay found, so nothing jumps. The frames come out anew.
+        The tracked face is kept, so nothing jumps. The frames come out again.
 
         Args:
-            cut: changes the sound while nobody reads it; gives the frames that were taken and are
-                to be made once more.
+            cut: changes the sound while nobody reads it; returns the frames that were taken and
+                must be made once more.
 
         Raises:
-            StreamError: what a stage failed with.
+            StreamError: the error of a failed stage.
         """
         first = self._undone_from
         assert first is not None, "the run was not made to be undone"

@@ -8,8 +8,8 @@
         for frame in stream.frames():
             show(frame.image, frame.time_s)
 
-Nothing has to be known of the total length. Every frame that is pushed comes out, in order, with
-its own time; without a face it comes out as it is. After the end of the sound, frames are silent.
+The total length need not be known. Every pushed frame comes out, in order, with its own time;
+without a face it comes out unchanged. After the end of the sound, frames are silent.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Session:
     """The weights of a model on a device. Streams share it, from any thread.
 
     Args:
-        graphs: the model, as a back end runs it.
-        batch: frames of different streams that may be denoised at a time. 1 keeps streams apart:
-            then each gives exactly the frames that it would give alone. More is faster on a GPU,
-            and equal within the rounding of another order of sums.
-        batch_wait_s: how long a stream waits for the others to make up a batch.
+        graphs: the model, run by a back end.
+        batch: number of frames of different streams that may be denoised together. 1 keeps streams
+            apart: each gives exactly the frames that it would give alone. A larger number is faster
+            on a GPU, and differs only by the rounding of sums in another order.
+        batch_wait_s: how long a stream waits for the others to fill a batch.
 
     Raises:
         ConfigError: the batch is smaller than 1.
@@ -76,19 +76,19 @@ class Session:
 
         Args:
             backend: ``torch`` runs a checkpoint; ``onnxruntime``, ``tensorrt`` and ``tensorrt-rtx``
-                run a bundle. Nothing else takes its place.
+                run a bundle. It is never replaced by another.
             checkpoint: name of a packaged checkpoint, or a .safetensors file.
             bundle: folder written by ``dithead export``.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
-            threads: of a graph on the CPU, for ``onnxruntime``. None takes PyTorch's number.
-            attention: of the denoiser, with ``torch``: ``sdpa``, ``math``, ``flash`` or
+            threads: CPU threads of a graph, for ``onnxruntime``. None takes PyTorch's number.
+            attention: attention of the denoiser, with ``torch``: ``sdpa``, ``math``, ``flash`` or
                 ``xformers``. None takes ``sdpa``.
             batch: see :class:`Session`. A bundle must have been made for batches of that size
                 (``dithead export --batch``).
 
         Raises:
-            ConfigError: an option is invalid, or two exclude each other.
+            ConfigError: an option is invalid, or two contradict each other.
             CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
             BackendUnavailable: a package or device is missing.
         """
@@ -127,31 +127,32 @@ class Session:
         """Open a stream for one speaker.
 
         Args:
-            options: what is asked of it. interpolate: 2 puts a frame between every two (RIFE).
-            in_flight: frames that may be on their way at a time; fewer cost throughput, more cost
+            options: options of the method. interpolate: 2 puts a frame between every two (RIFE).
+            in_flight: maximum number of frames in progress; fewer cost throughput, more cost
                 latency.
-            waiting: pushed frames that may wait before those. Live, sound for a frame comes up to
-                0.38 s after it with ``tiny`` (``audio.longest_wait_ms`` of the configuration), so
-                that many frames must find room; where all sound is there, 1 is enough.
-            batch: frames of this stream that are denoised at a time, with a fixed reference; each
+            waiting: number of pushed frames that may wait before those. In live use, sound for a
+                frame comes up to 0.38 s after it with ``tiny`` (``audio.longest_wait_ms`` of the
+                configuration), and there must be room for the frames of that time; if all sound is
+                already there, 1 is enough.
+            batch: number of frames of this stream denoised together, with a fixed reference; each
                 waits for the last of them.
-            portrait: a still picture (H, W, 3) uint8 RGB in the place of pushed frames, shown at
+            portrait: a still picture (H, W, 3) uint8 RGB instead of pushed frames, shown at
                 ``fps``.
-            loop: a video file in the place of pushed frames, played forwards and backwards by
-                turns, at its own rate. Its sound is not heard.
-            fps: of a portrait; with pushed frames, what the first one's length is taken for.
-            layout: of pushed and pulled pictures: ``rgb``, ``bgr`` or ``yuv420p``; see
+            loop: a video file instead of pushed frames, played forwards and backwards in turn, at
+                its own rate. Its sound is ignored.
+            fps: frame rate of a portrait; with pushed frames, it gives the length of the first one.
+            layout: layout of pushed and pulled pictures: ``rgb``, ``bgr`` or ``yuv420p``; see
                 :data:`dithead.runtime.pictures.LAYOUTS`.
             idle: what happens while there is no sound. ``wait``: frames wait for it, and a portrait
                 or loop ends with it. ``rest``: the stream goes on by itself, with the mouth at
-                rest. ``pass``: likewise, with frames handed through as they are. Speech may begin
-                again at any time.
+                rest. ``pass``: the same, but frames pass through unchanged. Speech may begin again
+                at any time.
             patience_s: with ``rest`` and ``pass``, how long a frame waits for sound before the next
-                moment is silent; None takes what the model has to hear ahead, and 0.1 s more.
-            realtime: with ``rest`` and ``pass``, whether a portrait or loop goes at the clock's
-                pace; else as fast as frames are pulled.
-            sample_rate_hz: of pushed sound; None leaves it to the first push, or to 16 kHz.
-            trace: where every stage's work is noted. lanes: what orders the stages' work; None
+                moment counts as silent; None takes what the model must hear ahead plus 0.1 s.
+            realtime: with ``rest`` and ``pass``, whether a portrait or loop runs at the pace of the
+                clock; otherwise it runs as fast as frames are pulled.
+            sample_rate_hz: rate of pushed sound; None takes that of the first push, or 16 kHz.
+            trace: where every stage's work is recorded. lanes: what orders the stages' work; None
                 takes the device's own.
 
         Raises:

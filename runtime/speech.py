@@ -1,4 +1,4 @@
-"""Speech as it is pushed: queued, resampled, cut off, and given out again with the frames."""
+"""Pushed speech: queued, resampled, cut off, and returned with the frames."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from dithead.runtime.schedule.channel import Stopped
 from dithead.runtime.schedule.frame import Picture
 
 _PIECE_SAMPLES = SPEECH_RATE_HZ  # sound is taken in and encoded in pieces of at most a second
-_SILENCE_S = Fraction(1, 50)  # laid at a time where no speech comes
-_NEAR_S = Fraction(1, 4)  # of speech, where the mouth still moves
+_SILENCE_S = Fraction(1, 50)  # inserted at a time where no speech comes
+_NEAR_S = Fraction(1, 4)  # from speech, where the mouth still moves
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechEvent:
-    """What happens to a piece of speech that was announced by ``mark``."""
+    """What happens to a piece of speech that ``mark`` announced."""
 
     kind: Literal["began", "ended", "interrupted"]
     piece: str
     """Its name."""
     time_s: Fraction
-    """When, on the stream's clock."""
+    """Its time on the stream's clock."""
 
 
 class _Line:
-    """Samples in a row of which only the latest are held."""
+    """A sequence of samples of which only the latest are kept."""
 
     def __init__(self) -> None:
         self.start = 0
-        """Number of the first sample that is held."""
+        """Number of the first sample that is kept."""
         self.end = 0
         self._parts: deque[np.ndarray] = deque()
 
@@ -62,7 +62,7 @@ class _Line:
                 self.add(last[: end - self.end])
 
     def drop_before(self, start: int) -> None:
-        """Hold no sample that ends before a number, as far as whole parts go."""
+        """Drop the samples that end before a number, as far as whole parts allow."""
         while self._parts and self.start + self._parts[0].size <= start:
             self.start += self._parts.popleft().size
 
@@ -83,16 +83,16 @@ class _Line:
 class Speech:
     """The sound of one stream; see :class:`dithead.runtime.schedule.stages.CutSound`.
 
-    Two lines of samples are held: those that were pushed, until they have gone out with their
-    frames, and the same at 16 kHz, as far as the model may have to hear them again. Sound may be
-    pushed from one thread, read by another and given out by a third.
+    Two sequences of samples are kept: the pushed ones, until they have gone out with their frames,
+    and the same at 16 kHz, as far back as the model may have to hear them again. One thread may
+    push sound, another read it, and a third give it out.
 
     Args:
-        rate_hz: of what is pushed; None leaves it to the first push.
-        patience_s: how long a frame waits for sound before silence takes its place; None waits for
-            as long as it takes.
-        memory: samples at 16 kHz that may be asked for once more.
-        clock: seconds that pass.
+        rate_hz: rate of pushed sound; None leaves it to the first push.
+        patience_s: how long a frame waits for sound before silence replaces it; None waits without
+            a limit.
+        memory: number of samples at 16 kHz that may be requested once more.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Speech:
         self._changed = threading.Condition()
         self._given = _Line()  # as pushed
         self._heard = _Line()  # at 16 kHz
-        self._read = 0  # samples at 16 kHz that the model has had
+        self._read = 0  # samples at 16 kHz that the model has read
         self._out = 0  # samples, as pushed, that have gone out with frames
         self._events: list[tuple[int, Literal["began", "ended", "interrupted"], str]] = []
-        self._piece: str | None = None  # the latest that was announced and has not ended
-        self._speaking: str | None = None  # the one that is going out
-        self._spoken: deque[tuple[int, int]] = deque()  # where speech lies, as pushed
+        self._piece: str | None = None  # the latest piece that was announced and has not ended
+        self._speaking: str | None = None  # the piece that is going out
+        self._spoken: deque[tuple[int, int]] = deque()  # where speech is, in pushed samples
         self._finished = False
         self._paused = False
         self._stopped = False
@@ -122,7 +122,7 @@ class Speech:
         if self._rate_hz is not None:
             self._resampler = self._new_resampler()
 
-    # What is pushed.
+    # The pushed sound.
 
     @property
     def rate_hz(self) -> int:
@@ -165,7 +165,7 @@ class Speech:
             self._changed.notify_all()
 
     def mark(self, piece: str | None) -> None:
-        """Give a name to what is pushed from now on; None ends the piece."""
+        """Name the sound pushed from now on; None ends the piece."""
         with self._changed:
             self._check_open()
             self._end_piece()
@@ -174,10 +174,10 @@ class Speech:
                 self._piece = piece
 
     def cut(self) -> list[str]:
-        """Drop what has not gone out with a frame.
+        """Drop the sound that has not gone out with a frame.
 
         Returns:
-            The pieces of which something was dropped, or that had not ended.
+            The pieces that lost sound, or that had not ended.
         """
         with self._changed:
             at = self._out
@@ -190,7 +190,7 @@ class Speech:
             self._spoken = deque((a, min(b, at)) for a, b in self._spoken if a < at)
             self._heard.cut(heard)
             self._read = min(self._read, heard)
-            if not self._finished:  # what comes next begins there
+            if not self._finished:  # the next sound begins there
                 self._given.add(np.zeros(at - self._given.end, np.float32))
                 self._heard.add(np.zeros(heard - self._heard.end, np.float32))
                 self._resampler = self._new_resampler()
@@ -233,7 +233,7 @@ class Speech:
         for part in self._resampler.resample(frame):
             self._heard.add(part.to_ndarray()[0].astype(np.float32))
 
-    # What the model hears.
+    # The sound that the model hears.
 
     @property
     def length_s(self) -> Fraction:
@@ -257,8 +257,8 @@ class Speech:
             return any(a < at + near and b > at - near for a, b in self._spoken)
 
     def read(self, picture: Picture) -> Tensor | None:
-        """See :class:`dithead.runtime.schedule.stages.Sound`. Where nothing has come for longer
-        than a frame's patience, the next moment is silent."""
+        """See :class:`dithead.runtime.schedule.stages.Sound`. If nothing has come for longer than a
+        frame's patience, the next moment is silent."""
         with self._changed:
             while self._heard.end == self._read:
                 if self._stopped or self._paused:
@@ -278,13 +278,13 @@ class Speech:
             self._read = end
             return torch.from_numpy(samples)
 
-    # What goes out with the frames.
+    # The sound that goes out with the frames.
 
     def give(self, end_s: Fraction) -> tuple[np.ndarray, tuple[SpeechEvent, ...]]:
-        """The sound that belongs to the next frame, and what happens to pieces of speech in it.
+        """The sound of the next frame, and the events of pieces of speech in it.
 
         Args:
-            end_s: when the frame after it is due, as far as is known.
+            end_s: when the frame after it is due, as far as this is known.
         """
         with self._changed:
             end = round(end_s * self.rate_hz)
@@ -311,11 +311,11 @@ class Speech:
             )
 
     def begin_at(self, time_s: Fraction) -> None:
-        """Leave out the sound before the first frame."""
+        """Skip the sound before the first frame."""
         with self._changed:
             self._out = max(0, round(time_s * self.rate_hz))
 
-    # Those who wait.
+    # Stopping those who wait.
 
     def pause(self) -> None:
         """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""

@@ -43,18 +43,18 @@ IDLE_MODES: tuple[IdleMode, ...] = get_args(IdleMode)
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """How a stream is wired; see :meth:`dithead.runtime.session.Session.open_stream`."""
+    """How a stream is set up; see :meth:`dithead.runtime.session.Session.open_stream`."""
 
     interpolate: int
     in_flight: int
     waiting: int
     batch: int
     rate: Fraction
-    """Frames each second, of what the stream shows by itself."""
+    """Frames per second of what the stream shows by itself."""
     layout: Layout
     idle: IdleMode
     patience_s: float | None
-    """None lets a frame wait for sound for as long as it takes."""
+    """None lets a frame wait for sound without a limit."""
     realtime: bool
     sample_rate_hz: int | None
     footage: Footage | None
@@ -67,10 +67,10 @@ class StreamSettings:
 class Stream:
     """One speaker: sound and frames in, frames out. Made by :meth:`Session.open_stream`.
 
-    Sound and frames may be pushed and pulled from different threads, each by one at a time. A
-    source that runs ahead waits in :meth:`push_frame`; with ``timeout_s=0`` it is told at once that
-    there is no room, and may drop the frame. Sound that is pushed ahead is kept until frames reach
-    it.
+    Sound and frames may be pushed and pulled from different threads, but each from only one at a
+    time. A source that runs ahead waits in :meth:`push_frame`; with ``timeout_s=0`` it learns at
+    once that there is no room, and may drop the frame. Sound pushed ahead is kept until frames
+    reach it.
     """
 
     def __init__(self, make: Callable[[], FrameGenerator], settings: StreamSettings) -> None:
@@ -94,37 +94,38 @@ class Stream:
         """Take in sound.
 
         Args:
-            samples: (S,) float32 in [-1, 1], mono; copied; may be empty.
+            samples: (S,) float32 in [-1, 1], mono; they are copied, and may be empty.
             sample_rate_hz: the same for every call; other rates than 16 kHz are resampled.
 
         Raises:
-            StreamError: another shape or type, or the sound has ended; or what a stage failed with.
+            StreamError: another shape or type, or the sound has ended; also the error of a failed
+                stage.
         """
         self._run.push_audio(samples, sample_rate_hz)
 
     def mark(self, piece: str | None) -> None:
-        """Give a name to the piece of speech that is pushed from now on; None ends it.
+        """Name the piece of speech that is pushed from now on; None ends it.
 
         Frames then tell when it began, ended or was interrupted (``OutputFrame.events``).
 
         Raises:
-            StreamError: the sound has ended; or what a stage failed with.
+            StreamError: the sound has ended; also the error of a failed stage.
         """
         self._run.mark(piece)
 
     def flush_audio(self) -> list[str]:
-        """Drop the speech that has not gone out with a frame yet, at once.
+        """Drop at once the speech that has not gone out with a frame yet.
 
-        Frames on their way are made anew, without it: the next frame that comes is the one that
-        would have come, and tracking and reference go on. Sound that is pushed from now on begins
-        with that frame. From there on, all is as if what was dropped had never been pushed; frames
-        that have come before had heard a little of it, as a mouth opens before its sound.
+        Frames in progress are made again without it. The next frame is the one that would have come
+        anyway; tracking and reference go on. Sound pushed from now on begins with that frame. From
+        there on, the result is as if the dropped speech had never been pushed. Earlier frames had
+        already heard a little of it, because a mouth opens before its sound.
 
         Returns:
             The pieces of speech (:meth:`mark`) that were interrupted.
 
         Raises:
-            StreamError: what a stage failed with, or the stream is closed.
+            StreamError: the stream is closed; also the error of a failed stage.
         """
         with self._changing:
             return self._run.flush_audio()
@@ -139,25 +140,25 @@ class Stream:
     ) -> bool:
         """Take in a frame, waiting for room.
 
-        Room comes when frames are pulled, and when there is sound for those on their way: a single
+        Room appears when frames are pulled, and when there is sound for those in progress: a single
         thread should push sound first, and pull before it waits.
 
         Args:
-            image: uint8, in the stream's layout: (H, W, 3), or (3 H / 2, W) for ``yuv420p``; not to
-                be changed afterwards.
-            time_s: presentation time in seconds, a number of any type, on the clock on which the
-                sound starts at 0; later than the last frame's.
-            timeout_s: how long to wait for room; None for as long as it takes, 0 not at all.
-            face_box: where in this frame the face that speaks is, for a caller who knows: left,
-                top, right, bottom in pixels; (0, 0, 0, 0) where nobody speaks. None goes on with
-                the face of the frame before.
+            image: uint8, in the stream's layout: (H, W, 3), or (3 H / 2, W) for ``yuv420p``; do not
+                change it afterwards.
+            time_s: presentation time in seconds, a number of any type, on the clock whose 0 is the
+                start of the sound; later than the last frame's.
+            timeout_s: how long to wait for room; None waits without a limit, 0 does not wait.
+            face_box: where the speaker's face is in this frame, if the caller knows: left, top,
+                right, bottom in pixels; (0, 0, 0, 0) if nobody speaks. None goes on with the face
+                of the frame before.
 
         Returns:
-            False where there was no room in time: the frame was not taken.
+            False if there was no room in time; the frame was not taken.
 
         Raises:
-            StreamError: another shape or type, a time that is not later, or a finished stream; or
-                what a stage failed with.
+            StreamError: another shape or type, a time that is not later, or a finished stream; also
+                the error of a failed stage.
         """
         return self._run.push_frame(image, time_s, timeout_s, face_box)
 
@@ -167,14 +168,14 @@ class Stream:
         portrait: np.ndarray | None = None,
         loop: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Show another portrait or clip from the next frame that is begun on; frames on their way
+        """Show another portrait or clip from the next frame that is started; frames in progress
         still come.
 
         Args:
-            portrait, loop: one of them; see :meth:`Session.open_stream`.
+            portrait, loop: give one of them; see :meth:`Session.open_stream`.
 
         Raises:
-            StreamError: this stream takes pushed frames, or neither or both are given.
+            StreamError: this stream takes pushed frames, or neither or both were given.
         """
         footage = chosen_footage(portrait, loop, self._settings.rate, StreamError)
         if footage is None:
@@ -186,7 +187,7 @@ class Stream:
 
         Raises:
             TimeoutError: none was finished in time.
-            StreamError: what a stage failed with, or the stream was closed.
+            StreamError: the stream was closed; also the error of a failed stage.
         """
         return self._run.pull(timeout_s)
 
@@ -196,8 +197,8 @@ class Stream:
             yield frame
 
     def finish_audio(self) -> None:
-        """Declare the sound ended: what follows is silent. Until then, a frame waits for sound
-        after it, up to 0.38 s with ``tiny``. A second call does nothing."""
+        """Declare the sound ended: what follows is silent. Before this call, a frame waits for the
+        sound after it, up to 0.38 s with ``tiny``. A second call does nothing."""
         self._run.finish_audio()
 
     def finish(self) -> None:
@@ -205,7 +206,7 @@ class Stream:
         self._run.finish()
 
     def reset(self) -> None:
-        """Forget everything, frames on their way included: the stream equals a fresh one.
+        """Forget everything, including frames in progress: the stream is then like a new one.
 
         Raises:
             StreamError: the stream is closed.
@@ -217,14 +218,14 @@ class Stream:
             self._run = _StreamRun(self._make(), self._settings)
 
     def close(self) -> None:
-        """Stop, wherever the frames are. Harmless when closed before."""
+        """Stop, wherever the frames are. Does nothing if already closed."""
         with self._changing:
             self._closed = True
             self._run.stop()
 
 
 class _StreamRun:
-    """A stream from its start to its end."""
+    """One life of a stream, from start to end."""
 
     def __init__(self, generator: FrameGenerator, settings: StreamSettings) -> None:
         self._settings = settings
@@ -244,9 +245,9 @@ class _StreamRun:
         )
         self._outbox: Channel[tuple[int, Frame]] = Channel(max(1, settings.in_flight), "writer")
         self._giving = threading.Lock()
-        self._edition = 0  # one more each time that frames are made anew
-        self._taken: dict[int, Frame] = {}  # finished, and not pulled yet
-        self._ready: deque[OutputFrame] = deque()  # for whoever pulls next
+        self._edition = 0  # increases each time that frames are made again
+        self._taken: dict[int, Frame] = {}  # finished, but not pulled yet
+        self._ready: deque[OutputFrame] = deque()  # for the next pull
         self._shown_s: Fraction | None = None  # time of the frame that was pulled last
         self._pushed = 0
         self._last_s: Fraction | None = None
@@ -308,7 +309,7 @@ class _StreamRun:
         face_box: Box | None,
     ) -> bool:
         if self._pushes is None:
-            raise StreamError("this stream shows its own pictures: it takes sound alone")
+            raise StreamError("this stream shows its own pictures: it takes only sound")
         at = checked_time(time_s)
         if self._last_s is not None and at <= self._last_s:
             raise StreamError(
@@ -352,12 +353,12 @@ class _StreamRun:
             except Stopped:
                 self._raise_stopped()
             with self._giving:
-                if edition == self._edition:  # else it is made anew
+                if edition == self._edition:  # otherwise it is made again
                     del self._taken[frame.index]
                     self._give(frame)
 
     def _give(self, frame: Frame) -> None:
-        """Make a finished frame ready for whoever pulls."""
+        """Make a finished frame ready for the next pull."""
         made, why, layout = frame.result, frame.left_alone, self._settings.layout
         assert isinstance(made, PushedPicture)
         last_s, self._shown_s = self._shown_s, made.time_s
@@ -401,7 +402,7 @@ class _StreamRun:
             self._own.shut()
 
     def _raise_stopped(self) -> NoReturn:
-        """Say why nothing more goes in or out."""
+        """Raise the reason why nothing more goes in or out."""
         self._run.raise_error()
         if self._stopped:
             raise StreamError(self._stopped) from None
@@ -410,7 +411,7 @@ class _StreamRun:
         ) from None
 
     def _take(self, frame: Frame) -> None:
-        """A finished frame, from the last stage."""
+        """Take a finished frame from the last stage."""
         frame.kept = True
         self._taken[frame.index] = frame
         self._outbox.put((self._edition, frame))

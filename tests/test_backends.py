@@ -167,7 +167,7 @@ def test_back_ends_never_stand_in_for_each_other(small_bundle: Path, tmp_path: P
         open_graphs("torch", bundle=small_bundle)
     with pytest.raises(ConfigError, match="unknown back end"):
         open_graphs("openvino")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="runs on a GPU alone"):
+    with pytest.raises(ConfigError, match="runs only on a GPU"):
         open_graphs("tensorrt-rtx", bundle=small_bundle)
     with pytest.raises(ExportError, match="is no bundle"):
         open_graphs("onnxruntime", bundle=tmp_path)
@@ -185,7 +185,7 @@ def test_a_bundle_for_the_gpu_alone_does_not_run_on_the_cpu(
     export_bundle(str(checkpoint_file), tmp_path / "bundle", options)
     manifest = mf.read_manifest(tmp_path / "bundle")
     assert [f.precision for f in manifest.graph("dit_context").onnx] == ["fp16"]
-    with pytest.raises(ExportError, match="made for gpu alone"):
+    with pytest.raises(ExportError, match="made only for gpu"):
         OnnxGraphs(tmp_path / "bundle")
 
 

@@ -226,7 +226,7 @@ def test_a_portrait_speaks_for_as_long_as_there_is_sound(
         frames = list(stream.frames())
         assert [frame.time_s for frame in frames] == [Fraction(i, FPS) for i in range(10)]
         assert not np.array_equal(frames[2].image, frames[8].image)
-        with pytest.raises(StreamError, match="takes sound alone"):
+        with pytest.raises(StreamError, match="takes only sound"):
             stream.push_frame(pictures[0], 0)
 
 

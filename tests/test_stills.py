@@ -111,7 +111,7 @@ _TILES = (
 
 def test_a_picture_in_tiles_is_no_tile(tmp_path: Path) -> None:
     (tmp_path / "a.avif").write_bytes(zlib.decompress(base64.b64decode(_TILES)))
-    with pytest.raises(MediaError, match="in tiles, which are not put together here: convert it"):
+    with pytest.raises(MediaError, match="in tiles, which cannot be joined here: convert it"):
         VideoSource(tmp_path / "a.avif")
 
 

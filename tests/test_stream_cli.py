@@ -129,7 +129,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "long input": (f"{LONG} audio.wav", 1, "too long"),
     "raw sound": ("in.mp4 text.pcm", 2, "--audio-option rate="),
     "raw format": ("in.mp4 audio.wav --audio-format s16le", 2, "rate and channels"),
-    "repeated pipe": ("- audio.wav --extend loop", 2, "read but once"),
+    "repeated pipe": ("- audio.wav --extend loop", 2, "read only once"),
     "unknown scheme": ("in.mp4 audio.wav -o ftp://host/out.mp4", 1, "ftp"),
 }
 

@@ -252,7 +252,9 @@ def test_what_can_be_read_once_cannot_be_repeated(
     job: Callable[..., Summary], tmp_path: Path
 ) -> None:
     for extend in ("loop", "pingpong"):
-        with pytest.raises(ConfigError, match="can be read but once, so it cannot be played again"):
+        with pytest.raises(
+            ConfigError, match="can be read only once, so it cannot be played again"
+        ):
             job("-", tmp_path / "out.mp4", extend=extend)
 
 

@@ -1,5 +1,5 @@
-"""Augmentation: prepared crops become training pictures of people, poses and places that the
-footage does not hold."""
+"""Augmentation: turns prepared crops into training pictures of people, poses and places that are
+not in the footage."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ _BEND_PX = 4
 
 @dataclass(frozen=True, slots=True)
 class Appearance:
-    """One look, applied alike to every picture of a sample; each field has one row per picture."""
+    """One look, applied equally to every picture of a sample; each field has one row per
+    picture."""
 
     affine: Tensor
-    """(B, 2, 3) places in the model's crop to places in the stored one, both from -0.5 to 0.5."""
+    """(B, 2, 3) maps places in the model's crop to places in the stored one, both from -0.5 to
+    0.5."""
     warp: Tensor
     """(B, 2, 5, 5) smooth displacement in sides of the crop: another face from the same footage."""
     turn: Tensor
     """(B, 2) yaw and pitch in radians, of a head shaped like an ellipsoid with a nose."""
     background: Tensor
-    """(B, 4, 24, 24) RGB and opacity in [0, 1], put in place of a blue screen."""
+    """(B, 4, 24, 24) RGB and opacity in [0, 1], which replaces a blue screen."""
     light: Tensor
-    """(B, 1, 4, 4) logarithm of a smooth field of light."""
+    """(B, 1, 4, 4) logarithm of a smooth light field."""
     gamma: Tensor
     """(B,) exponent on [0, 1]."""
     colour: Tensor
@@ -45,7 +47,7 @@ class Appearance:
         return Appearance(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def where(self, keep: Tensor, other: Appearance) -> Appearance:
-        """Another's looks in the rows where keep (B,) is true."""
+        """Another look in the rows where keep (B,) is true."""
         return Appearance(
             *(
                 torch.where(
@@ -74,7 +76,7 @@ def plain_appearance(batch: int) -> Appearance:
 
 
 def _uniform(batch: int, generator: torch.Generator) -> Callable[..., Tensor]:
-    """Draws (batch, *shape) evenly from low to high: called with low, high, *shape."""
+    """Draws (batch, *shape) uniformly from low to high: called with low, high, *shape."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(batch, *shape, generator=generator)
@@ -87,8 +89,9 @@ def random_appearance(batch: int, generator: torch.Generator, strength: float = 
     another light, with other colours, at another distance; and a random pose.
 
     Args:
-        strength: 1 makes many people of one, whom they may not resemble; less is for footage that
-            already shows many: 0 leaves a mirror and a slightly different pose.
+        strength: 1 turns one person into many, who may not resemble that person; smaller values are
+            for footage that already shows many people: 0 leaves only a mirror and a slightly
+            different pose.
     """
 
     uniform = _uniform(batch, generator)
@@ -116,7 +119,7 @@ def random_appearance(batch: int, generator: torch.Generator, strength: float = 
 
 
 def vary_pose(look: Appearance, generator: torch.Generator) -> Appearance:
-    """The same looks in other poses: turned, nodded, rolled, a little nearer or aside, as the
+    """The same looks in other poses: turned, nodded, rolled, a little closer or shifted, as the
     tracker leaves them."""
     batch = len(look.turn)
 
@@ -143,7 +146,7 @@ def follow(look: Appearance, frames: int, generator: torch.Generator) -> Appeara
 
 def _random_colour(batch: int, generator: torch.Generator, strength: float) -> Tensor:
     uniform = _uniform(batch, generator)
-    # Hue: mostly near the truth, now and then (at full strength only) anywhere.
+    # Hue: mostly near the truth, sometimes (only at full strength) anywhere.
     any_hue = (uniform(0, 1) < 0.2) & (strength >= 1)
     hue = torch.where(any_hue, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
     axis = torch.full((3,), 1.0 / math.sqrt(3.0))
@@ -162,7 +165,7 @@ def _random_colour(batch: int, generator: torch.Generator, strength: float) -> T
 
 
 def _random_background(batch: int, generator: torch.Generator, share: float) -> Tensor:
-    """Out of focus, with or without stripes and an edge; in a ``share`` of the rows, else the
+    """Out of focus, with or without stripes and an edge, in a ``share`` of the rows; otherwise the
     footage's own."""
 
     uniform = _uniform(batch, generator)
@@ -207,7 +210,7 @@ def render(crops: Tensor, look: Appearance, size: int, view: View = WHOLE) -> Te
 
 
 def _replace_background(image: Tensor, background: Tensor) -> Tensor:
-    """Key a cyan-blue screen, as the GRID corpus has it; pictures without one stay as they are."""
+    """Key out a cyan-blue screen, as in the GRID corpus; pictures without one stay as they are."""
     size = image.shape[2]
     new = F.interpolate(background[:, :3], size=(size, size), mode="bilinear")
     red, green, blue = image.unbind(1)
@@ -217,14 +220,14 @@ def _replace_background(image: Tensor, background: Tensor) -> Tensor:
 
 
 def _bend(image: Tensor, warp: Tensor, turn: Tensor, view: View) -> Tensor:
-    """Displace smoothly, then turn the head; both read backwards, from result to source."""
+    """Displace smoothly, then turn the head; both map backwards, from result to source."""
     size = image.shape[2]
-    coarse = max(2, size // _BEND_PX)  # smooth, so a position every few pixels will do
+    coarse = max(2, size // _BEND_PX)  # smooth, so a position every few pixels is enough
     line = torch.linspace(0.5 / size - 0.5, 0.5 - 0.5 / size, coarse) * STORED_MARGIN
     x, y = torch.meshgrid(line, line, indexing="xy")
     yaw, pitch = turn[:, :1, None], turn[:, 1:, None]
     across, down = x.expand(len(turn), -1, -1), y.expand(len(turn), -1, -1)
-    for _ in range(3):  # a fixed point: depth is known at the source, not at the result
+    for _ in range(3):  # fixed-point iteration: depth is known at the source, not at the result
         depth = _head_depth(across * view.span, down * view.span + view.down) / view.span
         across = (x - torch.sin(yaw) * depth) / torch.cos(yaw)
         down = (y - torch.sin(pitch) * depth) / torch.cos(pitch)
@@ -238,7 +241,7 @@ def _bend(image: Tensor, warp: Tensor, turn: Tensor, view: View) -> Tensor:
 
 
 def _head_depth(x: Tensor, y: Tensor) -> Tensor:
-    """Depth to the viewer in crop units, from the mean of the points that the crop hangs on."""
+    """Depth towards the viewer in crop units, from the mean of the points that define the crop."""
     head = 0.42 * torch.exp(-((x / 0.40).square() + (y / 0.60).square()))
     nose = 0.08 * torch.exp(-((x / 0.07).square() + ((y + 0.03) / 0.10).square()))
     return head + nose - 0.22
@@ -257,7 +260,7 @@ def _coarsen(image: Tensor, kept: Tensor) -> Tensor:
 
 
 def in_picture(places: Tensor, look: Appearance) -> Tensor:
-    """Places (B, N, 2) in an unaugmented crop -> in the picture that a look's affine map makes of
+    """Map places (B, N, 2) in an unaugmented crop to the picture that a look's affine map makes of
     it."""
     matrix = look.affine * STORED_MARGIN  # places in the picture -> in the unaugmented crop
     inverse = torch.linalg.inv(matrix[:, :, :2])

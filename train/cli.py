@@ -1,4 +1,4 @@
-"""``dithead-train``: prepare footage, make people of stills, train the two VQGANs and the shape
+"""``dithead-train``: prepare footage, make people from stills, train the two VQGANs and the shape
 head, cache latents, train the denoiser, pack a checkpoint."""
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
     def stage(sub: argparse.ArgumentParser, minutes: float, batch: int, rate: float) -> None:
         sub.add_argument("--out", type=Path, required=True, help="folder for weights and log")
-        sub.add_argument("--start", type=Path, help="weights of the stage before, or a checkpoint")
+        sub.add_argument("--start", type=Path, help="weights of an earlier stage, or a checkpoint")
         sub.add_argument("--minutes", type=float, default=minutes, help="length of the stage")
         sub.add_argument("--batch", type=int, default=batch)
         sub.add_argument("--learning-rate", type=float, default=rate)
@@ -202,7 +202,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--sound-delay-ms",
         type=float,
         default=0.0,
-        help="of all these videos: added to the sound's times where it runs ahead of the picture",
+        help="for all these videos: added to the sound's times if it runs ahead of the picture",
     )
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--workers", type=int, default=2)
@@ -210,7 +210,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     identities = command("identities", _identities, "talking clips of people in stills")
     identities.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     identities.add_argument("--out", type=Path, required=True, help="folder to write")
-    identities.add_argument("--stills", type=int, help="at most so many training stills")
+    identities.add_argument("--stills", type=int, help="maximum number of training stills")
     identities.add_argument("--clips-per-still", type=int, default=2)
     identities.add_argument(
         "--vigour",
@@ -218,7 +218,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         nargs=2,
         default=(1.0, 1.0),
         metavar=("LEAST", "MOST"),
-        help="how much further than the drivers' their mouths move, drawn for each",
+        help="how much further their mouths move than the drivers', drawn for each",
     )
     identities.add_argument("--seed", type=int, default=0)
     identities.add_argument("--workers", type=int, default=2)
@@ -234,7 +234,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="weight of the discriminator; needs --decoder-only",
     )
     vqgan.add_argument(
-        "--decoder-only", action="store_true", help="train the decoder alone: latents stay"
+        "--decoder-only", action="store_true", help="train only the decoder: latents stay"
     )
     stage(vqgan, 15, 16, 1e-3)
 
@@ -251,10 +251,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     latents.add_argument("--main-looks", type=int, default=1)
     latents.add_argument("--main-plain-share", type=float, default=0.5)
     latents.add_argument("--other-looks", type=int, default=24)
-    latents.add_argument("--made-looks", type=int, default=1, help="of people made from stills")
+    latents.add_argument("--made-looks", type=int, default=1, help="for people made from stills")
     latents.add_argument("--workers", type=int, default=2)
 
-    shape = command("shape", _shape, "the head that reads the face's shape off its latent")
+    shape = command("shape", _shape, "the head that reads the face's shape from its latent")
     shape.add_argument(
         "--data", type=Path, nargs="+", required=True, help="folders written by prepare, identities"
     )
@@ -264,14 +264,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     dit = command("dit", _dit, "stage 2: the denoiser")
     dit.add_argument("--latents", type=Path, required=True, help="folder written by latents")
     dit.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
-    dit.add_argument("--made-share", type=float, default=0.5, help="of people made from stills")
-    dit.add_argument("--main-share", type=float, default=0.7, help="of the rest: the main person's")
-    dit.add_argument("--shape", type=Path, help="shape head, which then has a say in the loss")
+    dit.add_argument("--made-share", type=float, default=0.5, help="for people made from stills")
+    dit.add_argument(
+        "--main-share", type=float, default=0.7, help="the main person's part of the rest"
+    )
+    dit.add_argument("--shape", type=Path, help="shape head, which then adds to the loss")
     dit.add_argument(
         "--generated-share",
         type=float,
         default=0.25,
-        help="of each batch, for which outputs are generated, to be references of later samples",
+        help="share of each batch whose generated outputs become references of later samples",
     )
     stage(dit, 60, 32, 6e-4)
 

@@ -29,7 +29,7 @@ class Clip:
     still: bool = False
     """A single picture, without sound."""
     driver: str = ""
-    """Of a clip made from a still: the clip that gave motion and sound."""
+    """For a clip made from a still: the clip that provided motion and sound."""
 
     @property
     def made(self) -> bool:
@@ -38,10 +38,10 @@ class Clip:
 
 
 class Footage:
-    """Folders written by ``dithead-train prepare`` or ``dithead-train identities``, as one.
+    """Folders written by ``dithead-train prepare`` or ``dithead-train identities``, combined.
 
     Raises:
-        MediaError: a folder holds no prepared footage, or two hold clips of one name.
+        MediaError: a folder has no prepared footage, or two have clips with the same name.
     """
 
     def __init__(self, *roots: Path) -> None:
@@ -105,7 +105,7 @@ def write_index(root: Path, clips: Iterable[Clip]) -> None:
 
 
 def make_folders(root: Path) -> None:
-    """Make the folders that clips are saved in, and sweep up what an interrupted run has left."""
+    """Make the folders in which clips are saved, and remove what an interrupted run has left."""
     for name in ("crops", "track"):
         (root / name).mkdir(parents=True, exist_ok=True)
         for partial in (root / name).glob(f"*{_PARTIAL}"):
@@ -113,8 +113,8 @@ def make_folders(root: Path) -> None:
 
 
 def save_clip(root: Path, name: str, crops: np.ndarray, track: Mapping[str, Any]) -> None:
-    """Write a clip's crops and track, as :class:`Footage` gives them; no file is left half
-    written under its name."""
+    """Write a clip's crops and track, as :class:`Footage` returns them; no half-written file has a
+    final name."""
     for path in (root / "crops" / f"{name}.npy", root / "track" / f"{name}.npz"):
         partial = path.with_name(path.name + _PARTIAL)
         with partial.open("wb") as file:
@@ -126,7 +126,7 @@ def save_clip(root: Path, name: str, crops: np.ndarray, track: Mapping[str, Any]
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a file whole or, if interrupted, not at all."""
+    """Write a whole file or, if interrupted, none."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1))
     temporary.replace(path)

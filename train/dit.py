@@ -21,7 +21,7 @@ from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_l
 from dithead.train.shape import load_shape_head, shape_loss
 
 MAX_LATENT_STD = 2.0
-"""No face's latent spreads wider: the average over faces is 1."""
+"""No face's latent varies more: the average over faces is 1."""
 SOLVED_AT_ONCE = 256
 RIDGE = 0.002
 FORGET_SHARE = 0.05
@@ -34,23 +34,24 @@ class DiTTraining:
 
     minutes: float = 60.0
     steps: int | None = None
-    """End after so many steps, if that comes first."""
+    """End after this many steps, if that comes first."""
     batch: int = 32
     learning_rate: float = 6e-4
     warmup_steps: int = 300
     seed: int = 0
     average_decay: float = 0.999
     made_share: float = 0.5
-    """Share of samples from people made from stills, where there are any; all alike often."""
+    """Share of samples from people made from stills, if there are any; all of them equally
+    often."""
     main_share: float = 0.7
     """Share of the other samples from the person with the most clips."""
     main_plain_share: float = 0.45
     """Share of that person's samples that show the person's true look."""
     min_distance: int = 60
-    """A reference from the same clip is at least so many frames away, or as far as a short clip
+    """A reference from the same clip is at least this many frames away, or as far as a short clip
     allows."""
     own_output_share: float = 0.5
-    """Share of samples whose reference is the model's own output for another frame and audio, where
+    """Share of samples whose reference is the model's own output for another frame and audio, if
     there is one; most of those were made from own outputs in turn."""
     generated_share: float = 0.25
     """Share of each batch for which such outputs are generated, with 1 to ``generated_steps``
@@ -63,11 +64,12 @@ class DiTTraining:
     disturbed_share: float = 0.5
     """Share of samples that hear the audio with a changed level and added noise."""
     mouth_weight: float = 2.5
-    """Extra weight of the mouth region; outside the mask the loss weighs ``outside_weight``."""
+    """Extra weight of the mouth region; outside the mask the loss has the weight
+    ``outside_weight``."""
     outside_weight: float = 0.15
     shape_weight: float = 0.1
-    """Weight of the face's shape, as the shape head reads it off the latent that the prediction
-    stands for; where there is one."""
+    """Weight of the face's shape, as the shape head reads it from the latent that the prediction
+    implies; only with a shape head."""
     first_step_share: float = 0.3
     """Share of samples at the noisiest timestep, from which few-step sampling starts."""
 
@@ -81,7 +83,7 @@ class Batch:
     reference: Tensor
     window: Tensor
     person: Tensor
-    """(B,) int64: samples with the same number show the same person under the same look."""
+    """(B,) int64: samples with the same number show the same person with the same look."""
 
 
 def _by_person(runs: Iterable[Run]) -> list[list[Run]]:
@@ -121,7 +123,7 @@ class LatentSampler:
         return runs[self.random.integers(len(runs))]
 
     def reference_row(self, run: Run, frame: int) -> int:
-        """A frame of another clip of the same person and look, else a distant one of the same
+        """A frame of another clip of the same person and look, otherwise a distant one of the same
         clip."""
         alike = [other for other in self.alike[run.group, run.look] if other.clip != run.clip]
         if alike and self.random.random() < 0.9:
@@ -161,9 +163,9 @@ class OwnOutputs:
     """Latents that the model generated, by person: references as they occur when frames are fed
     back.
 
-    An output is that for another sample's audio, never for a neighbouring frame: the reference must
-    tell what the person looks like, not what the mouth does next. As a new output is generated from
-    an older one where there is one, the outputs grow many rounds deep.
+    The output is one for another sample's audio, never for a neighbouring frame: the reference must
+    show what the person looks like, not what the mouth does next. A new output is generated from an
+    older one if there is one, so the outputs grow many rounds deep.
     """
 
     def __init__(self, diffusion: Diffusion, training: DiTTraining, size: tuple[int, ...]) -> None:
@@ -181,7 +183,7 @@ class OwnOutputs:
 
     def references(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """References (B, C, S, S) and initial noise (B, C, S, S) for a batch: a share of both is
-        what the model would meet in a stream; all references carry a little noise."""
+        what the model would see in a stream; all references carry a little noise."""
         reference, noise = batch.reference.clone(), torch.randn_like(batch.clean)
         for row, person in enumerate(batch.person.tolist()):
             if person in self.latents and self.random.random() < self.training.own_output_share:
@@ -194,7 +196,8 @@ class OwnOutputs:
 
     @torch.no_grad()
     def generate(self, model: DiT, batch: Batch) -> None:
-        """Generate outputs for the first samples of a batch, from older outputs where there are."""
+        """Generate outputs for the first samples of a batch, from older outputs if there are
+        any."""
         count = round(self.training.generated_share * len(batch.clean))
         if count == 0:
             return
@@ -209,11 +212,11 @@ class OwnOutputs:
 
         steps = int(self.random.integers(1, self.training.generated_steps + 1))
         latents = self.diffusion.sample(predict, self._noise(people), steps)
-        # Where the network predicts noise, a guess from pure noise is far off until it has learnt.
+        # If the network predicts noise, a guess from pure noise is far off until it has learnt.
         excess = latents.std((1, 2, 3), keepdim=True) / MAX_LATENT_STD
         latents = latents / excess.clamp(min=1.0)
         for person, latent in zip(people.tolist(), latents, strict=True):
-            # A fresh start now and then: a person's outputs are of all depths.
+            # A fresh start from time to time, so that a person's outputs are of all depths.
             if self.random.random() < FORGET_SHARE:
                 self.latents.pop(person, None)
             else:
@@ -242,11 +245,11 @@ def train_dit(
     compile_model: bool = False,
     shape: Path | None = None,
 ) -> Path:
-    """Train the denoiser for one stage and write its averaged weights, also every ten minutes on
-    the way.
+    """Train the denoiser for one stage and write its averaged weights, also every ten minutes
+    during the stage.
 
     Args:
-        shape: weights of the shape head, which then has a say in the loss.
+        shape: weights of the shape head, which then adds to the loss.
 
     Returns:
         Path of the weights.
@@ -320,8 +323,8 @@ def train_dit(
 def solve_skip(
     model: DiT, diffusion: Diffusion, sampler: LatentSampler, samples: int = 8192
 ) -> None:
-    """Begin with what skips the blocks as the best linear guess from pure noise, position by
-    position (ridge regression); the blocks then learn what it cannot know."""
+    """Start with the best linear guess from pure noise as the path round the blocks, position by
+    position (ridge regression); the blocks then learn the rest."""
     assert model.skip is not None
     inputs, targets = [], []
     timestep = torch.full((SOLVED_AT_ONCE,), diffusion.config.timesteps - 1)

@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
-    """Do what a command line asks for.
+    """Run an evaluation from the command's arguments.
 
     Returns:
         Figures by kind of run, with the settings; the jobs that gave them.
@@ -105,7 +105,8 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
 
 
 def _wanted(asked: bool | None, load: Callable[[], object]) -> bool:
-    """Whether to take a measure that needs a package: if it was asked for, or can be had."""
+    """Whether to take a measure that needs a package: if it was requested, or if the package is
+    installed."""
     if asked is False:
         return False
     try:
@@ -120,8 +121,8 @@ def _wanted(asked: bool | None, load: Callable[[], object]) -> bool:
 def _usable(
     people: Sequence[Person], settings: Settings, how: tuple[float, float], pool: Pool
 ) -> list[Person]:
-    """The people with those of their clips that could be read, which are in the store now; ``how``
-    is what :class:`ClipStore` takes."""
+    """The people with those of their clips that could be read, which are then in the store; ``how``
+    has the arguments of :class:`ClipStore`."""
     paths = [path for person in people for path in person.clips]
     work = [(path, settings, how) for path in paths]
     read = dict(zip(paths, _each(pool, _store, work, "read"), strict=True))
@@ -145,7 +146,7 @@ def _store(work: tuple[Path, Settings, tuple[float, float]]) -> bool:
 def _each(
     pool: Pool, do: Callable[[_Given], _Result], work: Sequence[_Given], verb: str
 ) -> list[_Result]:
-    """Results in order, with a line of progress where somebody looks on."""
+    """Results in order, with a progress line on a terminal."""
     results: list[_Result] = []
     start = time.monotonic()
     for result in pool.imap(do, work, chunksize=1):
@@ -229,17 +230,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     whom.add_argument("--person", help="their name (default: the folder's)")
     whom.add_argument("--validation", type=int, default=45, help="held-out clips, first by name")
     whom.add_argument("--manifest", type=Path, help="TSV with the columns file, split, person")
-    whom.add_argument("--split", default="eval", help="of the manifest (default: %(default)s)")
-    whom.add_argument("--stills", type=Path, help="folder or list of stills, for stage 1 alone")
-    whom.add_argument("--clips", type=int, default=None, help="use only so many of a person's")
     whom.add_argument(
-        "--seconds", type=float, default=10.0, help="of a clip, at most (default: %(default)s)"
+        "--split", default="eval", help="split of the manifest (default: %(default)s)"
+    )
+    whom.add_argument("--stills", type=Path, help="folder or list of stills, for stage 1 alone")
+    whom.add_argument("--clips", type=int, default=None, help="maximum number of clips per person")
+    whom.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="maximum length of a clip (default: %(default)s)",
     )
     whom.add_argument(
         "--sound-delay-ms",
         type=float,
         default=0.0,
-        help="added to the sound's times, where all these clips' sound runs ahead of the picture",
+        help="added to the sound's times, if these clips' sound runs ahead of the picture",
     )
     whom.add_argument("--align", type=Path, help="folder of GRID alignments")
     what = parser.add_argument_group("what")
@@ -249,22 +255,26 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     what.add_argument("--steps", type=int, default=None, help="default: the model's")
     what.add_argument("--reference", choices=("previous", "fixed"), default="previous")
     what.add_argument(
-        "--generate-every", type=int, choices=(1, 2), default=1, help="2 fills every second face in"
+        "--generate-every",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2 interpolates every second face",
     )
     what.add_argument(
-        "--detail", choices=("on", "off"), default="on", help="off: the generated face itself"
+        "--detail", choices=("on", "off"), default="on", help="off shows the generated face itself"
     )
     what.add_argument(
         "--perceptual",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="ST-LPIPS (default: where the extra 'train' is installed)",
+        help="ST-LPIPS (default: if the extra 'train' is installed)",
     )
     what.add_argument(
         "--identity",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="is it still the person? (default: where the extra 'identity' is installed)",
+        help="is it still the person? (default: if the extra 'identity' is installed)",
     )
     what.add_argument(
         "--looped-clips", type=int, default=1, help="clips for feedback and for precision"

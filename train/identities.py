@@ -1,8 +1,7 @@
-"""``dithead-train identities``: talking clips of people of whom there is only a still.
+"""``dithead-train identities``: talking clips of people who are only known from a still.
 
-Every still that serves is driven by training clips of real speakers (``dithead.train.retarget``).
-The result is prepared footage like any other: the person is the still's, motion and sound are the
-driver's.
+Training clips of real speakers drive every suitable still (``dithead.train.retarget``). The result
+is prepared footage like any other: the person is the still's, motion and sound are the driver's.
 """
 
 from __future__ import annotations
@@ -30,32 +29,32 @@ from dithead.train.retarget import read_still, retarget
 log = logging.getLogger(__name__)
 
 DRIVER_CLOSED, DRIVER_OPEN = 0.012, 0.02
-"""A speaker's clip serves if its smallest opening is below the one, its largest above the other
-(as ``metrics.opening`` measures)."""
+"""A speaker's clip is suitable if its smallest opening is below the first value and its largest
+above the second (as measured by ``metrics.opening``)."""
 PROBES = 12
-"""So many frames of a made clip are looked at by the mesh network."""
+"""The mesh network checks this many frames of a generated clip."""
 MIN_AGREEMENT = 0.85
-"""Correlation of the opening it finds there with the opening meant."""
+"""Correlation required there between the opening it finds and the intended one."""
 _STILLS_PER_INDEX = 20
 
 
 @dataclass(frozen=True, slots=True)
 class StillRule:
-    """Which stills serve, by their mesh."""
+    """Which stills are suitable, by their mesh."""
 
     min_side_px: float = 110.0
-    """A crop unit has at least so many of the picture's pixels."""
+    """A crop unit has at least this many of the picture's pixels."""
     max_roll: float = 0.26
     """Radians."""
     max_yaw: float = 0.32
     """How far the tip of the nose is from the middle between the ears, in half widths."""
     pitch: tuple[float, float] = (0.22, 0.38)
-    """How far down the tip of the nose is from the eyes, of the way to the chin."""
+    """How far down the tip of the nose is from the eyes, as a fraction of the way to the chin."""
     max_opening: float = 0.06
-    """As ``metrics.opening`` measures: a smile can be closed, a laugh not."""
+    """As measured by ``metrics.opening``: a smile can be closed, a laugh cannot."""
 
     def refusal(self, track: dict[str, np.ndarray]) -> str | None:
-        """Why a still with this track does not serve; None if it does."""
+        """Why a still with this track is not suitable; None if it is."""
         transform, mesh = track["transform"][0], track["mesh"]
         units = to_units(torch.from_numpy(mesh).float())[0].numpy()
         nose, left, right, chin = (units[i] for i in (4, 234, 454, 152))
@@ -96,19 +95,19 @@ def make_identities(
     seed: int = 0,
     workers: int = 2,
 ) -> tuple[list[Clip], dict[str, int]]:
-    """Make ``clips_per_still`` clips of every still that serves.
+    """Make ``clips_per_still`` clips of every suitable still.
 
     Clips already in the index of ``out`` are kept, so an interrupted run goes on where it stopped.
 
     Args:
-        stills: at most so many of the training stills, chosen at random; all by default. Stills
-            held out are taken too, in the same share, and their clips stay held out. The drivers
-            are always of the training split.
+        stills: maximum number of training stills, chosen at random; all by default. Held-out stills
+            are used, too, in the same share, and their clips stay held out. The drivers are always
+            from the training split.
         vigour: each person moves the mouth further than the drivers by a factor of their own, drawn
             between these two.
 
     Returns:
-        All clips, and how many stills were left out for which reason.
+        All clips, and the number of stills left out for each reason.
 
     Raises:
         MediaError: the footage has no still or no clip that could drive one.
@@ -150,7 +149,7 @@ def _drivers(footage: Footage) -> dict[str, list[Clip]]:
 def _choose(
     footage: Footage, limit: int | None, rule: StillRule, seed: int
 ) -> tuple[list[Clip], Counter[str]]:
-    """The stills that serve, and how many do not for which reason."""
+    """The suitable stills, and the number of others by reason."""
     chosen: list[Clip] = []
     left_out: Counter[str] = Counter()
     share = 1.0
@@ -172,8 +171,8 @@ def _choose(
 
 
 def _cast(still: Clip, drivers: dict[str, list[Clip]], count: int, seed: int) -> tuple[Clip, ...]:
-    """Who drives a still: clips of one speaker while he has enough, so that the teeth stay the same
-    ones; speakers are drawn by the square root of their number of clips."""
+    """The clips that drive a still: of one speaker as long as he has enough, so that the teeth stay
+    the same; speakers are drawn by the square root of their number of clips."""
     random = _random(still, seed)
     people = sorted(drivers)
     weights = np.sqrt([len(drivers[person]) for person in people])
@@ -194,7 +193,7 @@ def _random(still: Clip, seed: int) -> np.random.Generator:
 
 
 def _name(still: Clip, driver: Clip, vigour: float) -> str:
-    """Others than the drivers' own vigour are told apart, so that folders can be used together."""
+    """A different vigour gives a different name, so that folders can be used together."""
     return f"{still.name}-{driver.name}" + ("" if vigour == 1.0 else f"-{vigour:.2f}")
 
 
@@ -229,8 +228,8 @@ def _make(job: _Job) -> tuple[list[Clip], str | None]:
 
 
 def agreement(crops: np.ndarray, mesh: np.ndarray, motion: Motion) -> float:
-    """Correlation over some frames, from the most closed to the most open, of the opening that the
-    mesh network finds on made crops with the driver's."""
+    """Correlation between the opening that the mesh network finds on generated crops and the
+    driver's, over some frames from the most closed to the most open."""
     driven = opening((motion.rest + motion.moved).numpy())
     rows = np.argsort(driven)[np.linspace(0, len(driven) - 1, PROBES).round().astype(int)]
     regions = roi_from_mesh(torch.from_numpy(mesh[rows]))

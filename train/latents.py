@@ -1,9 +1,8 @@
-"""``dithead-train latents``: what stage 2 reads, made once from prepared footage and the two frozen
-VQGANs.
+"""``dithead-train latents``: the data of stage 2, made once from prepared footage and the two
+frozen VQGANs.
 
-Every clip is encoded under several looks. Clips of one person are put into groups that share their
-looks, so that a reference can be taken from another clip of the same person; each clip has its own
-pose.
+Every clip is encoded with several looks. Clips of one person form groups that share their looks, so
+that a reference can come from another clip of the same person; each clip has its own pose.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ GROUP_CLIPS = 4
 MADE_STRENGTH = 0.3
 """How far looks change people made from stills, of whom there are many: see random_appearance."""
 ENCODED_AT_ONCE = 8
-"""Pictures in one batch of the encoders: on a CPU, larger ones leave the caches."""
+"""Pictures in one batch of the encoders: on a CPU, larger batches do not fit the caches."""
 SILENT_RMS = 0.028
 """A frame whose whole audio window is quieter than this (after loudness normalisation of the clip)
 counts as silent."""
@@ -50,7 +49,7 @@ counts as silent."""
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive rows of the cache: one clip under one look."""
+    """Consecutive rows of the cache: one clip with one look."""
 
     clip: str
     person: str
@@ -62,11 +61,11 @@ class Run:
     made: bool = False
     """Of a person made from a still."""
     sound: str = ""
-    """The clip whose windows it has, if not its own."""
+    """The clip whose windows it uses, if not its own."""
 
     @property
     def heard(self) -> str:
-        """The clip whose windows it has."""
+        """The clip whose windows it uses."""
         return self.sound or self.clip
 
 
@@ -81,9 +80,9 @@ class LatentCache:
     masked: Tensor
     """(N, C, S, S) float16."""
     windows: dict[str, np.ndarray]
-    """Clip that is heard -> (audio variants, T, window_frames, features) float16, on disk."""
+    """Heard clip -> (audio variants, T, window_frames, features) float16, on disk."""
     silent: dict[str, np.ndarray]
-    """Clip that is heard -> (T,) bool."""
+    """Heard clip -> (T,) bool."""
     silence_window: Tensor
     """(window_frames, features): the window of digital silence."""
 
@@ -131,13 +130,13 @@ class _Job:
 
 @cache
 def _footage(roots: tuple[Path, ...]) -> Footage:
-    """In a worker, whose jobs all read the same: the index is read once."""
+    """For a worker, whose jobs all read the same footage: the index is read once."""
     return Footage(*roots)
 
 
 @cache
 def load_vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
-    """One of the two frozen VQGANs, once a process."""
+    """One of the two frozen VQGANs, loaded once per process."""
     model = VQGAN(config.vqgan)
     checkpoint.load_into(model, load_part(path, part), path)
     return model.eval().requires_grad_(False)
@@ -182,14 +181,14 @@ def cache_latents(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """Encode every training clip under its looks; whole and masked, the mask shifted at random in
+    """Encode every training clip with its looks, whole and masked; the mask is shifted at random in
     every frame.
 
     Args:
-        face, masked: weights of the two VQGANs, or a packed checkpoint that holds them.
+        face, masked: weights of the two VQGANs, or a packed checkpoint with them.
         main_looks, other_looks: random looks of the person with the most clips, and of each other
             person. made_looks: mild ones of each person made from a still.
-        main_plain_share: share of the former's groups that are encoded as they are, too.
+        main_plain_share: share of the main person's groups that are also encoded as they are.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "runs.json").unlink(missing_ok=True)  # written last: without it there is no cache
@@ -261,10 +260,10 @@ def cache_windows(
     workers: int = 2,
 ) -> None:
     """Audio windows of every training clip at its frames' times, as recorded and with a changed
-    level and added noise; clips with one sound share them.
+    level and added noise; clips with the same sound share them.
 
     Args:
-        audio_weights: folder of the speech encoder where it is not the packaged one.
+        audio_weights: folder of the speech encoder, if it is not the packaged one.
     """
     folder = out / "windows"
     folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +307,7 @@ def load_cache(folder: Path) -> LatentCache:
     """Open a cache written by the two functions above.
 
     Raises:
-        MediaError: the folder holds none, or only half of one.
+        MediaError: the folder has none, or an incomplete one.
     """
     for name in ("runs.json", "face.npy", "masked.npy", "silence.npy"):
         if not (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""Does the mask keep the secret? A regressor tries to read the mouth's opening off masked crops."""
+"""Tests that the mask hides the mouth: a regressor tries to read its opening from masked crops."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def leak_correlation(
 
     Args:
         train, held_out: clips of prepared footage. masked: with False the regressor sees the whole
-            crop, which shows what it could do.
+            crop, which shows what it is capable of.
         steps: of AdamW on batches of 64.
     """
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What every training stage shares: the clock, the learning rate, the moving average of the
+"""Code shared by all training stages: the clock, the learning rate, the moving average of the
 weights, the log."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Stage:
     """One stage of training: bounded in time or in steps, logged to a JSON-lines file.
 
     Args:
-        minutes: when it ends at the latest. steps: or after so many steps, if given.
+        minutes: maximum duration. steps: maximum number of steps, if given.
     """
 
     def __init__(self, log_path: Path, minutes: float, steps: int | None = None) -> None:
@@ -97,8 +97,8 @@ T = TypeVar("T")
 
 
 def ahead(make: Callable[[], T], count: int = 3) -> Generator[T, None, None]:
-    """What ``make`` gives, call after call, made on a thread of its own up to ``count`` calls
-    ahead. The thread ends when the iterator is closed; an error of ``make`` is raised here."""
+    """The results of ``make``, called on a separate thread up to ``count`` calls ahead. The thread
+    ends when the iterator is closed; an error in ``make`` is raised here."""
     made: queue.Queue[Future[T]] = queue.Queue(count)
     closed = threading.Event()
 
@@ -127,13 +127,13 @@ def ahead(make: Callable[[], T], count: int = 3) -> Generator[T, None, None]:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's rate."""
+    """Set the learning rate of every group."""
     for group in optimiser.param_groups:
         group["lr"] = rate
 
 
 def single_thread() -> None:
-    """Set-up of a worker process: several of them share the cores, one thread each."""
+    """Initialise a worker process: several of them share the cores, with one thread each."""
     torch.set_num_threads(1)
 
 
@@ -143,7 +143,8 @@ def precision(device: torch.device) -> torch.autocast:
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
-    """Weights to start a stage from: those of a stage before, or that part of a packed checkpoint.
+    """Weights to start a stage from: those of an earlier stage, or that part of a packed
+    checkpoint.
 
     Args:
         part: ``dit``, ``face_vqgan``, ``masked_vqgan`` or ``shape_head``.

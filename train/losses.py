@@ -12,8 +12,8 @@ from dithead.train.perceptual import load_stlpips
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a picture (PatchGAN, arXiv 1611.07004): (B, 3, S, S) -> (B, 1,
-    S/8 - 2, S/8 - 2)."""
+    """Classifies overlapping patches of a picture (PatchGAN, arXiv 1611.07004): (B, 3, S, S) -> (B,
+    1, S/8 - 2, S/8 - 2)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -41,19 +41,19 @@ def perceptual_metric(device: torch.device) -> nn.Module:
 
 
 def mouth_window(image: Tensor) -> Tensor:
-    """The quarter of crops (B, C, S, S) that holds the mouth: (B, C, S/2, S/2). The perceptual
-    distance is dear, and there it counts."""
+    """The quarter of crops (B, C, S, S) that contains the mouth: (B, C, S/2, S/2). The perceptual
+    distance is expensive, and matters most there."""
     size = image.shape[2]
     return image[:, :, 3 * size // 8 : 7 * size // 8, size // 4 : 3 * size // 4]
 
 
 class ReconstructionLoss:
-    """Weighted L1 and L2, plus the perceptual distance round the mouth and the generator's side of
-    the discriminator if asked for.
+    """Weighted L1 and L2, plus the perceptual distance round the mouth and the generator's
+    adversarial loss if requested.
 
     Args:
         weights: (1, 1, S, S) weight of each pixel.
-        perceptual, adversarial: weights of the two further terms; at 0 they cost nothing.
+        perceptual, adversarial: weights of the two additional terms; at 0 they cost nothing.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ReconstructionLoss:
         error = reconstruction - image
         squared = error.square()
         loss = (self.weights * (error.abs() + 4.0 * squared)).mean()
-        # Differences of neighbours: edges and skin would be blurred first.
+        # Differences of neighbours: otherwise edges and skin would blur first.
         loss = loss + (self.weights[..., 1:] * error.diff(dim=3).abs()).mean()
         loss = loss + (self.weights[..., 1:, :] * error.diff(dim=2).abs()).mean()
         parts = {"psnr_db": float(-10 * torch.log10(squared.detach().mean((1, 2, 3)) / 4).mean())}

@@ -1,4 +1,4 @@
-"""What finished frames are judged by: the mouth's box in a picture, and its opening over time."""
+"""Measures of finished frames: the mouth's box in a picture, and its opening over time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dithead.train.perceptual import MIN_SIDE_PX
 MOUTH_POINTS = (78, 308, 0, 17)
 TREND_FRAMES = 11
 MOST_LAG = 4
-"""Sound and picture of a recording are out of step by up to so many frames at 25 a second."""
+"""Sound and picture of a recording may be out of step by up to this many frames at 25 a second."""
 PERCEPTUAL_MAX_PX = 160
-"""A mouth box that is longer is shrunk before ST-LPIPS judges it: its cost grows with the area."""
+"""A longer mouth box is shrunk before ST-LPIPS, whose cost grows with the area."""
 
 
 def opening(meshes: np.ndarray) -> np.ndarray:
@@ -31,8 +31,8 @@ def opening(meshes: np.ndarray) -> np.ndarray:
 
 
 def without_trend(series: np.ndarray, width: int = TREND_FRAMES) -> np.ndarray:
-    """A series (T,), at least as long as the average, less its moving average; at the ends the
-    average is over what there is."""
+    """A series (T,), at least as long as the average, minus its moving average; at the ends the
+    average covers what there is."""
     kernel = np.ones(width)
     total = np.convolve(series, kernel, "same")
     return series - total / np.convolve(np.ones(len(series)), kernel, "same")
@@ -46,8 +46,8 @@ def fine_correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def best_lag(pairs: list[tuple[np.ndarray, np.ndarray]], most: int = MOST_LAG) -> tuple[int, float]:
-    """By how many values, up to ``most`` either way, the second series of all pairs is later than
-    the first where they correlate best without their trends, and that correlation."""
+    """By how many values, up to ``most`` in either direction, the second series of all pairs is
+    later than the first where their correlation without trends is highest; and that correlation."""
     most = max(0, min([most, *(min(len(a), len(b)) - TREND_FRAMES for a, b in pairs)]))
     scores = {
         lag: fine_correlation([lagged(*pair, lag) for pair in pairs])
@@ -58,7 +58,7 @@ def best_lag(pairs: list[tuple[np.ndarray, np.ndarray]], most: int = MOST_LAG) -
 
 
 def lagged(a: np.ndarray, b: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two series as they lie over each other when the second is later by so many values."""
+    """The overlapping parts of two series when the second is later by so many values."""
     length = min(len(a), len(b)) - abs(lag)
     first, second = max(0, -lag), max(0, lag)
     return a[first : first + length], b[second : second + length]
@@ -106,14 +106,14 @@ def box_scores(
 
 
 def _perceptual_size(height: int, width: int) -> tuple[int, int]:
-    """The size in which ST-LPIPS sees a picture: its own, if that lies within its limits."""
+    """The size in which ST-LPIPS sees a picture: its own, if within the limits."""
     scale = min(1.0, PERCEPTUAL_MAX_PX / max(height, width))
     scale = max(scale, MIN_SIDE_PX / min(height, width))
     return max(MIN_SIDE_PX, round(height * scale)), max(MIN_SIDE_PX, round(width * scale))
 
 
 def laplacian_variance(frame: Tensor, mesh: np.ndarray) -> float:
-    """How sharp a frame is in a mesh's mouth box: variance of the Laplacian of its luma, in levels
+    """Sharpness of a frame in a mesh's mouth box: variance of the Laplacian of its luma, in levels
     of 255 (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000)."""
     luma = 255 * _luma(mouth_picture(frame, mesh))
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])

@@ -1,7 +1,7 @@
-"""What a speaker's mouth does in a prepared clip, apart from how his head moves.
+"""The motion of a speaker's mouth in a prepared clip, without that of his head.
 
 *Units* are crop units (see ``dithead.face.crop``) of a face put upright by its stable points, frame
-by frame: in them a head neither moves nor rolls. *Stored pixels* are those of a stored crop.
+by frame: in these units a head neither moves nor rolls. *Stored pixels* are those of a stored crop.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ LOWER_LIP = (
     *(96, 89, 179, 86, 15, 316, 403, 319, 325),
     *INNER_LOWER[1:-1],
 )
-"""Likewise of the lower lip."""
+"""The same for the lower lip."""
 CORNERS = (61, 291)
 NOSE_BASE, LIP_TOP = 2, 0
 CHEEKS = (50, 280, 205, 425, 36, 266, 101, 330)
-"""Mesh points on the cheeks, by whose colour the light on two faces is compared."""
+"""Mesh points on the cheeks, whose colour is used to compare the light on two faces."""
 
 REST_SHARE = 0.05
-"""A speaker's mouth is at rest in this share of his frames, those with the smallest opening."""
+"""A speaker's mouth counts as at rest in this share of his frames, those with the smallest
+opening."""
 
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """What a speaker does in one clip."""
+    """A speaker's motion in one clip."""
 
     rest: Tensor
     """(468, 2) his mesh with closed lips, in units."""
     moved: Tensor
-    """(T, 468, 2) how far each point is from there, in units."""
+    """(T, 468, 2) how far each point has moved from there, in units."""
     inner: Tensor
     """(T, 2, 11, 2) inner edges of the upper and the lower lip in stored pixels of his crops."""
     contact: Tensor
-    """(11,) how far the two edges of closed lips are apart, in his stored pixels."""
+    """(11,) distance of the two edges of closed lips, in his stored pixels."""
     crops: Tensor
     """(T, 3, S, S) his stored crops in [0, 1]."""
     colour: Tensor
@@ -89,12 +90,12 @@ def _apply(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def lip_gap(mesh: Tensor) -> Tensor:
-    """Distance (T, 11) of the inner edges of meshes (T, 468, 2), which stand upright."""
+    """Distance (T, 11) of the inner edges of upright meshes (T, 468, 2)."""
     return lips_apart(mesh).clamp(min=0.0)
 
 
 def lips_apart(mesh: Tensor) -> Tensor:
-    """As :func:`lip_gap`; negative where a mesh has the edges crossed."""
+    """As :func:`lip_gap`; negative where the edges of a mesh cross."""
     return mesh[:, INNER_LOWER, 1] - mesh[:, INNER_UPPER, 1]
 
 

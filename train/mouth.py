@@ -1,4 +1,4 @@
-"""The inside of a mouth, between the lips of somebody else.
+"""Puts the inside of a speaker's mouth between the lips of somebody else.
 
 Lips are given by their inner edges, 11 points each from corner to corner, and read column by column
 of the picture: a mouth is upright in a stored crop.
@@ -13,16 +13,15 @@ from torch import Tensor
 from dithead.train.motion import Motion
 
 SEAM, SEAM_PX = 0.4, 1.2
-"""How dark and how wide, in stored pixels, the line is where lips meet that were apart."""
+"""Darkness and width, in stored pixels, of the line where lips meet that were apart."""
 TEETH_TINT, TEETH_LIGHT = 0.5, 0.6
-"""How far teeth take the tint and (as an exponent) the brightness of a face's light."""
+"""How far teeth take on the tint and (as an exponent) the brightness of a face's light."""
 FLESH_TINT = (1.08, 0.96, 0.98)
-"""Tongue and gums beside the mean of cheek and lip."""
+"""Tongue and gums, relative to the mean of cheek and lip."""
 MOST_STRETCH = 1.25
-"""The inside is made taller than wider by at most this."""
+"""The height of the inside grows by at most this factor more than its width."""
 CAVITY, CAVITY_PX = 0.75, 2.5
-"""How much darker it is where there is nothing to take from the speaker, and over how many stored
-pixels."""
+"""How much darker it is where the speaker has nothing to show, and over how many stored pixels."""
 _RIM_PX = 1.3
 """Width of the soft edge of the inside of the mouth."""
 _LUMA = (0.299, 0.587, 0.114)
@@ -41,11 +40,10 @@ def heights(points: Tensor, columns: Tensor) -> Tensor:
 def seam(
     removed: Tensor, middle: Tensor, columns: Tensor, rows: Tensor, left: Tensor, right: Tensor
 ) -> Tensor:
-    """What a picture is multiplied by, so that lips that were apart in the still meet in a dark
-    line.
+    """The factor for a picture that makes lips that were apart in the still meet in a dark line.
 
     Args:
-        removed: (11,) how much of the mouth was taken out between them, in pixels.
+        removed: (11,) how much of the mouth was removed between them, in pixels.
         middle: (T, S) height of the line at each column. left, right: (T, 1, 1) the corners.
         columns, rows: (S,) and (R,) centres of the picture's pixels.
 
@@ -64,9 +62,9 @@ def inner_mouth(
     """A speaker's mouth between another's lips.
 
     Args:
-        colour: (2, 3) of the other's cheeks and lips.
+        colour: (2, 3) colours of the other's cheeks and lips.
         upper, lower: (T, 11, 2) edges of the other's lips in the pixels of the result.
-        size: of the result.
+        size: side of the result.
 
     Returns:
         Pictures (T, 3, size, size) in [0, 1] in the other's light, and their opacity (T, 1, size,
@@ -85,7 +83,8 @@ def inner_mouth(
     own_columns = own_left + across.clamp(0, 1) * (own_right - own_left)
     own_above, own_below = (heights(line, own_columns) for line in (own_upper, own_lower))
     y = torch.arange(size)[:, None] + 0.5
-    # What opens further than the speaker's keeps his teeth as they are, and is dark between them.
+    # Where the mouth opens further than the speaker's, his teeth keep their shape, and between them
+    # it is dark.
     height, own_height = (below - above).clamp(min=1e-3), (own_below - own_above).clamp(min=1e-3)
     natural = MOST_STRETCH * (right - left) / (own_right - own_left).clamp(min=1e-3)
     stretch = torch.minimum(natural, height / own_height)[:, None]  # (T, 1, size)
@@ -111,8 +110,8 @@ def inner_mouth(
 def _relight(picture: Tensor, own: Tensor, wanted: Tensor) -> Tensor:
     """Pictures (T, 3, S, S) of an open mouth in another face's light.
 
-    Only brightness and how red a place is, between cheek and lip, are the speaker's: what is red
-    takes the other face's colour, what is not (teeth) is nearly white in the other light.
+    Only the brightness and the redness, between cheek and lip, are the speaker's: red parts take
+    the other face's colour, others (teeth) are nearly white in the other light.
     """
     luma = torch.tensor(_LUMA)
     bright = torch.einsum("c,tcyx->tyx", luma, picture)[:, None]

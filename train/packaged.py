@@ -12,7 +12,7 @@ def packaged_file(package: str, name: str, use: str, extra: str) -> Path:
     """Path of a file in an installed package.
 
     Args:
-        use: what needs it, and extra: what installs it, for the message.
+        use: what needs it, and extra: the extra that installs it, for the message.
 
     Raises:
         BackendUnavailable: it is not installed.

@@ -1,9 +1,9 @@
-"""ST-LPIPS: a perceptual distance between pictures that hardly minds a shift by a pixel.
+"""ST-LPIPS: a perceptual distance between pictures that hardly changes with a shift by a pixel.
 
 Paper: Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric", arXiv 2207.13686; here with
 its AlexNet trunk. The weights come with the package ``stlpips-pytorch`` 0.0.2 (BSD-2-Clause), whose
 code is never imported. They are a pickle: only training and evaluation, offline, read them, and
-``torch.load(weights_only=True)`` admits nothing in it but tensors.
+``torch.load(weights_only=True)`` accepts only tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dithead import checkpoint
 from dithead.errors import CheckpointError
 from dithead.train.packaged import packaged_file
 
-MIN_SIDE_PX = 21  # any smaller, and the last blur gets too few pixels to reflect its border
+MIN_SIDE_PX = 21  # if smaller, the last blur has too few pixels to reflect its border
 _PACKAGE = "stlpips-pytorch"
 _WEIGHTS_NAME = "alex_shift_tolerant.pth"
 _CONSTANTS = ("scaling_layer.", "net.slice1.1.filt", "net.slice2.4.filt", "net.slice3.8.filt")
@@ -35,7 +35,7 @@ _PUBLISHED_NAMES = {
 class STLPIPS(nn.Module):
     """Distance of two pictures: the weighted squared difference of their AlexNet features.
 
-    What makes it shift-tolerant: every convolution and maximum has stride 1, and only a blur halves
+    It is shift-tolerant because every convolution and maximum has stride 1, and only a blur halves
     the resolution, over a border reflected far enough for the outermost pixels to count in full.
     """
 
@@ -65,7 +65,7 @@ class STLPIPS(nn.Module):
         self.register_buffer("blur", binomial.outer(binomial)[None, None], persistent=False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare pictures pairwise; ``a`` and ``b`` may change places.
+        """Compare pictures pairwise; symmetric in ``a`` and ``b``.
 
         Args:
             a: (B, 3, H, W) float32 RGB in [-1, 1]; H and W at least :data:`MIN_SIDE_PX`.
@@ -75,14 +75,14 @@ class STLPIPS(nn.Module):
             (B,) distances from 0 (the same picture) up; unrelated ones reach about 1.
 
         Raises:
-            ValueError: the shapes differ or are no such batches.
+            ValueError: the shapes differ or are not such batches.
         """
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < MIN_SIDE_PX:
             raise ValueError(
                 f"expected two batches (B, 3, H, W) of one shape, sides at least {MIN_SIDE_PX} px, "
                 f"found {tuple(a.shape)} and {tuple(b.shape)}; enlarge smaller pictures first"
             )
-        # Two passes, not one of 2B: if one picture alone needs a gradient, the other has no graph.
+        # Two passes, not one of 2B: if only one picture needs a gradient, the other needs no graph.
         total = a.new_zeros(a.shape[0])
         for layer_a, layer_b, head in zip(
             self.features(a), self.features(b), self.heads, strict=True
@@ -103,7 +103,7 @@ class STLPIPS(nn.Module):
         return [one, two, three, four, five]
 
     def _pool(self, x: Tensor) -> Tensor:
-        """AlexNet's 3 x 3 max pooling by 2, taken apart: the maximum at stride 1, the halving."""
+        """AlexNet's 3 x 3 max pooling by 2 in two steps: the maximum at stride 1, then halving."""
         return self._halve(F.max_pool2d(x, 3, stride=1))  # (B, C, (h + 1) // 2, (w + 1) // 2)
 
     def _halve(self, x: Tensor) -> Tensor:
@@ -147,7 +147,8 @@ def load_stlpips(path: str | Path | None = None) -> STLPIPS:
 
 
 def _rename(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give each published tensor our name; constants go, unknown names stay to be refused."""
+    """Give each published tensor our name; constants are dropped, unknown names stay and are
+    refused later."""
     renamed = {}
     for name, tensor in published.items():
         if name.startswith(_CONSTANTS):

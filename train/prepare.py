@@ -1,4 +1,4 @@
-"""``dithead-train prepare``: from videos to crops, tracks and audio on disk, made once with the
+"""``dithead-train prepare``: converts videos to crops, tracks and audio on disk, once, with the
 runtime's own tracker."""
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dithead.train.loop import single_thread
 log = logging.getLogger(__name__)
 
 MAX_VIDEO_FRAMES = 1500
-"""Of longer videos, so many frames from the start are taken."""
+"""Only this many frames from the start of longer videos are used."""
 HELD_OUT_STILLS = 20
-"""One still of so many is held out."""
+"""One in this many stills is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,11 @@ class Source:
     still: bool = False
     """A picture, not a video."""
     sound_delay_ms: float = 0.0
-    """What is to be added to the sound's times, where a recording's sound runs ahead of its
-    picture."""
+    """Added to the sound's times, if a recording's sound runs ahead of its picture."""
 
 
 def list_folder(folder: Path, person: str, validation: int) -> list[Source]:
-    """Every video in a folder, of one person; the ``validation`` whose names sort first are held
-    out."""
+    """Every video in a folder, of one person; the first ``validation`` by name are held out."""
     paths = _files(folder, (".mp4", ".mpg", ".mov", ".mkv"))
     return [
         Source(path, person, "validation" if i < validation else "train")
@@ -56,8 +54,8 @@ def list_folder(folder: Path, person: str, validation: int) -> list[Source]:
 
 
 def list_stills(folder: Path) -> list[Source]:
-    """Every picture in a folder, each of another person, who goes by the file's name; by that name
-    every twentieth is held out."""
+    """Every picture in a folder, each of another person, named after the file; by that name every
+    twentieth is held out."""
     return [
         Source(path, path.stem, "train" if i % HELD_OUT_STILLS else "validation", still=True)
         for i, path in enumerate(_files(folder, (".jpg", ".jpeg", ".png")))
@@ -99,7 +97,7 @@ def prepare(
     Clips already in the index are kept, so an interrupted run goes on where it stopped.
 
     Raises:
-        MediaError: two sources bear the same name, by which a clip goes.
+        MediaError: two sources have the same name, which is the clip's name.
     """
     names: dict[str, Path] = {}
     for source in sources:
@@ -167,7 +165,8 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
 
 
 def delayed(samples: np.ndarray, by_ms: float) -> np.ndarray:
-    """Sound (S,) at 16 kHz, later by so many milliseconds, or earlier; as long as before."""
+    """Sound (S,) at 16 kHz, later by so many milliseconds (earlier if negative); as long as
+    before."""
     shift = round(abs(by_ms) * SPEECH_RATE_HZ / 1000)
     silence = np.zeros(min(shift, len(samples)), samples.dtype)
     if by_ms < 0:
@@ -176,7 +175,7 @@ def delayed(samples: np.ndarray, by_ms: float) -> np.ndarray:
 
 
 def stored_crop(image: torch.Tensor, transform: torch.Tensor, config: FaceConfig) -> np.ndarray:
-    """Cut what is stored of a frame (H, W, 3) uint8: (S, S, 3) uint8, S is STORED_MARGIN times the
+    """The stored part of a frame (H, W, 3) uint8: (S, S, 3) uint8, S is STORED_MARGIN times the
     model's crop."""
     size = round(config.crop_px * STORED_MARGIN)
     view = config.view._replace(span=config.crop_span * STORED_MARGIN)

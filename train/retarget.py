@@ -1,10 +1,10 @@
-"""A still made to talk: a speaker's mouth motion, carried over to somebody of whom there is only a
+"""Makes a still talk: transfers a speaker's mouth motion to somebody who is only known from a
 picture.
 
-The still is bent smoothly by what the speaker's lips, jaw and cheeks have moved since his mouth was
-closed. The upper and the lower lip move apart, so two fields of displacement serve: one for what
-lies above the line where the lips meet, one for what lies below. What opens between is taken from
-the speaker's own frame, in the still's light.
+The still is bent smoothly by the motion of the speaker's lips, jaw and cheeks since his mouth was
+closed. The upper and the lower lip move apart, so there are two displacement fields: one for what
+is above the line where the lips meet, one for what is below. What opens between is taken from the
+speaker's own frame, in the still's light.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from dithead.train.mouth import heights, inner_mouth, seam
 AMPLITUDE = (0.75, 1.3)
 """Motion grows with the width of the mouth, within these limits."""
 GRID_PX = 2
-"""Displacements are worked out at every second stored pixel."""
+"""Displacements are computed at every second stored pixel."""
 CONTACT = 0.04
-"""Inner edges of closed lips are up to so far apart in a mesh, in widths of the mouth."""
+"""Inner edges of closed lips may be this far apart in a mesh, in widths of the mouth."""
 CUT = 0.045
-"""So much of the lips, in widths of the mouth, goes with the teeth when an open mouth is closed."""
+"""This much of the lips, in widths of the mouth, goes with the teeth when an open mouth is
+closed."""
 CLOSED_BY_UPPER = 0.35
-"""The upper lip's part in closing an open mouth."""
+"""The upper lip's share in closing an open mouth."""
 _KERNEL_PX = 2.0
 _SMOOTHING_PX = 0.5
 _INVERSIONS = 5
@@ -50,7 +51,7 @@ _INVERSIONS = 5
 
 @dataclass(frozen=True, slots=True)
 class Still:
-    """A picture of a face, and all that does not depend on who drives it."""
+    """A picture of a face, and everything that does not depend on the driver."""
 
     crop: Tensor
     """(3, S, S) in [0, 1]."""
@@ -91,7 +92,8 @@ def read_still(crop: np.ndarray, track: dict[str, np.ndarray], config: FaceConfi
 
 
 def _share(mesh: Tensor) -> Tensor:
-    """Nothing above the nose's base, all from the upper lip down, and less towards the temples."""
+    """Nothing above the nose's base, everything from the upper lip down, and less towards the
+    temples."""
     y = (mesh[:, 1] - mesh[NOSE_BASE, 1]) / (mesh[LIP_TOP, 1] - mesh[NOSE_BASE, 1]).clamp(min=1.0)
     half = (mesh[454, 0] - mesh[234, 0]).abs() / 2
     middle = mesh[[*CORNERS], 0].mean()
@@ -105,8 +107,8 @@ def _smoothstep(x: Tensor) -> Tensor:
 
 
 def _field(mesh: Tensor, size: int, top: int, without: tuple[int, ...]) -> Tensor:
-    """Weights (G, 468) of a smooth interpolation (radial functions) between the mesh's points but
-    some, and the picture's edge, which does not move; of the grid from row ``top`` down."""
+    """Weights (G, 468) of a smooth interpolation (radial functions) between the mesh's points,
+    except some, and the picture's edge, which does not move; for the grid from row ``top`` down."""
     line = torch.linspace(0.0, size, 9)
     zero, full = torch.zeros_like(line), torch.full_like(line, size)
     edge = torch.cat(
@@ -132,24 +134,24 @@ def _field(mesh: Tensor, size: int, top: int, without: tuple[int, ...]) -> Tenso
 
 
 def _grid(size: int, top: int) -> Tensor:
-    """Stored pixels' places on the grid from row ``top`` down: (rows, columns, 2)."""
+    """Positions of stored pixels on the grid from row ``top`` down: (rows, columns, 2)."""
     x = torch.arange(0.0, size + 1, GRID_PX)
     y = torch.arange(float(top), size + 1, GRID_PX)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def own_opening(mesh: Tensor) -> Tensor:
-    """How much of a still's mouth must go for its lips to meet, at 11 places from corner to corner,
-    in the pixels of its mesh (468, 2): (11,), nothing of a closed mouth."""
+    """How much of a still's mouth must be removed for its lips to meet, at 11 places from corner to
+    corner, in the pixels of its mesh (468, 2): (11,), 0 for a closed mouth."""
     gap, width = lip_gap(mesh[None])[0], mouth_width(mesh)
     opened = _smoothstep(gap / (CONTACT * width) - 1)
     return opened * (gap + CUT * width)
 
 
 def _closing(mesh: Tensor) -> Tensor:
-    """Displacement (468, 2) that brings the lips of an open mouth together; none of a closed one.
+    """Displacement (468, 2) that brings the lips of an open mouth together; 0 for a closed one.
 
-    Both lips move whole, the lower one further.
+    Both lips move as a whole, the lower one further.
     """
     opening = own_opening(mesh)[1:-1]
     shift = torch.zeros_like(mesh)
@@ -161,10 +163,10 @@ def _closing(mesh: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def retarget(still: Still, motion: Motion, vigour: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """The still says what the speaker says.
+    """Make the still say what the speaker says.
 
     Args:
-        vigour: how much further than the speaker's its mouth moves.
+        vigour: how much further its mouth moves than the speaker's.
 
     Returns:
         crops (T, S, S, 3) uint8, and meshes (T, 468, 2) float32 in their pixels.
@@ -175,7 +177,7 @@ def retarget(still: Still, motion: Motion, vigour: float = 1.0) -> tuple[np.ndar
     amplitude = vigour * min(max(ratio, AMPLITUDE[0]), AMPLITUDE[1])
     moved = motion.moved * (amplitude * still.unit_px) * still.share[:, None] + still.closing
     mesh = still.mesh + moved
-    # Where the lips part in the still; each takes its edge along.
+    # Where the lips part in the still; each moves with its edge.
     meeting = (still.mesh[INNER_UPPER, :] + still.mesh[INNER_LOWER, :]) / 2
     half = torch.stack([torch.zeros(11), own_opening(still.mesh) / 2], dim=1)
     upper = meeting - half + moved[:, INNER_UPPER]
@@ -205,7 +207,8 @@ def _bend(still: Still, moved: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
     middle = (above + below) / 2
     left, right = (upper[:, i, 0, None, None] for i in (0, -1))
     outside = torch.maximum(left - columns, columns - right).clamp(min=0)  # (T, 1, S)
-    # Between the lips, and wider and wider beside the mouth, one field passes into the other.
+    # Between the lips, and over an increasing width beside the mouth, one field passes into the
+    # other.
     half = ((below - above) / 2)[:, None].clamp(min=0.5) + 0.5 * outside
     under = (rows[:, None] - middle[:, None]) / (2 * half) + 0.5  # (T, S - top, S)
     offset = _read_back(still, moved, size)  # (2, T, S - top, S, 2)
@@ -223,8 +226,8 @@ def _bend(still: Still, moved: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def _read_back(still: Still, moved: Tensor, size: int) -> Tensor:
-    """Where each pixel of the result lies in the still, less its own place, by either field: (2, T,
-    S - top, S, 2) in stored pixels."""
+    """Offset from each pixel of the result to its place in the still, by either field: (2, T, S -
+    top, S, 2) in stored pixels."""
     grid = _grid(size, still.top)
     rows, columns = grid.shape[:2]
     frames = len(moved)
@@ -233,7 +236,7 @@ def _read_back(still: Still, moved: Tensor, size: int) -> Tensor:
     low = grid[0, 0]
     scale = 2.0 / (grid[-1, -1] - low)
     offset = torch.zeros_like(field)
-    for _ in range(_INVERSIONS):  # a fixed point: where a place came from lies near it
+    for _ in range(_INVERSIONS):  # fixed-point iteration: a place's source is near it
         places = (grid + offset.movedim(1, -1) - low) * scale - 1
         offset = -F.grid_sample(field, places, padding_mode="border", align_corners=True)
     x = torch.arange(size) + 0.5

@@ -1,4 +1,4 @@
-"""``dithead-train shape``: the head that reads a face's shape off its latent."""
+"""``dithead-train shape``: the head that reads a face's shape from its latent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dithead.train.motion import lips_apart, to_crop
 UNIT = 100.0
 """Lengths in the loss are in hundredths of the crop."""
 LIPS_WEIGHT, GAP_WEIGHT = 3.0, 2.0
-"""Weights of points on the lips, against 1, and of how far apart the lips are."""
+"""Weights of points on the lips, relative to 1, and of the distance of the lips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +43,27 @@ class ShapeTraining:
 
     minutes: float = 15.0
     steps: int | None = None
-    """End after so many steps, if that comes first."""
+    """End after this many steps, if that comes first."""
     batch: int = 32
     """New pictures in a step."""
     learning_rate: float = 2e-3
     seed: int = 0
     still_share: float = 0.4
-    """Share of the pictures that are stills, where there are any."""
+    """Share of the pictures that are stills, if there are any."""
     made_share: float = 0.4
-    """Share of people made from stills, where there are any."""
+    """Share of people made from stills, if there are any."""
     strength: float = 0.6
     """How far looks change the pictures' colours and light: see random_appearance."""
     latent_noise: float = 0.25
     """Largest standard deviation of the noise on the latents."""
     kept: int = 60_000
-    """Latents that are kept to be seen again."""
+    """Number of latents kept for reuse."""
     seen_again: int = 3
-    """Batches, four times as large, that are drawn from those in a step."""
+    """Batches, four times as large, drawn from those in a step."""
 
 
 class ShapeSampler:
-    """Latents of training pictures, and the meshes that were found in them."""
+    """Latents of training pictures, and the meshes found in them."""
 
     def __init__(
         self, footage: Footage, config: DitHeadConfig, training: ShapeTraining, face: Path
@@ -102,7 +102,7 @@ class ShapeSampler:
             frame = int(self.random.integers(clip.frames))
             crops.append(np.array(self.footage.crops(clip)[frame]))
             meshes.append(self.mesh(clip)[frame])
-        # Shapes stay what they are but for the pose in the crop: only those can be followed.
+        # Shapes change only by the pose in the crop: only those changes can be followed.
         posed = vary_pose(plain_appearance(training.batch), self.generator)
         look = random_appearance(training.batch, self.generator, training.strength)
         still = torch.zeros_like(look.turn)
@@ -117,7 +117,7 @@ class ShapeSampler:
 
 
 def posed_meshes(meshes: Tensor, look: Appearance, view: View) -> Tensor:
-    """Where meshes (B, 468, 2) in crop units lie in pictures of looks that only move them."""
+    """Where meshes (B, 468, 2) in crop units are in pictures of looks that only move them."""
     middle = torch.tensor([0.0, view.down])
     return in_picture((meshes - middle) / view.span, look) * view.span + middle
 
@@ -139,7 +139,7 @@ def shape_loss(found: Tensor, true: Tensor) -> Tensor:
 
 
 class _Kept:
-    """The last latents and their meshes."""
+    """The latest latents and their meshes."""
 
     def __init__(self, count: int) -> None:
         self.count, self.at = count, 0
@@ -171,7 +171,7 @@ def train_shape(
     """Train the head for one stage on latents of true pictures and write its weights.
 
     Args:
-        face: weights of the face VQGAN, or a packed checkpoint that holds them.
+        face: weights of the face VQGAN, or a packed checkpoint with them.
 
     Returns:
         Path of the weights.
@@ -218,7 +218,7 @@ def train_shape(
 def shape_scores(
     model: ShapeHead, footage: Footage, config: DitHeadConfig, face: Path
 ) -> dict[str, float]:
-    """How well shapes are read off pictures of the validation split.
+    """How well shapes are read from pictures of the validation split.
 
     Returns:
         ``lips``: mean distance of points on the lips, in crop units, the mean one of each picture

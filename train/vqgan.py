@@ -50,35 +50,34 @@ class VQGANTraining:
     """``face`` for whole faces, ``masked`` for masked faces."""
     minutes: float = 15.0
     steps: int | None = None
-    """End after so many steps, if that comes first."""
+    """End after this many steps, if that comes first."""
     batch: int = 16
     learning_rate: float = 1e-3
     seed: int = 0
     still_share: float = 0.7
-    """Share of the pictures that are stills, where there are any."""
+    """Share of the pictures that are stills, if there are any."""
     main_share: float = 0.6
-    """Share of the frames of clips that come from the person with the most; the rest is split over
-    all others."""
+    """Share of the frames of clips that come from the person with the most; the rest is divided
+    over all others."""
     plain_share: float = 0.5
-    """Share of pictures without augmentation of their look."""
+    """Share of pictures whose look is not augmented."""
     mouth_weight: float = 2.0
     """Extra weight of the mouth region in the reconstruction loss."""
     warm_share: float = 0.45
-    """Share of the stage before the codebook is switched on (skipped when starting from
-    weights)."""
+    """Part of the stage before the codebook is switched on (skipped when starting from weights)."""
     quantised_share: float | None = None
     """Share of each batch that passes through the codebook then; None: all, or a quarter where
     latents are decoded as they are."""
     latent_noise: float = 0.05
-    """Largest standard deviation of the noise, in terms of the features' own, that the decoder is
-    trained to bear where latents are not quantised."""
+    """Largest standard deviation of the noise, relative to the features' own, that the decoder
+    learns to tolerate where latents are not quantised."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance (ST-LPIPS, AlexNet); needs the extra ``train``."""
     adversarial_weight: float = 0.0
-    """Weight of the patch discriminator; it goes with ``decoder_only``."""
+    """Weight of the patch discriminator; only with ``decoder_only``."""
     decoder_only: bool = False
-    """Train the decoder alone, so that latents stay as they are: the denoiser is trained on
-    them. Where the start's decoder has another shape, a new one begins."""
+    """Train only the decoder, so that latents stay as they are: the denoiser is trained on them. If
+    the start's decoder has another shape, a new one begins."""
 
     def __post_init__(self) -> None:
         if self.adversarial_weight > 0 and not self.decoder_only:
@@ -104,7 +103,7 @@ class PictureSampler:
         self.footage = footage
 
     def sample(self, batch: int) -> Tensor:
-        """Pictures (B, 3, S, S) in [-1, 1], masked if that is what is trained on."""
+        """Pictures (B, 3, S, S) in [-1, 1], masked for the masked VQGAN."""
         training, rows = self.training, []
         for _ in range(batch):
             clips = self.main
@@ -115,7 +114,7 @@ class PictureSampler:
             clip = clips[self.random.integers(len(clips))]
             rows.append(self.footage.crops(clip)[self.random.integers(clip.frames)])
         keep = torch.rand(batch, generator=self.generator) < training.plain_share
-        # Not turned, which costs more than all the rest: there are enough true poses.
+        # Not turned, which costs more than everything else: there are enough true poses.
         posed = vary_pose(plain_appearance(batch), self.generator)
         posed = replace(posed, turn=torch.zeros(batch, 2))
         look = random_appearance(batch, self.generator).where(keep, posed)
@@ -145,7 +144,7 @@ def train_vqgan(
     """Train one VQGAN for one stage and write its averaged weights.
 
     Args:
-        out: folder for weights, log and sample pictures. start: weights to begin with.
+        out: folder for weights, log and sample pictures. start: weights to start with.
 
     Returns:
         Path of the weights.
@@ -180,7 +179,7 @@ def train_vqgan(
     quantised_share = training.quantised_share
     if quantised_share is None:
         quantised_share = 0.25 if plain else 1.0
-    recent: deque[Tensor] = deque(maxlen=32)  # features from which the codebook is filled
+    recent: deque[Tensor] = deque(maxlen=32)  # features that fill the codebook
     pictures = ahead(partial(sampler.sample, training.batch))
     while stage.running:
         set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
@@ -228,7 +227,7 @@ def _begin_from(model: VQGAN, start: Path, training: VQGANTraining) -> None:
 
 @torch.no_grad()
 def fill_codebook(model: VQGAN, features: Tensor, generator: torch.Generator) -> None:
-    """Start the codebook from features (B, C, H, W) that occurred, drawn at random."""
+    """Initialise the codebook with real features (B, C, H, W), drawn at random."""
     tables = model.codebook.positions(features)  # (G, B * H * W, C / G)
     rows = torch.randint(tables.shape[1], (model.config.codebook_size,), generator=generator)
     model.codebook.entries.copy_(tables[:, rows.to(tables.device)].flatten(0, 1))

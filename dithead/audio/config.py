@@ -1,4 +1,4 @@
-"""Which speech encoder is used, the grid of chunks it sees, and the window that one frame gets."""
+"""The speech encoder, the grid of chunks it sees, and the audio window of one frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLES_PER_FEATURE = 320
 
 @dataclass(frozen=True, slots=True)
 class AudioConfig:
-    """Which speech encoder to use, the grid of chunks it sees and the window one frame gets.
+    """The speech encoder, the grid of chunks it sees, and the audio window of one frame.
 
     Raises:
         ConfigError: a field is out of range or does not fit the others.
@@ -32,9 +32,9 @@ class AudioConfig:
     """Speech encoder; the Whisper one ships with the package."""
     layers: tuple[int, ...] = (-1,)
     """Whisper's hidden states to concatenate: 0 after convolutions and positions, i after block i,
-    -1 or 4 after the closing layer norm. wav2vec2 gives its CTC logits only: (-1,)."""
+    -1 or 4 after the final layer norm. wav2vec2 only gives its CTC logits: (-1,)."""
     sample_rate_hz: int = 16_000
-    """Sample rate; both encoders know 16 kHz only."""
+    """Sample rate; both encoders support only 16 kHz."""
     hop_ms: int = 320
     """Sound described by one chunk's features; a multiple of 20 ms."""
     left_context_ms: int = 1480
@@ -42,17 +42,17 @@ class AudioConfig:
     right_context_ms: int = 200
     """Sound after the hop that the encoder sees, which adds to latency; a multiple of 20 ms."""
     feature_rate_hz: int = 50
-    """Features a second; both encoders give 50."""
+    """Features per second; both encoders give 50."""
     feature_dim: int = 0
-    """Numbers in one feature. It follows from the encoder and its layers: 0 is replaced by the
-    right number (384 a Whisper layer, 33 for wav2vec2), another wrong one is refused."""
+    """Size of one feature. It follows from the encoder and its layers: 0 is replaced by the right
+    number (384 per Whisper layer, 33 for wav2vec2), and any other wrong number is refused."""
     window_frames: int = 11
     """Frames of a window; odd, so that one is in the middle."""
     window_spacing_ms: int = 40
     """Time between the frames of a window."""
     window_shift_ms: int = 0
-    """How far the middle of a window lies before its frame's time: so much less of the future is
-    waited for."""
+    """How far the middle of a window is before its frame's time: the wait for future sound is
+    shorter by this much."""
     features_per_frame: int = 2
     """Consecutive features, 20 ms apart, concatenated in each frame of a window."""
 
@@ -169,17 +169,17 @@ class AudioConfig:
 
     @property
     def longest_wait_ms(self) -> int:
-        """Sound past a frame's time without which a live frame may have to wait."""
+        """Sound past a frame's time for which a live frame may have to wait."""
         ahead_ms = self.window_half_span_us // 1000 - self.window_shift_ms
         return self.hop_ms + self.right_context_ms + ahead_ms + US_PER_FEATURE // 2000
 
     @property
     def block_features(self) -> int:
-        """Consecutive features that a window at any time can be sampled from."""
+        """Number of consecutive features from which a window at any time can be sampled."""
         return math.ceil(2 * self.window_half_span_us / US_PER_FEATURE) + 2
 
     def block_start(self, time_us: int) -> int:
-        """Index of the first of the ``block_features`` features that the window at a time needs."""
+        """Index of the first of the ``block_features`` features needed for the window at a time."""
         first_us = time_us - 1000 * self.window_shift_ms - self.window_half_span_us
         return (first_us - US_PER_FEATURE // 2) // US_PER_FEATURE
 

@@ -34,15 +34,17 @@ TINY_EN = {
     "encoder_attention_heads": 6,
     "encoder_ffn_dim": 1536,
 }
-"""Whisper tiny.en's sizes, as its checkpoint says them."""
+"""Whisper tiny.en's sizes, as stated in its checkpoint."""
 
 TARGET_RMS = 10.0 ** (-23.0 / 20.0)
-"""Root mean square that loudness normalisation aims at: -23 dB relative to full scale."""
+"""Target root mean square of loudness normalisation: -23 dB relative to full scale."""
 GAIN_RANGE = (0.25, 4.0)
-"""Limits of the normalisation's gain, so that room noise in a pause is not blown up to speech."""
+"""Limits of the normalisation's gain, so that room noise in a pause is not amplified to the level
+of speech."""
 LOG_MEL_MAXIMUM = 1.0
-"""log10 of the mel energy taken as the loudest: the median of the maxima of 2 s chunks of real
-speech after loudness normalisation (0.4 to 1.2 on read books, 0.8 to 1.7 on GRID sentences)."""
+"""log10 of the mel energy that counts as the loudest: the median of the maxima of 2 s chunks of
+real speech after loudness normalisation (0.4 to 1.2 on read books, 0.8 to 1.7 on GRID
+sentences)."""
 
 
 def normalise_loudness(samples: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def normalise_loudness(samples: Tensor) -> Tensor:
     Returns:
         (B, S) float32. Peaks may exceed 1: they are not clipped a second time.
     """
-    # Comparisons with NaN are false, so this keeps finite values only and exports as two nodes.
+    # Comparisons with NaN are false, so this keeps only finite values and exports as two nodes.
     finite = samples.abs() <= torch.finfo(torch.float32).max
     samples = torch.where(finite, samples, torch.zeros_like(samples)).clamp(-1.0, 1.0)
     rms = samples.square().mean(dim=-1, keepdim=True).sqrt()  # (B, 1)
@@ -85,7 +87,7 @@ def slaney_mel_filters(sample_rate_hz: int, bins: int, mels: int) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram, made of convolutions so that it exports everywhere.
+    """Whisper's log-mel spectrogram, computed by convolutions so that it can be exported anywhere.
 
     One deliberate difference: Whisper clamps at 8 decades below the loudest value *of the clip*,
     which makes every frame depend on all others and on the clip's length. Here the reference is
@@ -102,7 +104,7 @@ class LogMel(nn.Module):
         time = torch.arange(self.fft_size, dtype=torch.float64)
         frequency = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64)
         hann = 0.5 - 0.5 * torch.cos(2.0 * math.pi * time / self.fft_size)
-        # The product is reduced before it becomes an angle, or large ones lose digits.
+        # The product is reduced before it becomes an angle; otherwise large ones lose digits.
         angle = 2.0 * math.pi / self.fft_size * ((frequency[:, None] * time) % self.fft_size)
         bases = torch.cat([torch.cos(angle), torch.sin(angle)]) * hann  # (2 * 201, 400)
         filters = slaney_mel_filters(16_000, self.fft_size // 2 + 1, self.mels)
@@ -147,7 +149,7 @@ class AudioEncoder(nn.Module):
         return next(self.parameters()).device
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: the encoder is frozen, and training's masks are not wanted."""
+        """Stay in evaluation mode: the encoder is frozen, and training's masks must not apply."""
         return super().train(False)
 
     def encode(self, samples: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class AudioEncoder(nn.Module):
 
     @property
     def hop(self) -> slice:
-        """Which of a chunk's features are its hop's."""
+        """Selects the hop's features from a chunk's."""
         first = self.config.left_context_features
         return slice(first, first + self.config.hop_features)
 
@@ -251,7 +253,7 @@ class Wav2Vec2Encoder(AudioEncoder):
 
 
 def _transformers() -> Any:
-    """The package that has wav2vec2's layers; nothing else needs it."""
+    """The package with wav2vec2's layers; nothing else needs it."""
     try:
         import transformers
     except ImportError as error:
@@ -306,7 +308,7 @@ def load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
         raise CheckpointError(f"wav2vec2: cannot load {folder} ({error}); {advice}") from error
     model: Wav2Vec2ForCTC
     model, report = loaded
-    # The embedding of masked stretches is a training device that some releases leave out.
+    # The embedding of masked stretches is only used in training; some releases leave it out.
     missing = sorted(set(report["missing_keys"]) - {"wav2vec2.masked_spec_embed"})
     if missing:
         raise CheckpointError(f"wav2vec2: {folder} has no {missing[:3]}; {advice}")
@@ -330,7 +332,7 @@ def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -
         BackendUnavailable: wav2vec2 is asked for, and transformers is not installed.
     """
     if config.encoder == WAV2VEC2:
-        _transformers()  # first: with it comes the command that fetches the weights
+        _transformers()  # first: its error has the command that fetches the weights
         if weights is None:
             raise CheckpointError(
                 "wav2vec2 does not ship with DiT-Head: fetch it with "

@@ -1,4 +1,5 @@
-"""Features over time: the stream, the whole clip at once, and the window at a presentation time."""
+"""Features over time: as a stream, for a whole clip at once, and as the window at a presentation
+time."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from dithead.hosttodevice import to_device
 
 
 class ChunkEncoder(Protocol):
-    """What encodes one chunk: an :class:`~dithead.audio.AudioEncoder`, or its exported graph."""
+    """Encodes one chunk: an :class:`~dithead.audio.AudioEncoder`, or its exported graph."""
 
     config: AudioConfig
 
@@ -58,7 +59,7 @@ def sample_window(
     index = torch.div(position_us, US_PER_FEATURE, rounding_mode="floor")  # (..., frames, parts)
     weight = ((position_us - index * US_PER_FEATURE) / US_PER_FEATURE).float()[..., None]
     low = features[index]  # (..., frames, parts, F)
-    # On the last feature itself the weight of the one after it is zero.
+    # On the last feature itself, the weight of the one after it is zero.
     high = features[(index + 1).clamp(max=features.shape[0] - 1)]
     return (low + (high - low) * weight).flatten(-2)
 
@@ -77,7 +78,7 @@ class AudioWindow(nn.Module):
 
 
 def _to_microseconds(time_s: float) -> int:
-    """A time as whole microseconds, rounded to the nearest.
+    """A time in whole microseconds, rounded to the nearest.
 
     Raises:
         StreamError: the time is not finite.
@@ -91,7 +92,7 @@ def _check_samples(samples: Samples) -> Tensor:
     """Samples as a 1-D float32 tensor on the CPU.
 
     Raises:
-        StreamError: they are of another shape or type.
+        StreamError: another shape or type.
     """
     tensor = torch.from_numpy(samples) if isinstance(samples, np.ndarray) else samples
     if not isinstance(tensor, Tensor) or tensor.dim() != 1 or tensor.dtype != torch.float32:
@@ -112,7 +113,7 @@ def _encode_chunks(encoder: ChunkEncoder, chunks: Tensor) -> Tensor:
 def _sample_from_hops(
     config: AudioConfig, hop_features: Callable[[int], Tensor], time_us: int
 ) -> Tensor:
-    """Gather the block that a window needs from hops' features, and sample it."""
+    """Gather the block of hops' features that a window needs, and sample it."""
     first, count = config.block_start(time_us), config.block_features
     per_hop = config.hop_features
     hops = range(first // per_hop, (first + count - 1) // per_hop + 1)
@@ -137,9 +138,9 @@ class AudioFeatures:
     first_index: int
     """Index of ``values[0]``: zero or negative."""
     length: int
-    """Features that cover the clip itself, the last one perhaps in part."""
+    """Number of features that cover the clip itself, the last one perhaps in part."""
     silence: Tensor
-    """(hop_features, F) float32, features of a hop of silence: those beyond ``values``."""
+    """(hop_features, F) float32, features of a hop of silence, used beyond ``values``."""
 
     @property
     def clip(self) -> Tensor:
@@ -163,12 +164,12 @@ def encode_audio(encoder: ChunkEncoder, samples: Samples, batch: int = 1) -> Aud
 
     Args:
         samples: (S,) float32 in [-1, 1], 16 kHz mono; may be empty.
-        batch: chunks encoded at once. With 1 the features equal the stream's bit for bit; more
-            is faster and may differ by float rounding.
+        batch: number of chunks encoded at once. With 1 the features equal the stream's bit for bit;
+            a larger number is faster and may differ by float rounding.
 
     Raises:
         ConfigError: ``batch`` is below 1.
-        StreamError: the samples are of another shape or type.
+        StreamError: the samples have another shape or type.
     """
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, found {batch}")
@@ -199,12 +200,12 @@ def _end_hop(config: AudioConfig, length: int) -> int:
 
 @dataclass(slots=True)
 class AudioStreamState:
-    """Everything that a stream remembers of its speaker."""
+    """A stream's memory of its speaker."""
 
     pending: Tensor
     """(S,) float32, samples from the start of the next hop's chunk on."""
     next_hop: int
-    """The hop to encode next."""
+    """Number of the hop to encode next."""
     received: int = 0
     """Samples pushed so far."""
     features: dict[int, Tensor] = field(default_factory=dict)
@@ -238,7 +239,7 @@ class AudioFeatureStream:
         self._silence: Tensor | None = None
 
     def reset(self) -> None:
-        """Forget the speaker: the stream equals a fresh one."""
+        """Forget the speaker: the stream is then like a new one."""
         self.state = AudioStreamState.fresh(self.config)
 
     @property
@@ -258,10 +259,10 @@ class AudioFeatureStream:
         """Take in sound and encode every hop that it completes.
 
         Args:
-            samples: (S,) float32 in [-1, 1], 16 kHz mono; copied; may be empty.
+            samples: (S,) float32 in [-1, 1], 16 kHz mono; they are copied, and may be empty.
 
         Raises:
-            StreamError: the samples are of another shape or type, or the sound has finished.
+            StreamError: the samples have another shape or type, or the sound has finished.
         """
         if self.state.finished:
             raise StreamError("push after finish: call reset() before a new sound")
@@ -286,14 +287,14 @@ class AudioFeatureStream:
         features: dict[int, Tensor],
         last_time_us: int | None,
     ) -> None:
-        """Back to a state in which fewer samples had been pushed; others may follow then.
+        """Return to a state in which fewer samples had been pushed; others may follow then.
 
         Args:
-            received: the samples that count; those after them are forgotten.
-            before: gives the ``count`` samples before number ``end``, with zeros before the first:
-                (count,) float32 for (end, count).
-            features, last_time_us: of ``state``, when the latest window that still counts had been
-                sampled.
+            received: number of samples that still count; those after them are forgotten.
+            before: returns the ``count`` samples before number ``end``, with zeros before the
+                first: (count,) float32 for (end, count).
+            features, last_time_us: from ``state``, at the time when the latest window that still
+                counts was sampled.
         """
         config = self.config
         reach = config.chunk_samples - config.left_context_samples  # of a hop's chunk, from there

@@ -1,5 +1,5 @@
-"""Whisper's encoder (Radford et al., 2022, section 2.2), with the names that its weights have in
-transformers. Importing transformers' own takes longer than PyTorch, and 150 MB."""
+"""Whisper's encoder (Radford et al., 2022, section 2.2), with the weights' names from transformers.
+Importing transformers' own takes longer than PyTorch, and 150 MB."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dithead.linear import Linear
 
 
 class WhisperBody(nn.Module):
-    """Two convolutions and a stack of transformer blocks; its hidden states.
+    """Two convolutions and a stack of transformer blocks; returns hidden states.
 
     Args:
         mels: bins of the spectrogram.
-        width: of a feature.
+        width: width of a feature.
         depth: number of blocks.
-        heads: of each attention.
+        heads: heads of each attention.
         hidden: width of each block's MLP.
         length: features of a chunk.
     """
@@ -39,12 +39,12 @@ class WhisperBody(nn.Module):
         self.register_buffer("positions", sinusoids(length, width), persistent=False)
 
     def forward(self, mel: Tensor, layers: Sequence[int], rows: slice) -> list[Tensor]:
-        """Some of a spectrogram's hidden states; what they do not depend on is not computed.
+        """Some of a spectrogram's hidden states; only what they depend on is computed.
 
         Args:
             mel: (B, mels, 2 * length).
-            layers: i for what goes into block i, the depth (or -1) for what comes out of the last
-                one, normed.
+            layers: i for the input of block i, the depth (or -1) for the normed output of the last
+                one.
             rows: which features.
 
         Returns:
@@ -56,14 +56,14 @@ class WhisperBody(nn.Module):
         wanted = [layer % (depth + 1) for layer in layers]
         last, states = max(wanted), [x]
         for number, block in enumerate(self.layers[:last], 1):
-            # Of the last block, only these rows are asked for; the others are keys and values.
+            # Of the last block, only these rows are needed; the others are keys and values.
             states.append(block(states[-1], rows if number == last else slice(None)))
         found = [states[i] if 0 < i == last else states[i][:, rows] for i in wanted]
         return [self.layer_norm(x) if i == depth else x for i, x in zip(wanted, found, strict=True)]
 
 
 class WhisperBlock(nn.Module):
-    """Attention and an MLP, each after a norm and beside a residual."""
+    """Attention and an MLP, each after a norm and with a residual."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()

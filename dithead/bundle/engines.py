@@ -1,4 +1,4 @@
-"""Opening a bundle's TensorRT engines on a GPU, and running them."""
+"""Opens a bundle's TensorRT engines on a GPU and runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dithead.errors import ExportError, StreamError
 
 
 class _TensorRTContext(Protocol):
-    """What is used of TensorRT's IExecutionContext."""
+    """The part of TensorRT's IExecutionContext in use."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...], /) -> bool: ...
     def set_tensor_address(self, name: str, address: int, /) -> bool: ...
@@ -27,18 +27,18 @@ class _TensorRTContext(Protocol):
 
 
 class _TensorRTEngine(Protocol):
-    """What is used of TensorRT's ICudaEngine."""
+    """The part of TensorRT's ICudaEngine in use."""
 
     def create_execution_context(self, strategy: object, /) -> _TensorRTContext | None: ...
 
 
 class Engines:
-    """A bundle's engines on one GPU. Each is opened when it is first needed, and stays open.
+    """A bundle's engines on one GPU. Each is opened on first use, and stays open.
 
     Args:
         bundle: folder written by dithead-export.
         device: the GPU, with its number.
-        flavour: ``tensorrt-rtx`` or ``tensorrt``, as the bundle was made with.
+        flavour: ``tensorrt-rtx`` or ``tensorrt``, the one the bundle was made with.
 
     Raises:
         BackendUnavailable: the flavour is not installed.
@@ -80,10 +80,10 @@ class Engines:
                 return context.queue(entry, inputs, self._device)
 
     def _context(self, entry: GraphEntry, batch: int) -> _Context:
-        """What runs a graph on the current CUDA stream. It lives as long as the bundle is open,
-        because a captured CUDA graph goes on using it."""
+        """The context that runs a graph on the current CUDA stream. It lives as long as the bundle
+        is open, because a captured CUDA graph goes on using it."""
         key = entry.name, batch, torch.cuda.current_stream(self._device).cuda_stream
-        if found := self._contexts.get(key):  # without the lock: an engine may be opening meanwhile
+        if found := self._contexts.get(key):  # without the lock, as an engine may be opening
             return found
         with self._opening:
             if key not in self._contexts:
@@ -118,16 +118,16 @@ class Engines:
 class _Context:
     """An engine's state on one CUDA stream, for one thread at a time.
 
-    PyTorch gives the memory that an engine works in, for each run as much as its shapes need.
-    TensorRT itself would take the memory for the largest shapes at once, and must not take any
-    while a CUDA graph is captured.
+    PyTorch provides an engine's working memory, for each run as much as its shapes need. TensorRT
+    itself would allocate it for the largest shapes at once, and must not allocate any while a CUDA
+    graph is captured.
     """
 
     def __init__(self, context: _TensorRTContext) -> None:
         self.lock = threading.Lock()
         self._context = context
         self._shapes: tuple[tuple[int, ...], ...] | None = None  # of the last run's inputs
-        self._bytes = 0  # that they need
+        self._bytes = 0  # memory that they need
 
     def queue(
         self, entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device
@@ -161,7 +161,7 @@ def find_engine(
     """The engine of a graph, for so many streams at once, that a version of a flavour can open.
 
     Raises:
-        ExportError: there is none; says what there is.
+        ExportError: there is none; the message says which there are.
     """
     fitting = [e for e in entry.engines if e.flavour == flavour and e.version == version]
     for engine in fitting:

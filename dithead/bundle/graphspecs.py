@@ -16,7 +16,7 @@ from dithead.graphs import RECTANGLE_SIZES
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A dimension that a graph leaves open, with the sizes that its engines take."""
+    """A dimension that a graph leaves open, with the sizes that its engines accept."""
 
     name: str
     least: int
@@ -26,7 +26,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """One graph: what the exporters and the manifest need to know besides its module."""
+    """One graph: what the exporters and the manifest need to know about it besides its module."""
 
     name: str
     inputs: tuple[str, ...]
@@ -34,14 +34,14 @@ class GraphSpec:
     engine: bool = True
     """Whether it becomes an engine."""
     reduced: bool = False
-    """Whether it runs in the precision asked for. The others are float32 in every bundle: their
-    work is geometry, and coordinates in float16 are off by up to half a pixel from 1024 on."""
+    """Whether it runs in the requested precision. The others are float32 in every bundle: they
+    compute geometry, and from 1024 on, coordinates in float16 are off by up to half a pixel."""
     dynamic: Mapping[str, Mapping[int, Axis]] = field(default_factory=dict)
     """Open dimensions, by input or output and position."""
 
     @property
     def shared(self) -> bool:
-        """Whether it takes several streams at once: whether it has a dimension ``B``."""
+        """Whether it can run several streams at once: whether it has a dimension ``B``."""
         return any(axis.name == "B" for axes in self.dynamic.values() for axis in axes.values())
 
 
@@ -93,8 +93,8 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
     """Every graph of a bundle.
 
     Args:
-        largest_rectangle: side in pixels of the largest rectangle round a face that there are
-            graphs for; one of ``RECTANGLE_SIZES``.
+        largest_rectangle: side in pixels of the largest rectangle round a face for which there are
+            graphs; one of ``RECTANGLE_SIZES``.
         shape_head: whether the model has one.
 
     Raises:
@@ -116,7 +116,7 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
 
 
 def _spec(line: str, size: int) -> GraphSpec:
-    """A line of the table as a graph; the size takes the place of its SAMPLES or SIDE."""
+    """A line of the table as a graph; the size replaces its SAMPLES or SIDE."""
     name, _, ports = line.partition(":")
     inputs, _, outputs = ports.partition("->")
     kind, _, sized = name.partition(".")
@@ -131,12 +131,12 @@ def _spec(line: str, size: int) -> GraphSpec:
 
 
 def with_batch(spec: GraphSpec, config: DitHeadConfig, most: int) -> GraphSpec:
-    """A graph that takes up to ``most`` streams at once: dimension ``B`` is open in its inputs and
+    """A graph for up to ``most`` streams at once: dimension ``B`` is open in its inputs and
     outputs. A graph that streams cannot share stays as it is."""
     if spec.name not in _SHARED:
         return spec
     axis = Axis("B", 1, most, most)
-    keys = 0 if config.dit.conditioning == "paper" else 2  # behind the block, and key or value
+    keys = 0 if config.dit.conditioning == "paper" else 2  # after the axes block, and key or value
     ports = {name: keys if name == "context" else 0 for name in (*spec.inputs, *spec.outputs)}
     return replace(spec, dynamic={name: {position: axis} for name, position in ports.items()})
 

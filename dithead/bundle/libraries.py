@@ -1,4 +1,4 @@
-"""Finding the libraries that run a bundle: ONNX Runtime and the flavours of TensorRT."""
+"""Finds the libraries that run a bundle: ONNX Runtime and the flavours of TensorRT."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def load_flavour(flavour: str) -> ModuleType:
     """The Python module of a TensorRT flavour.
 
     Raises:
-        ConfigError: unknown flavour. BackendUnavailable: it is not installed.
+        ConfigError: unknown flavour.
+        BackendUnavailable: it is not installed.
     """
     module = next((module for name, module in MODULES.items() if name == flavour), None)
     if module is None:
@@ -58,7 +59,7 @@ def load_flavour(flavour: str) -> ModuleType:
 
 
 def installed_flavour() -> Flavour | None:
-    """TensorRT-RTX where it is installed, else TensorRT, else None."""
+    """TensorRT-RTX if it is installed, otherwise TensorRT, otherwise None."""
     for flavour in MODULES:
         try:
             load_flavour(flavour)

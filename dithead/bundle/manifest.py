@@ -1,8 +1,8 @@
 """A bundle's manifest: which files it has, what they were made from, and how they were tested.
 
 A bundle is a folder: ``manifest.json`` and the files that it names. The manifest is written last
-and in one piece, and each file has a part of its key in its name. So an export that is interrupted
-leaves the bundle as it was.
+and in one piece, and each file has a part of its key in its name. So an interrupted export leaves
+the bundle as it was.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class OnnxFile:
     precision: str
     file: BundleFile
     weights: BundleFile | None
-    """Weights beside the graph, where they are too large for it."""
+    """Weights beside the graph, if they are too large for it."""
     error: float
     """Largest relative error found against PyTorch in float32."""
     tolerance: float
@@ -67,7 +67,7 @@ class OnnxFile:
     """``random`` inputs, ``real`` ones, or both."""
 
     def files(self) -> list[BundleFile]:
-        """The graph, and its weights where they have a file of their own."""
+        """The graph, and its weights if they have a file of their own."""
         return [self.file] if self.weights is None else [self.file, self.weights]
 
 
@@ -78,18 +78,18 @@ class EngineFile:
     flavour: str
     """``tensorrt-rtx`` or ``tensorrt``."""
     version: str
-    """Of the library that built it; no other version can open it."""
+    """Version of the library that built it; no other version can open it."""
     precision: str
     compute_capability: str
-    """Such as ``8.9``; ``portable`` where it was not narrowed."""
+    """Such as ``8.9``; ``portable`` if it was not restricted."""
     batch: int
-    """How many streams it serves at once: the size of dimension ``B`` where the graph has it."""
+    """How many streams it serves at once: the size of dimension ``B`` if the graph has it."""
     file: BundleFile
     inputs: tuple[Port, ...]
     """As in the parsed network."""
     outputs: tuple[Port, ...]
     executed: bool = False
-    """Whether it was loaded, run and compared, which takes a GPU: ``dithead-export --verify``."""
+    """Whether it was loaded, run and compared, which needs a GPU: ``dithead-export --verify``."""
     error: float | None = None
     """Largest relative error against PyTorch, once executed."""
 
@@ -107,7 +107,7 @@ class GraphEntry:
     engines: tuple[EngineFile, ...] = ()
 
     def onnx_for(self, precision: str) -> OnnxFile | None:
-        """The file to run in a precision; a graph that is always float32 has just that one."""
+        """The file to run for a precision; a graph that is always float32 has only that one."""
         by_precision = {file.precision: file for file in self.onnx}
         if list(by_precision) == ["fp32"]:
             return by_precision["fp32"]
@@ -116,7 +116,7 @@ class GraphEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that a bundle says of itself."""
+    """The contents of a manifest."""
 
     config: dict[str, object]
     """The model's configuration (:class:`dithead.config.DitHeadConfig`)."""
@@ -125,7 +125,7 @@ class Manifest:
     checkpoint_sha256: str
     """Empty for random weights."""
     precision: str
-    """Of the graphs that run on a GPU; those for a CPU are float32."""
+    """Precision of the graphs that run on a GPU; those for a CPU are float32."""
     targets: tuple[str, ...]
     largest_rectangle: int
     made_with: dict[str, str]
@@ -178,12 +178,12 @@ def hash_file(path: Path) -> str:
 
 
 def as_json(manifest: Manifest) -> str:
-    """A manifest as it is written."""
+    """A manifest as written to the file."""
     return json.dumps(asdict(manifest), indent=1) + "\n"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put a manifest in place in one piece."""
+    """Write a manifest in one piece."""
     temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
     try:
         temporary.write_text(as_json(manifest))
@@ -193,7 +193,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest, without looking at its files.
+    """Read a bundle's manifest, without checking its files.
 
     Raises:
         ExportError: there is none, it is damaged, or it has another schema version.
@@ -219,7 +219,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_file(folder: Path, file: BundleFile) -> Path:
-    """The path of a file of a bundle, once it is known to be whole.
+    """The path of a file of a bundle, after a check that it is intact.
 
     Raises:
         ExportError: it is missing or is not the file that the manifest names.
@@ -236,7 +236,7 @@ def check_file(folder: Path, file: BundleFile) -> Path:
 
 
 def check_onnx(folder: Path, file: OnnxFile) -> Path:
-    """The path of a graph's ONNX file, once it and its weights are known to be whole.
+    """The path of a graph's ONNX file, after a check that it and its weights are intact.
 
     Raises:
         ExportError: as :func:`check_file`.
@@ -255,17 +255,18 @@ def _hints(kind: type) -> dict[str, object]:
 
 
 def _object(kind: type, values: Mapping[str, object]) -> object:
-    """A dataclass from the JSON of its fields; what it has no field for is left out.
+    """A dataclass from the JSON of its fields; keys without a field are ignored.
 
     Raises:
-        TypeError: a field is missing or has the wrong type. ValueError: its value is refused.
+        TypeError: a field is missing or has the wrong type.
+        ValueError: its value is refused.
     """
     fields = _hints(kind).items()
     return kind(**{n: _value(n, hint, values[n]) for n, hint in fields if n in values})
 
 
 def _value(name: str, hint: object, value: object) -> object:
-    """The value of a field that has a type hint."""
+    """A field's value, converted by its type hint."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin is tuple and isinstance(value, list):
         return tuple(_value(name, inside[0], item) for item in value)

@@ -1,4 +1,4 @@
-"""A graph's inputs and outputs as tensors, held against what the manifest says of them."""
+"""A graph's inputs and outputs as tensors, checked against the manifest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def usable_device(device: torch.device) -> torch.device:
 
 
 def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> None:
-    """Raise StreamError where an input has another shape or type than the graph takes."""
+    """Raise StreamError if an input has another shape or type than the graph expects."""
     if len(inputs) != len(entry.inputs):
         raise StreamError(
             f"graph '{entry.name}' takes {len(entry.inputs)} inputs, found {len(inputs)}"
@@ -46,7 +46,7 @@ def check_inputs(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.devi
 
 
 def open_sizes(entry: GraphEntry, inputs: Sequence[Tensor]) -> dict[str, int]:
-    """The sizes that a graph's open dimensions have in its inputs, by name."""
+    """The sizes of a graph's open dimensions in its inputs, by name."""
     return {
         n: m
         for port, value in zip(entry.inputs, inputs, strict=True)
@@ -56,7 +56,7 @@ def open_sizes(entry: GraphEntry, inputs: Sequence[Tensor]) -> dict[str, int]:
 
 
 def allocate(entry: GraphEntry, inputs: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Empty outputs; their open dimensions are as large as those of the inputs."""
+    """Empty outputs; their open dimensions have the sizes of the inputs'."""
     sizes = open_sizes(entry, inputs)
     return [
         torch.empty(

@@ -1,4 +1,5 @@
-"""What runs the graphs: PyTorch from a checkpoint, ONNX Runtime or TensorRT from a bundle."""
+"""Back ends that run the graphs: PyTorch from a checkpoint, ONNX Runtime or TensorRT from a
+bundle."""
 
 from __future__ import annotations
 
@@ -15,20 +16,20 @@ Backend = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 class RuntimeGraphs(Graphs, Protocol):
-    """:class:`~dithead.graphs.Graphs` as a back end runs them."""
+    """:class:`~dithead.graphs.Graphs` as run by a back end."""
 
     @property
     def precision(self) -> str:
-        """What is computed in: fp32, fp16 or bf16."""
+        """The precision of the computation: fp32, fp16 or bf16."""
 
     @property
     def replayable(self) -> bool:
-        """Whether what is queued on a GPU may be captured once and replayed (CUDA graphs)."""
+        """Whether work queued on a GPU may be captured once and replayed (CUDA graphs)."""
 
 
 def limit_threads(backend: Backend, threads: int) -> None:
-    """Give each stage so many CPU threads. Beside ONNX Runtime, which has its own, PyTorch's would
-    wait busily: there it gets one."""
+    """Set the number of CPU threads of each stage. ONNX Runtime has its own threads, and PyTorch's
+    would busy-wait beside them: there PyTorch gets one."""
     torch.set_num_threads(1 if backend == "onnxruntime" else threads)
 
 
@@ -42,16 +43,17 @@ def open_graphs(
     threads: int | None = None,
     attention: AttentionBackend | None = None,
 ) -> RuntimeGraphs:
-    """Open a model for a back end; nothing else stands in for it.
+    """Open a model for a back end, never for another one instead.
 
     Args:
         checkpoint, audio_weights: read by ``torch`` only.
         bundle: folder written by dithead-export; read by the others.
-        threads: of a graph on the CPU, for ``onnxruntime``; None takes PyTorch's number.
-        attention: of the denoiser, for ``torch`` only; see :func:`dithead.attention.attention`.
+        threads: CPU threads of a graph, for ``onnxruntime``; None takes PyTorch's number.
+        attention: attention of the denoiser, for ``torch`` only; see
+            :func:`dithead.attention.attention`.
 
     Raises:
-        ConfigError: unknown back end, no bundle where one is needed, or one where none is read;
+        ConfigError: unknown back end, a missing bundle, a bundle for a back end that reads none, or
             an attention where none can be chosen.
         BackendUnavailable: a package or device is missing.
         CheckpointError, ExportError: the checkpoint or the bundle cannot be used.

@@ -1,4 +1,4 @@
-"""A bundle that is open on a device: what every back end that runs one has."""
+"""A bundle opened on a device: the base of every back end that runs one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dithead.face.tracker import STATE_SIZE
 log = logging.getLogger(__name__)
 
 _STATES = {"face_tracker": ("state", STATE_SIZE), "face_shape": ("habit", HABIT_SIZE)}
-"""Inputs that a stream passes from frame to frame, and how long this version makes them."""
+"""Inputs that a stream passes from frame to frame, and their lengths in this version."""
 
 
 class BundleGraphs:
-    """A bundle that is open on a device; a back end adds ``run``.
+    """A bundle opened on a device; a back end adds ``run``.
 
     Raises:
         BackendUnavailable: there is no such device.
@@ -31,12 +31,12 @@ class BundleGraphs:
     def __init__(self, bundle: Path, device: torch.device) -> None:
         self._bundle = bundle
         self.device = usable_device(device)
-        """Where inputs must be and outputs are."""
+        """Where inputs must be and where outputs are."""
         self._manifest = read_manifest(bundle)
         self.config: DitHeadConfig = self._manifest.model_config()
         """The model's configuration."""
         self.precision = self._manifest.precision
-        """What the weights are computed in."""
+        """The precision of the weights."""
         self._entries = {entry.name: entry for entry in self._manifest.graphs}
         for name, (state, size) in _STATES.items():
             ports = self._entries[name].inputs if name in self._entries else ()
@@ -57,7 +57,7 @@ class BundleGraphs:
         return self._entries.get(name) or self._manifest.graph(name)
 
     def sizes_to_preload(self) -> dict[str, dict[str, int]]:
-        """The graphs that every stream runs, whatever the size of frame and face, by name, with the
+        """The graphs that every stream runs, whatever the size of frame and face: by name, with the
         sizes of their open dimensions."""
         found = {}
         for entry in self._manifest.graphs:
@@ -68,5 +68,5 @@ class BundleGraphs:
 
     @property
     def largest_rectangle(self) -> int:
-        """Side in pixels of the largest rectangle round a face that there are graphs for."""
+        """Side in pixels of the largest rectangle round a face for which there are graphs."""
         return self._manifest.largest_rectangle

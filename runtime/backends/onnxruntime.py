@@ -1,4 +1,4 @@
-"""Graphs of a bundle through ONNX Runtime, on the provider that was asked for and no other."""
+"""Graphs of a bundle through ONNX Runtime, only on the provider that was asked for."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dithead.runtime.backends.bundlegraphs import BundleGraphs
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 KEPT_SIZES = 4
-"""For how many sizes, such as a frame's, each thread keeps a graph open."""
+"""For how many sizes, such as frame sizes, each thread keeps a graph open."""
 
 
 class _Binding(Protocol):
-    """What is used of ONNX Runtime's IOBinding; memory is given by name, kind and number of the
+    """The part of ONNX Runtime's IOBinding in use; memory is given by name, kind and number of the
     device, type, shape and address."""
 
     bind_input: Callable[[str, str, int, str, tuple[int, ...], int], None]
@@ -33,7 +33,7 @@ class _Binding(Protocol):
 
 
 class _Session(Protocol):
-    """What is used of ONNX Runtime's InferenceSession."""
+    """The part of ONNX Runtime's InferenceSession in use."""
 
     def get_providers(self) -> list[str]: ...
     def io_binding(self) -> _Binding: ...
@@ -49,16 +49,16 @@ _Latest = dict[str, OrderedDict[_Sizes, _T]]
 class OnnxGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's ONNX files.
 
-    On the CPU the float32 files run, on CUDA those in the bundle's precision. Files are opened by
-    :meth:`preload` or when they are first used, and are first checked against the manifest. A graph
-    with open dimensions is opened for each size that it meets: then no arithmetic on shapes is left
-    to run, which the CUDA provider would hand to the CPU. Each thread keeps a graph open for the
-    latest sizes that it used, so streams of different sizes do not close each other's graphs.
+    The CPU runs the float32 files, CUDA those in the bundle's precision. Files are checked against
+    the manifest and opened by :meth:`preload` or on first use. A graph with open dimensions is
+    opened for each size that occurs: then there is no shape arithmetic left, which the CUDA
+    provider would pass to the CPU. Each thread keeps a graph open for the latest sizes that it
+    used, so streams of different sizes do not close each other's graphs.
 
     Args:
         bundle: folder written by dithead-export.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: of a graph on the CPU; None takes PyTorch's number.
+        threads: CPU threads of a graph; None takes PyTorch's number.
 
     Raises:
         BackendUnavailable: ONNX Runtime or its provider for the device is not there.
@@ -88,7 +88,7 @@ class OnnxGraphs(BundleGraphs):
         target = "cpu" if where.type == "cpu" else "gpu"
         if target not in self._manifest.targets:
             raise ExportError(
-                f"{bundle} was made for {', '.join(self._manifest.targets)} alone",
+                f"{bundle} was made only for {', '.join(self._manifest.targets)}",
                 hint=f"export again with --targets {target}",
             )
         if target == "cpu":
@@ -98,7 +98,7 @@ class OnnxGraphs(BundleGraphs):
         self._sessions: _Opened[_Session] = _Opened(KEPT_SIZES)
 
     def preload(self) -> None:
-        """Open what every stream runs, so that its first frame need not wait for it.
+        """Open the graphs that every stream runs, so that its first frame need not wait for them.
 
         Raises:
             ExportError: a file is missing or damaged.
@@ -120,7 +120,7 @@ class OnnxGraphs(BundleGraphs):
         kept = [value.detach().contiguous() for value in inputs]
         try:
             return run(session, entry, kept)
-        except Exception as error:  # ONNX Runtime's own classes, which it does not document
+        except Exception as error:  # ONNX Runtime's own classes, which are undocumented
             raise StreamError(f"graph '{name}' failed in ONNX Runtime: {error}") from error
 
     def _run_on_cpu(
@@ -133,7 +133,7 @@ class OnnxGraphs(BundleGraphs):
     def _run_on_gpu(
         self, session: _Session, entry: GraphEntry, inputs: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Inputs are read and outputs written where they are, on the device."""
+        """Inputs are read and outputs written in place, on the device."""
         binding = session.io_binding()
         outputs = allocate(entry, inputs, self.device)
         ports = [*zip(entry.inputs, inputs, strict=True), *zip(entry.outputs, outputs, strict=True)]
@@ -171,13 +171,13 @@ class OnnxGraphs(BundleGraphs):
             options.add_free_dimension_override_by_name(dimension, size)
         provider: str | tuple[str, dict[str, int]] = self._provider
         options.intra_op_num_threads = self._threads
-        # Every graph has its own threads, which would keep waiting busily while the next one runs.
+        # Every graph has its own threads, which would keep busy-waiting while the next one runs.
         # (With one pool for the whole process, the process could open no sessions of its own.)
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.device.type == "cuda":
-            # A node that the provider cannot take is an error, and never runs on the CPU instead.
+            # A node that the provider cannot run is an error, and never runs on the CPU instead.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            # TF32 has float16's digits, too few for coordinates.
+            # TF32 has only float16's digits, too few for coordinates.
             provider = (self._provider, {"device_id": self.device.index, "use_tf32": 0})
         try:
             session: _Session = self._ort.InferenceSession(str(path), options, providers=[provider])
@@ -196,8 +196,8 @@ class OnnxGraphs(BundleGraphs):
 class _Opened(Generic[_T]):
     """Opens a graph once for each size, and keeps the latest sizes open.
 
-    No caller closes what another one works with: every thread keeps the sizes that it used last for
-    as long as it lives. The sizes used last by any thread stay open for whoever comes next.
+    No caller closes what another one is using: every thread keeps the sizes that it used last for
+    as long as it lives. The sizes that any thread used last also stay open for the next caller.
 
     Args:
         most: how many sizes of a graph each thread keeps.
@@ -211,9 +211,9 @@ class _Opened(Generic[_T]):
         self._own = threading.local()
 
     def get(self, name: str, sizes: _Sizes, opener: Callable[[], _T]) -> _T:
-        """A graph for its sizes, opened unless somebody has it open."""
+        """A graph for its sizes, opened unless it is already open."""
         own: _Latest[_T] = self._own.__dict__.setdefault("latest", {})
-        # Before the lock: another thread may be opening something meanwhile.
+        # Before the lock, as another thread may be opening something.
         found = own[name].get(sizes) if name in own else None
         if found is None:
             with self._opening:
@@ -225,7 +225,7 @@ class _Opened(Generic[_T]):
         return found
 
     def kept(self, name: str) -> list[_Sizes]:
-        """The sizes for which a graph is open, whoever uses it."""
+        """The sizes for which a graph is open in any thread."""
         return [sizes for of, sizes in list(self._open) if of == name]
 
     def _keep(self, latest: _Latest[_T], name: str, sizes: _Sizes, opened: _T) -> None:

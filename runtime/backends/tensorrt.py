@@ -21,18 +21,18 @@ from dithead.runtime.backends.bundlegraphs import BundleGraphs
 class EngineGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's engines.
 
-    The graphs that have no engine (face_tracker, face_shape, audio_window, noise) carry no weights
-    and run in PyTorch on the same GPU. Everything is queued on PyTorch's current CUDA stream.
+    The graphs without an engine (face_tracker, face_shape, audio_window, noise) have no weights and
+    run in PyTorch on the same GPU. Everything is queued on PyTorch's current CUDA stream.
 
     Args:
         bundle: folder written by dithead-export.
         device: ``cuda`` or ``cuda:N``.
-        flavour: ``tensorrt-rtx`` or ``tensorrt``, as the bundle was made with.
+        flavour: ``tensorrt-rtx`` or ``tensorrt``, the one the bundle was made with.
 
     Raises:
-        BackendUnavailable: the flavour or a GPU is not there.
+        BackendUnavailable: the flavour or a GPU is missing.
         ConfigError: another kind of device.
-        ExportError: the bundle cannot be used here; says why and what to do.
+        ExportError: the bundle cannot be used here; the message says why and what to do.
     """
 
     replayable = True
@@ -42,7 +42,7 @@ class EngineGraphs(BundleGraphs):
         where = torch.device(device)
         if where.type != "cuda":
             raise ConfigError(
-                f"the back end {flavour!r} runs on a GPU alone: --device cuda, not {device}"
+                f"the back end {flavour!r} runs only on a GPU: --device cuda, not {device}"
             )
         super().__init__(bundle, where)
         self._engines = Engines(bundle, self.device, flavour)

@@ -1,4 +1,4 @@
-"""Times that exist and increase, whatever a file's clock does."""
+"""Makes times that exist and increase, whatever a file's clock does."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-# Sound that lags by more than the one; or, where that may be (sound, and containers in which time
-# starts anew), a clock that leaps forward by more than the other: a new one goes on from there.
+# Two limits in seconds: sound that lags by more than the first one starts a new clock; and so does
+# a leap forward by more than the second, where new clocks are possible (sound, and containers in
+# which time may start anew). A new clock goes on from there.
 BACK_S, FORWARD_S = Fraction(1), Fraction(60)
-# An audio track's times may be off by less than this much (rounded time stamps).
+# An audio track's times may be off by less than this (rounded time stamps).
 JITTER_S = Fraction(1, 10)
 
 T = TypeVar("T")
 
 
 class Ahead(Iterator[T], Generic[T]):
-    """An iterator of which the next item can be looked at before it is taken."""
+    """An iterator whose next item can be looked at before it is taken."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = iter(items)
@@ -38,18 +39,18 @@ class VideoClock:
     """Gives every decoded frame a time that exists and is later than the one before.
 
     A missing time is derived from the decoding times, or else from the rate. A clock that goes back
-    and stays behind, by however little, is a new one, which continues where the old one stopped: so
-    do recordings that were joined. A single frame with a time that does not increase, among others
-    whose times do, comes one tick after the last.
+    and stays behind, by however little, is a new one, as in recordings that were joined; it
+    continues where the old one stopped. If only a single frame's time does not increase, the frame
+    comes one tick after the last.
 
     Args:
         start: the stream's time that counts as zero, in ticks.
         period: ticks between frames at the average rate.
         time_base: seconds in one tick.
-        forward_s: a leap by more starts a new clock, too; None where any may be meant.
+        forward_s: a larger leap forward also starts a new clock; None if any leap may be intended.
 
     Attributes:
-        repaired: whether a time was not the file's own.
+        repaired: whether any time was not the file's own.
         restarts: how often a new clock began.
     """
 
@@ -65,8 +66,8 @@ class VideoClock:
         self._last_dts: int | None = None
 
     def goes_back(self, pts: int | None) -> bool:
-        """Whether a frame's time, in ticks, lies before the last by more than what rounding does:
-        the time of the frame after it then tells what that means."""
+        """Whether a frame's time, in ticks, is before the last by more than rounding: the time of
+        the frame after it then tells what that means."""
         if pts is None or self._last is None:
             return False
         return self._last - (pts + self._shift) >= self._period / 2
@@ -75,8 +76,8 @@ class VideoClock:
         """Return the time of the next frame in ticks.
 
         Args:
-            pts: the frame's own time, and dts: that of its decoding; None where there is none.
-            following_pts: the time of the frame after it, needed where this one's goes back.
+            pts: the frame's own time, and dts: its decoding time; None if missing.
+            following_pts: the time of the frame after it, needed if this one's goes back.
         """
         last = self._last
         if pts is not None:
@@ -112,10 +113,10 @@ class VideoClock:
 
 
 class SampleClock:
-    """Says where decoded sound belongs, in samples from time zero.
+    """Gives the position of decoded sound, in samples from time zero.
 
     Args:
-        rate_hz: samples a second.
+        rate_hz: samples per second.
 
     Attributes:
         written: samples so far, silence included.
@@ -126,31 +127,31 @@ class SampleClock:
         self.written = 0
         self.restarts = 0
         self._rate_hz = rate_hz
-        self._shift = 0  # by which a new clock is put right
-        self._due: int | None = None  # where what comes next is expected
+        self._shift = 0  # correction of a new clock
+        self._due: int | None = None  # where the next sound is expected
 
     def goes_back(self, start: int) -> bool:
-        """Whether sound is to start well before the end of what came before it: where the sound
-        after it starts then tells what that means."""
+        """Whether sound is said to start well before the end of the sound before it: the start of
+        the sound after it then tells what that means."""
         return (
             self._due is not None and self._due - (start + self._shift) > JITTER_S * self._rate_hz
         )
 
     def place(self, start: int, count: int, following: int | None = None) -> int:
-        """How many samples of silence come before a piece of sound; if negative, how many of the
-        piece are left out.
+        """How many samples of silence come before a piece of sound; if negative, how many samples
+        of the piece are left out.
 
         Args:
-            start: sample at which the file says that it starts.
+            start: sample at which the piece starts, according to the file.
             count: its number of samples.
-            following: where the piece after it starts, needed where this one's goes back.
+            following: where the piece after it starts, needed if this one's goes back.
         """
         rate_hz, back = self._rate_hz, self.goes_back(start)
         due = start + self._shift
         late = due - self.written
         if back and self.written and following is not None:
             ahead = following + self._shift - (due + count)
-            if ahead > JITTER_S * rate_hz:  # a single one with a wrong time
+            if ahead > JITTER_S * rate_hz:  # only one has a wrong time
                 self._due = self.written + count
                 return 0
         if self.written and (back or not -BACK_S * rate_hz <= late <= FORWARD_S * rate_hz):

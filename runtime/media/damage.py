@@ -1,4 +1,4 @@
-"""What is missing of a file, told by the lengths that its container states, where it does."""
+"""Finds out what is missing from a file, from the lengths that its container states, if any."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import struct
 from typing import BinaryIO
 
 _PNG, _JPEG, _EBML = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x1a\x45\xdf\xa3"
-_SEGMENT = b"\x18\x53\x80\x67"  # Matroska's, which holds all but the header
-# The boxes that an MP4, MOV or AVIF may begin with, and those that tell where everything is.
+_SEGMENT = b"\x18\x53\x80\x67"  # Matroska's, which contains everything but the header
+# The boxes that an MP4, MOV or AVIF may begin with, and those that form its index.
 _BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"meta"}
 _INDEX = {b"moov", b"meta"}
-# Sizes from here on mean that whoever wrote the header did not know them.
+# Sizes from here on mean that the writer of the header did not know them.
 _RIFF_UNKNOWN = 0x7FFF_0000
 _PIECE_BYTES = 1 << 20
 
 
 def damage(path: str | os.PathLike[str]) -> str | None:
-    """Say in words what is missing of a file: "is empty", "has no index", "is truncated".
+    """Say in words what is missing from a file: "is empty", "has no index", "is truncated".
 
     Returns:
-        None where nothing is known to be missing, or it is no file that can be read.
+        None if nothing is known to be missing, or it is not a readable file.
     """
     try:
         with open(path, "rb") as file:
@@ -60,7 +60,7 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
         length, kind = struct.unpack(">I4s", file.read(8))
         if length == 1:
             (length,) = struct.unpack(">Q", file.read(8))
-        elif length == 0:  # the last, up to the end
+        elif length == 0:  # the last box, up to the end
             length = size - at
         if length < 8:
             break
@@ -77,7 +77,7 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
 def _riff_end(file: BinaryIO, head: bytes) -> int | None:
     """WAV, AVI, WebP."""
     (length,) = struct.unpack("<I", head[4:8])
-    if head[:4] == b"RF64":  # its first chunk has the length
+    if head[:4] == b"RF64":  # its first chunk states the length
         file.seek(20)
         (length,) = struct.unpack("<Q", file.read(8))
         return int(length) + 8 if length else None
@@ -98,7 +98,7 @@ def _segment_end(file: BinaryIO) -> int | None:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """A size in EBML's spelling; None for one that was not known."""
+    """A size in EBML's encoding; None if it was unknown."""
     first = file.read(1)[0]
     count = 8 - first.bit_length()  # bytes that follow
     if count > 7:
@@ -108,7 +108,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _png_end(file: BinaryIO, size: int) -> int:
-    """Chunks up to the one that says that it is the last."""
+    """Chunks up to the one that is marked as the last."""
     at = len(_PNG)
     while at + 12 <= size:
         file.seek(at)
@@ -121,11 +121,11 @@ def _png_end(file: BinaryIO, size: int) -> int:
 
 
 def _jpeg_ends(file: BinaryIO) -> bool:
-    """Whether the mark of a picture's end follows its data; a thumbnail's does not count."""
+    """Whether the marker of a picture's end follows its data; a thumbnail's does not count."""
     file.seek(2)
     while len(mark := file.read(4)) == 4 and mark[0] == 0xFF:
         file.seek(struct.unpack(">H", mark[2:])[0] - 2, os.SEEK_CUR)
-        if mark[1] == 0xDA:  # the data begin
+        if mark[1] == 0xDA:  # the data begins
             break
     last = b""
     while piece := file.read(_PIECE_BYTES):

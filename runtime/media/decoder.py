@@ -1,4 +1,4 @@
-"""One track of an input, decoded; shared by the video and the audio side."""
+"""Decodes one track of an input; shared by the video and the audio side."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dithead.runtime.media.inputs import Demuxer, Input, Kind
 
 
 class MediaDecoder:
-    """One pass over one track: its frames as decoded, damage skipped and counted.
+    """One pass over one track: its frames as decoded; damage is skipped and counted.
 
     Args:
-        given: opened by this track for itself; one that is open already is shared, and closed by
-            whoever opened it.
+        given: the input; this track opens and closes it, unless it is already open: then it is
+            shared, and closed by whoever opened it.
     """
 
     def __init__(self, given: Input | Demuxer, kind: Kind) -> None:
@@ -28,11 +28,11 @@ class MediaDecoder:
 
     @property
     def errors(self) -> int:
-        """Damaged packets and frames met so far, and a damaged end."""
+        """Number of damaged packets and frames so far; a damaged end counts, too."""
         return self._errors + self.demuxer.errors
 
     def __iter__(self) -> Iterator[Any]:
-        # PyAV's default, threads within a frame, is kept on purpose: threads across frames drop
+        # PyAV's default, threads within a frame, is kept on purpose: threads across frames lose
         # good frames at a damaged end, and hold several frames back.
         while True:
             packet = self.demuxer.next_packet(self.stream.index)
@@ -58,7 +58,7 @@ class MediaDecoder:
 
 
 def _decoder(stream: Any) -> Any:
-    """What decodes a stream; of VP8 and VP9, FFmpeg's own leaves transparency out."""
+    """The decoder for a stream; FFmpeg's own decoders of VP8 and VP9 drop the transparency."""
     codec = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(codec.name)
     if name is None or stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1":

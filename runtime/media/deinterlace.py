@@ -1,4 +1,4 @@
-"""Whole pictures from interlaced ones, so that a face is never cut out of two moments at once."""
+"""Deinterlaces pictures, so that a face never mixes two moments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dithead.runtime.media.videoframe import VideoFrame
 
 
 def deinterlaced(frames: Iterable[VideoFrame]) -> Generator[VideoFrame]:
-    """Yield frames as they come, from the first interlaced one on through FFmpeg's bwdif.
+    """Yield frames as they come; from the first interlaced one on, through FFmpeg's bwdif.
 
     One frame for each, with its own time; frames that are not interlaced keep their pixels.
     """
@@ -32,10 +32,11 @@ def deinterlaced(frames: Iterable[VideoFrame]) -> Generator[VideoFrame]:
 
 
 class _Filter:
-    """bwdif, which gives a frame when it has seen the one after it.
+    """bwdif, which returns a frame once it has seen the one after it.
 
     Args:
-        before: what came before the first frame; alone, that would be left as it is.
+        before: what came before the first frame; without it, the first frame would be left as it
+            is.
     """
 
     def __init__(self, before: VideoFrame) -> None:

@@ -1,4 +1,4 @@
-"""Going on after a video's end, for an audio track that is longer than the video."""
+"""Extends a video past its end, for an audio track that is longer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dithead.runtime.media.videoframe import VideoFrame, planes
 ExtendMode = Literal["trim", "loop", "pingpong", "freeze"]
 EXTEND_MODES: tuple[ExtendMode, ...] = get_args(ExtendMode)
 
-# Decoded pictures that one stretch of a video played backwards may hold: 43 frames at 1080p.
+# How many decoded pictures one stretch of a video played backwards may hold: 43 frames at 1080p.
 _BACKWARD_BYTES = 128 << 20
 _BACKWARD_FRAMES_MAX = 64
 
@@ -24,18 +24,18 @@ _BACKWARD_FRAMES_MAX = 64
 def extend_frames(
     source: VideoSource, mode: ExtendMode, until_s: Fraction | float | None = None
 ) -> Iterator[VideoFrame]:
-    """Yield the frames that start before a time, going on after the video's end if asked to.
+    """Yield the frames that start before a time, going on past the video's end if requested.
 
     The timeline continues exactly where the clip ends. `trim` stops with the video; `loop` decodes
-    the file again; `pingpong` plays it backwards and forwards by turns, each picture for as long
-    as it lasted, without showing the one at a turn twice; `freeze` repeats the last frame at the
+    the file again; `pingpong` plays it backwards and forwards in turn, each picture for its own
+    duration, and does not repeat the picture at a turn; `freeze` repeats the last frame at the
     average rate. Backwards, the clip is decoded in short stretches from the last to the first, each
-    reached by seeking, so that memory is bounded by one stretch.
+    reached by seeking, so memory is bounded by one stretch.
 
     Args:
         source: the video, read from its first frame.
         mode: one of `EXTEND_MODES`.
-        until_s: end of the output in seconds; None leaves it to whoever iterates.
+        until_s: end of the output in seconds; None leaves it to the caller.
 
     Raises:
         ConfigError: the mode is unknown.
@@ -84,7 +84,7 @@ def _freeze(source: VideoSource) -> Iterator[VideoFrame]:
 
 
 def _pingpong(source: VideoSource) -> Iterator[VideoFrame]:
-    stretches = array("q")  # times of the clip's own frames 0, n, 2n, ..., in ticks
+    stretches = array("q")  # times of the clip's frames 0, n, 2n, ..., in ticks
     end: int | None = None  # on the output's timeline
     while True:
         count = clip_end = shift = 0
@@ -110,12 +110,12 @@ def _pingpong(source: VideoSource) -> Iterator[VideoFrame]:
 def _backwards(
     source: VideoSource, stretches: Sequence[int], held_max: int, count: int, clip_end: int
 ) -> Iterator[VideoFrame]:
-    """Yield a clip's frames but the first and the last, from back to front.
+    """Yield a clip's frames from back to front, without the first and the last.
 
     Args:
         source: the clip.
         stretches: times of its frames 0, n, 2n, ..., in ticks.
-        held_max: n, the number of frames to hold at once.
+        held_max: n, the number of frames to hold at a time.
         count: number of its frames.
         clip_end: end of its last frame, in ticks.
     """
@@ -131,7 +131,7 @@ def _backwards(
 
 
 def _stretch(source: VideoSource, start: int, stop: int, expected: int) -> list[VideoFrame]:
-    """Read the frames from one time up to another, in ticks, checking that seeking lost none."""
+    """Read the frames from one time up to another, in ticks, and check that seeking lost none."""
     frames = list(takewhile(lambda frame: frame.pts < stop, source.frames_from(start)))
     if source.seekable and (len(frames) != expected or frames[0].pts != start):
         source.seekable = False

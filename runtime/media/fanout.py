@@ -1,4 +1,4 @@
-"""One pass over items, for several readers that go at their own pace."""
+"""One pass over items, for several readers at their own pace."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class FanOut(Generic[T]):
-    """Gives each reader, from any thread, what is meant for it; what it has not taken waits.
+    """Gives each reader, from any thread, the items meant for it; items that it has not taken wait.
 
-    A reader for which something waits gets it at once, even while another waits for the source.
+    A reader with waiting items gets one at once, even while another reader waits for the source.
 
     Args:
         items: the source.
         readers: their numbers.
-        meant_for: tells the readers of an item.
+        meant_for: returns the readers of an item.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class FanOut(Generic[T]):
         self._items = items
         self._held: dict[int, deque[T]] = {reader: deque() for reader in readers}
         self._meant_for = meant_for
-        self._lock = threading.RLock()  # held by itself, it is let go whenever Ctrl-C comes
+        self._lock = threading.RLock()  # used directly, it is released whenever Ctrl-C comes
         self._changed = threading.Condition(self._lock)
         self._reading = False
         self._ended = False
@@ -56,7 +56,7 @@ class FanOut(Generic[T]):
                         self._changed.notify_all()
 
     def waiting(self, reader: int) -> T | None:
-        """An item that waits for a reader; None where the source would have to be read for one."""
+        """An item that waits for a reader; None if the source would have to be read for one."""
         with self._lock:
             held = self._held[reader]
             return held.popleft() if held else None
@@ -70,6 +70,6 @@ class FanOut(Generic[T]):
                 self._held[reader].append(item)
 
     def read(self, reader: int) -> Iterator[T]:
-        """A reader's items to the end."""
+        """A reader's items up to the end."""
         while (item := self.take(reader)) is not None:
             yield item

@@ -1,4 +1,4 @@
-"""What an HDR video says of the display that it was made on, handed to encoders that take it."""
+"""An HDR video's data about the display it was made on, for the encoders that accept it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from struct import unpack
 
 from av.sidedata.sidedata import Type
 
-# What changes with the frames, or that no encoder is given.
+# Data that changes with the frames, or that no encoder accepts.
 _OTHERS = {
     Type.DYNAMIC_HDR_PLUS: "HDR10+",
     Type.DYNAMIC_HDR_VIVID: "HDR Vivid",
@@ -17,7 +17,7 @@ _OTHERS = {
     Type.DOVI_METADATA: "Dolby Vision",
     Type.AMBIENT_VIEWING_ENVIRONMENT: "ambient viewing environment",
 }
-# Encoders' options that take settings by name, and the names of ours.
+# Encoders whose options take settings by name, and the names of our settings.
 _PARAMETERS = {
     "libx264": ("x264-params", "mastering-display", "cll"),
     "libx265": ("x265-params", "master-display", "max-cll"),
@@ -30,10 +30,10 @@ class Hdr:
     """HDR data of a video.
 
     Attributes:
-        mastering: x and y of red, green, blue and white (CIE 1931), then the least and the greatest
-            luminance in cd/m2 of the display that it was graded on; None if it does not say.
+        mastering: x and y of red, green, blue and white (CIE 1931), then the lowest and highest
+            luminance in cd/m2 of the display that it was graded on; None if not stated.
         light_level: the brightest pixel's and the brightest frame's mean luminance, in cd/m2
-            (MaxCLL and MaxFALL); None if it does not say.
+            (MaxCLL and MaxFALL); None if not stated.
         others: names of data that cannot be kept.
     """
 
@@ -42,7 +42,7 @@ class Hdr:
     others: tuple[str, ...] = ()
 
     def options(self, codec: str, options: Mapping[str, str]) -> dict[str, str]:
-        """An encoder's options with what it takes of this added."""
+        """An encoder's options, with the part of this data that it accepts."""
         if codec not in _PARAMETERS:
             return dict(options)
         key, mastering, light_level = _PARAMETERS[codec]
@@ -54,7 +54,7 @@ class Hdr:
         return {**options, key: ":".join(settings)} if settings else dict(options)
 
     def note(self, codec: str) -> str | None:
-        """What the user should know of what an encoder does not take; None if it takes all."""
+        """A note on what an encoder does not accept; None if it accepts everything."""
         names = list(self.others)
         if codec not in _PARAMETERS:
             names += ["mastering display"] if self.mastering is not None else []
@@ -65,7 +65,7 @@ class Hdr:
         return f"HDR data were left out, which {codec} is not given: {', '.join(names)}{others}"
 
     def _display(self, whole: bool) -> str:
-        """The mastering display as encoders spell it, in whole steps or in plain numbers."""
+        """The mastering display as encoders write it, in whole steps or in plain numbers."""
         assert self.mastering is not None
         values = [
             value * step if whole else value
@@ -78,7 +78,7 @@ class Hdr:
 
 
 def hdr_of(found: Mapping[Type, bytes]) -> Hdr | None:
-    """Read a frame's side data; None where there is nothing of HDR."""
+    """Read a frame's side data; None if there is no HDR data."""
     mastering = light_level = None
     others = list(dict.fromkeys(name for kind, name in _OTHERS.items() if kind in found))
     if Type.MASTERING_DISPLAY_METADATA in found:

@@ -1,5 +1,5 @@
-"""Where media come from: files, pipes, pictures in a row, cameras, the network; opened once or as
-often as is asked."""
+"""Where media come from: files, pipes, numbered pictures, cameras, the network; opened once or as
+often as needed."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _LIVE_FORMATS = {"v4l2", "video4linux2", "x11grab", "kmsgrab", "fbdev", "avfound
 _LIVE_FORMATS |= {"gdigrab", "alsa", "pulse", "oss", "jack", "sndio"}
 _LIVE_SCHEMES = {"rtmp", "rtmps", "rtsp", "rtsps", "rtp", "srt", "udp", "rist", "whip"}
 
-_SILENT_S = 10.0  # a network source or a device that gives nothing for so long has ended
-_AGAIN_S = 0.002  # until a device that had nothing is asked again
-_OPENING_S = 60.0  # and for so long it may take to begin
+_SILENT_S = 10.0  # a network source or a device that gives nothing for this long has ended
+_AGAIN_S = 0.002  # delay before a device without data is asked again
+_OPENING_S = 60.0  # and how long it may take to begin
 _APART_BYTES = 256 << 20  # packets of one track held while another's are looked for
-_OTHERS = -1  # stands for all tracks that nobody reads by themselves
+_OTHERS = -1  # stands for all tracks that nobody reads individually
 _NAME_MAX = 1000  # characters of a name in a message; paths may be longer
 _NUMBER = re.compile(r"%0?(\d*)d")
 
@@ -50,12 +50,12 @@ class Input:
     Attributes:
         source: a file, a URL, a pattern of numbered pictures ("frames/%04d.png"), the name of a
             device (with its ``format``), or "-" for standard input.
-        format: FFmpeg's name of the format or device ("v4l2", "mpegts"); None finds out.
-        fps: frames per second of pictures in a row, of a still or of a device; None takes FFmpeg's
+        format: FFmpeg's name of the format or device ("v4l2", "mpegts"); None detects it.
+        fps: frames per second of numbered pictures, of a still or of a device; None takes FFmpeg's
             25, or the device's own.
-        options: of FFmpeg's demuxer or protocol, such as ``rtsp_transport``, handed on unchecked.
-            Raw sound ("s16le") needs ``rate`` in Hz and ``channels``.
-        audio_track: number of the audio track to take, from 0.
+        options: options of FFmpeg's demuxer or protocol, such as ``rtsp_transport``, passed on
+            unchecked. Raw sound ("s16le") needs ``rate`` in Hz and ``channels``.
+        audio_track: number of the audio track to use, from 0.
 
     Raises:
         ConfigError: FFmpeg knows no such format, the rate is not above 0, or the track's number is
@@ -99,7 +99,7 @@ class Input:
 
     @property
     def once(self) -> bool:
-        """Whether it can be read but once, from front to back: a pipe or what is live."""
+        """Whether it can be read only once, from front to back: a pipe or a live source."""
         return self.live or self.text == "-" or self._is_pipe
 
     @property
@@ -117,12 +117,12 @@ class Input:
 
     @property
     def damage(self) -> str | None:
-        """What is missing of a file, in words, where its container tells."""
+        """What is missing from a file, in words, if its container tells."""
         special = self.once or self.scheme or self.pattern or self.format in _LIVE_FORMATS
         return None if special else damage(self.text)
 
     def same_file(self, path: Path) -> bool:
-        """Whether it reads this very file."""
+        """Whether it reads this same file."""
         try:
             return path.samefile(self.text)
         except (OSError, ValueError):
@@ -130,22 +130,22 @@ class Input:
 
 
 def as_input(given: str | os.PathLike[str] | Input) -> Input:
-    """An input from a path or URL; one that is given stays as it is."""
+    """An input from a path or URL; an Input is returned as it is."""
     return given if isinstance(given, Input) else Input(given)
 
 
 class Demuxer:
-    """An opened input: gives each of its tracks their packets, from any thread.
+    """An opened input: gives each of its tracks its packets, from any thread.
 
-    A track that is read ahead of another leaves the other's packets waiting, so both can come from
-    one pass over a pipe.
+    If one track is read ahead of another, the other's packets wait, so both can come from one pass
+    over a pipe.
 
     Args:
         given: what to open.
         kinds: the tracks that will be read; the others are skipped.
 
     Attributes:
-        errors: places where the input could not be read on.
+        errors: places after which the input could not be read on.
 
     Raises:
         MediaError: it is missing, is not media, or has none of the tracks.
@@ -174,7 +174,7 @@ class Demuxer:
 
     @property
     def cause(self) -> str:
-        """Why nothing can be decoded, if that is known: begins with a semicolon, or is empty."""
+        """Why nothing can be decoded, if known: begins with a semicolon, or is empty."""
         if self._pipe is not None:
             return "" if self._pipe.taken else "; nothing came"
         missing = self.given.damage
@@ -182,7 +182,7 @@ class Demuxer:
 
     @property
     def hint(self) -> str | None:
-        """What may help where nothing can be decoded."""
+        """What may help if nothing can be decoded."""
         if self._pipe is None or not self._pipe.taken:
             return None
         return "an MP4 or MOV in a pipe must have its index in front (+faststart)"
@@ -204,15 +204,15 @@ class Demuxer:
         return packet
 
     def read_also(self, streams: Sequence[Any]) -> None:
-        """Read other sounds and subtitles in the same pass, for `other_packet`; before any packet
-        is taken."""
+        """Read other audio tracks and subtitles in the same pass, for `other_packet`; call it
+        before any packet is taken."""
         for stream in streams:
             if stream.type in ("audio", "subtitle"):
                 stream.discard = Discard.default
                 self._read.append(stream)
 
     def other_packet(self) -> Packet[Stream] | None:
-        """A packet of another track, if one was met on the way to what has been taken."""
+        """A packet of another track, if one was met so far."""
         packet = self._packets.waiting(_OTHERS)
         if packet is not None:
             with self._counting:
@@ -241,11 +241,12 @@ class Demuxer:
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
-                # A device that has no frame yet says so where others wait, as those of macOS do.
+                # A device without a frame yet reports that instead of waiting, as those of macOS
+                # do.
                 if isinstance(error, av.BlockingIOError) and self._wait_for_more(asked_s):
                     packets = self._packets_of_all()
                     continue
-                # The rest cannot be read; a server's leaving is no damage.
+                # The rest cannot be read; a server that leaves is not damage.
                 self.errors += not self.given.live
             if self._pipe is not None:
                 self._pipe.raise_interrupt()
@@ -265,22 +266,22 @@ class Demuxer:
             asked_s = time.monotonic()
 
     def _wait_for_more(self, asked_s: float) -> bool:
-        """Wait a moment; whether to ask again for what was asked for first at a time."""
+        """Wait a moment; returns whether to repeat a request that was first made at a time."""
         return not self._stopped.wait(_AGAIN_S) and time.monotonic() - asked_s < _SILENT_S
 
     def _packets_of_all(self) -> Iterator[Packet[Stream]]:
-        """The tracks' packets from here on; what has raised gives none any more."""
+        """The tracks' packets from here on; after an error it gives none."""
         return self.container.demux(self._read)
 
     def stop(self) -> None:
-        """End it early, from any thread: whoever waits for a pipe, or for a device that has nothing
-        yet, goes on as if at its end."""
+        """End it early, from any thread: threads that wait for a pipe, or for a device without
+        data, go on as if at its end."""
         self._stopped.set()
         if self._pipe is not None:
             self._pipe.stopped = True
 
     def close(self) -> None:
-        """Close the input; one that can be read but once closes when its last reader lets go."""
+        """Close the input; one that can be read only once closes when its last reader lets go."""
         self.stop()
         if not self.given.once:
             self.container.close()
@@ -339,7 +340,7 @@ class Demuxer:
             raise MediaError(
                 f"{given}: not a readable media file ({reason}){self.cause}", hint=hint
             ) from error
-        if given.format is None and rawsound.is_raw(container.format.name):  # told by its name
+        if given.format is None and rawsound.is_raw(container.format.name):  # detected by its name
             container.close()
             rawsound.raw_options(str(given), {})
         opened: InputContainer = container
@@ -361,7 +362,7 @@ class Demuxer:
             stream = next((other for other in found if other.frames > 1), stream)
             if stream.frames == 1 and any(s.disposition & Disposition.dependent for s in found):
                 raise MediaError(
-                    f"{self.given}: a picture in tiles, which are not put together here: convert "
+                    f"{self.given}: a picture in tiles, which cannot be joined here: convert "
                     "it first, such as to PNG or JPEG"
                 )
         if stream.codec_context is None:
@@ -373,17 +374,17 @@ class Demuxer:
 
 
 def shortened(name: str) -> str:
-    """A name as it may stand in a message: of one that is longer than any file's, both ends."""
+    """A name for a message; a very long one is shortened to both ends."""
     return name if len(name) <= _NAME_MAX else f"{name[:100]}...{name[-100:]}"
 
 
 def _unreachable(path: str) -> str | None:
-    """Why there is no such file, in words; None where there is one."""
+    """Why there is no such file, in words; None if there is one."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return "no such file"
-    except (OSError, ValueError) as error:  # a folder that may not be entered, too long a name
+    except (OSError, ValueError) as error:  # no permission for a folder, or a name that is too long
         return f"cannot be opened: {getattr(error, 'strerror', None) or error}"
     return None
 
@@ -404,7 +405,7 @@ def _first_number(given: Input) -> int:
         raise MediaError(f"{given}: no picture of that pattern")
     numbers = sorted(set(numbers))
     for before, after in pairwise(numbers):
-        if after != before + 1:  # FFmpeg would end there without a word
+        if after != before + 1:  # FFmpeg would end there silently
             raise MediaError(
                 f"{given}: there is no number {before + 1}, and {numbers[-1]} is the last",
                 hint="number the pictures without gaps",
@@ -422,12 +423,12 @@ def _streams(container: InputContainer, kind: Kind) -> list[Any]:
 
 
 def _start_s(container: InputContainer) -> Fraction:
-    """The container's time that counts as zero, in seconds: its start, but not an audio run-in."""
+    """The container's time that counts as zero, in seconds: its start, without an audio lead-in."""
     start_s = Fraction(container.start_time or 0, 1_000_000)
     video = next(iter(_streams(container, "video")), None)
     if video is not None and video.start_time is not None:
         video_s: Fraction = video.start_time * video.time_base
-        # Equal to the microsecond that containers round to: take the exact one.
+        # Equal within the microsecond that containers round to: take the exact one.
         if start_s < 0 or abs(video_s - start_s) <= Fraction(1, 1_000_000):
             return video_s if start_s >= 0 else min(video_s, Fraction(0))
     return max(start_s, Fraction(0))

@@ -9,18 +9,18 @@ from contextlib import closing
 
 from dithead.runtime.media.videoframe import VideoFrame, planes
 
-_BYTES = 512 << 20  # of waiting frames, whatever their time
+_BYTES = 512 << 20  # limit of waiting frames, whatever their time
 
 
 class NewestFrames:
-    """Reads frames in a thread of its own; where nobody takes them, drops the oldest that wait.
+    """Reads frames in a thread of its own; if nobody takes them, drops the oldest that wait.
 
-    So what comes out is never old, and nothing piles up where a source cannot be told to wait.
+    So its frames are never old, and nothing piles up where a source cannot be made to wait.
 
     Args:
         frames: the source; iterated, and closed, in that thread.
-        behind_s: how much earlier than the newest frame one may be before it is dropped; of the
-            latest two none is.
+        behind_s: a frame that is older than the newest by more than this is dropped; the latest two
+            never are.
 
     Attributes:
         dropped: number of frames dropped so far.
@@ -51,14 +51,14 @@ class NewestFrames:
             raise StopIteration
 
     def stop(self) -> None:
-        """Read no further; the thread ends when the source gives its next frame."""
+        """Stop reading; the thread ends when the source gives its next frame."""
         with self._changed:
             self._ended = True
             self._waiting.clear()
             self._changed.notify_all()
 
     def _drop(self) -> None:
-        """Drop what is too old."""
+        """Drop frames that are too old."""
         newest = self._waiting[-1]
         size = sum(plane.nbytes for plane in planes(newest.picture))
         while len(self._waiting) > 2 and (

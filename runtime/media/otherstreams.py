@@ -1,4 +1,4 @@
-"""What an input has beside its picture and its first sound, carried into the output."""
+"""Copies everything in an input besides its picture and its first sound to the output."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from dithead.runtime.media.inputs import Demuxer, Input
 from dithead.runtime.media.subtitles import Respelt, native, spelling
 from dithead.runtime.media.tags import labels, labels_for
 
-# FLV's players know one sound; an RTSP server is sent what it expects.
+# FLV's players know one audio track; an RTSP server gets what it expects.
 _ALONE = {"flv", "rtsp"}
-# MPEG-TS takes anything; this is what its receivers know.
+# MPEG-TS accepts anything; this is what its receivers know.
 _MPEGTS = {"aac", "mp2", "mp3", "ac3", "eac3", "dts", "opus", "dvb_subtitle", "dvb_teletext"}
 _PICTURES = {"mjpeg": "jpeg", "png": "png"}
-# A packet that a muxer refuses, in the place of what stops it altogether.
+# A muxer's error for a single packet, as opposed to one that stops it altogether.
 _REFUSED = (av.error.ArgumentError, av.error.InvalidDataError, av.error.PatchWelcomeError)
-# For so long subtitles wait for their end, which may be the output's.
+# How long subtitles wait for their end, which may be the output's.
 _HELD_S = 5
-# A file's tracks lie no further apart than this, or hardly ever.
+# A file's tracks are hardly ever further apart than this.
 _APART_S = 10
 
 
 def other_streams(
     container: InputContainer, picture: Any, spoken: int | None
 ) -> list[tuple[str, Any]]:
-    """An input's streams but for its picture, its first sound, which the speech takes the place of,
-    and the sound that is the speech; each with a name for messages.
+    """An input's streams without its picture, its first sound, which the speech replaces, and the
+    sound that is the speech; each with a name for messages.
 
     Args:
         container: the input, opened.
         picture: the stream that is decoded.
-        spoken: number of the sound that the speech is taken from, if it is one of these.
+        spoken: number of the audio track that the speech comes from, if it is one of these.
     """
     found, counts = [], {"audio": 0, "video": 0, "subtitle": 0}
     for stream in container.streams:
@@ -48,7 +48,7 @@ def other_streams(
         if stream is picture or (kind == "audio" and counts[kind] - 1 in (0, spoken)):
             continue
         if kind == "data" and stream.frames and stream.frames == len(container.chapters()):
-            continue  # the chapters, as MP4 holds them
+            continue  # the chapters, as MP4 stores them
         name = f"{kind} track {counts[kind]}"
         if stream.disposition & Disposition.attached_pic:
             name = "the cover picture"
@@ -64,12 +64,12 @@ def other_streams(
 
 @dataclass(slots=True)
 class _Carried:
-    """A track on its way."""
+    """A track being copied."""
 
     name: str
-    stream: Any  # the output's; None for the picture, which only tells how far to read
+    stream: Any  # the output's; None for the picture, which only shows how far to read
     respelt: Respelt | None
-    waits: bool  # for the end of each packet
+    waits: bool  # whether each packet waits for its end
     shift: int  # ticks from the input's time to the output's
     last: int | None = None  # the latest packet's decoding time, in the output's ticks
     end: int = 0  # and its end
@@ -78,19 +78,20 @@ class _Carried:
 
 
 class OtherTracks:
-    """An input's further sounds, subtitles, attachments and cover, read beside its picture.
+    """Copies an input's other audio tracks, subtitles, attachments and cover.
 
-    They are copied, packet by packet, where the output's container takes them; text is spelt anew
-    where it takes text. No more is read than the output has come to. Use it as a context manager.
+    They are copied packet by packet where the output's container accepts them; text subtitles are
+    rewritten where it accepts text. The input is read no further than the output has come. Use it
+    as a context manager.
 
     Args:
-        given: the input, to be opened once more; one that can be read but once as it was opened,
-            with its others: of those comes what was met on the way to the picture.
+        given: the input, to be opened once more; or, if it can be read only once, the opened input
+            with its other tracks: only packets met on the way to the picture are copied.
         picture: index of the stream that is decoded elsewhere.
         spoken: as for :func:`other_streams`.
 
     Attributes:
-        left_out: names of what is not carried; complete when the output is finished.
+        left_out: names of what is not copied; complete when the output is finished.
     """
 
     def __init__(self, given: Input | Demuxer, picture: int, spoken: int | None = None) -> None:
@@ -110,7 +111,7 @@ class OtherTracks:
         self.close()
 
     def close(self) -> None:
-        """Close the input, if it is not another's."""
+        """Close the input, unless somebody else owns it."""
         if not self._shared:
             self._demuxer.close()
 
@@ -120,7 +121,7 @@ class OtherTracks:
         Args:
             container: the output.
             muxer: FFmpeg's name of its muxer.
-            streamed: whether it is sent as it comes.
+            streamed: whether it is sent as it is made.
         """
         for name, stream in self._others:
             if stream.disposition & Disposition.attached_pic:
@@ -144,8 +145,8 @@ class OtherTracks:
     def advance(
         self, container: OutputContainer, until_s: Fraction, end_s: Fraction | None = None
     ) -> None:
-        """Write what starts before a time, in seconds; ``end_s`` is the output's end, once it is
-        known: subtitles end with it."""
+        """Write what starts before a time, in seconds; ``end_s`` is the output's end, once known:
+        subtitles end with it."""
         while (packet := self._peek()) is not None:
             carried = self._carried[packet.stream_index]
             start_s = _start_s(packet)
@@ -175,7 +176,7 @@ class OtherTracks:
     def _add(
         self, container: OutputContainer, muxer: str, stream: Any, name: str, streamed: bool
     ) -> bool:
-        """Whether the container takes a track."""
+        """Whether the container accepts a track."""
         if muxer in _ALONE or stream.type not in ("audio", "subtitle"):
             return False
         if stream.codec_context is None:
@@ -186,7 +187,7 @@ class OtherTracks:
         if encoder is not None and not native(muxer, codec):
             try:
                 respelt = Respelt(container, stream, encoder)
-            except (av.FFmpegError, ValueError):  # this FFmpeg cannot read or spell them
+            except (av.FFmpegError, ValueError):  # this FFmpeg cannot read or write them
                 return False
             made = respelt.stream
         elif _takes(muxer, stream, codec):
@@ -194,7 +195,7 @@ class OtherTracks:
         else:
             return False
         made.metadata.update(labels_for(muxer, labels(stream.metadata)))
-        # Of sounds, players choose the new speech.
+        # Among the audio tracks, players choose the new speech.
         unset = Disposition.default if stream.type == "audio" else Disposition(0)
         made.disposition = stream.disposition & ~unset
         waits = stream.type == "subtitle" and not streamed
@@ -207,8 +208,8 @@ class OtherTracks:
         return -round(self._demuxer.start_s / time_base)
 
     def _add_cover(self, container: OutputContainer, muxer: str, stream: Any) -> bool:
-        """Matroska's covers are attachments; the tags that say that the video is generated leave
-        MP4 no room for one."""
+        """Matroska's covers are attachments; in MP4 the tags that say that the video is generated
+        leave no room for one."""
         kind = _PICTURES.get(stream.codec_context.codec.canonical_name)
         if muxer != "matroska" or kind is None or self._shared:
             return False
@@ -220,7 +221,7 @@ class OtherTracks:
         return True
 
     def _peek(self) -> Packet[Stream] | None:
-        """The next packet, brought to the output's time; None at the end."""
+        """The next packet, shifted to the output's time; None at the end."""
         while self._coming is None:
             packet = self._next()
             if packet is None:
@@ -235,7 +236,7 @@ class OtherTracks:
             return self._demuxer.other_packet()
         try:
             return next(self._packets, None)
-        except av.FFmpegError:  # the rest cannot be read; of the picture that is said
+        except av.FFmpegError:  # the rest cannot be read; the picture's reader reports that
             self._packets = iter(())
             return None
 
@@ -254,7 +255,7 @@ class OtherTracks:
 
 
 def _moved(carried: _Carried, packet: Packet[Stream]) -> bool:
-    """Bring a packet to the output's time; whether it belongs there."""
+    """Shift a packet to the output's time; returns whether it belongs there."""
     dts = packet.pts if packet.dts is None else packet.dts
     if dts is None:
         return False
@@ -281,7 +282,7 @@ def _end_s(packet: Packet[Stream]) -> Fraction:
 
 
 def _takes(muxer: str, stream: Any, codec: str) -> bool:
-    """Whether a container takes a track as it is."""
+    """Whether a container accepts a track as it is."""
     if muxer == "mpegts":
         return codec in _MPEGTS
     try:

@@ -1,5 +1,4 @@
-"""Where the result goes, and how it is to be encoded; :mod:`dithead.runtime.media.sink` writes
-it."""
+"""Where the result goes, and how it is encoded; :mod:`dithead.runtime.media.sink` writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from dithead.runtime.media.inputs import shortened
 from dithead.runtime.media.videoframe import has_alpha
 from dithead.runtime.media.videoinfo import VideoInfo
 
-# FFmpeg's muxers that are known to keep what is promised, and their usual encoders.
+# FFmpeg's muxers that are known to keep these promises, and their usual encoders.
 ENCODERS = {
     "mp4": ("libx264", "aac"),
     "mov": ("libx264", "aac"),
@@ -43,30 +42,30 @@ _SCHEMES = {
     "rtsps": "rtsp",
 }
 _BITS_PER_S_MAX = 10**12
-# The worst quality that each encoder knows. x264 and x265 take more and use this without a word;
-# the others would refuse it by a number that says nothing.
+# The worst quality that each encoder knows. x264 and x265 silently clamp larger values to this; the
+# others would refuse them with an unhelpful error number.
 _CRF_MAX = {"libx264": 51, "libx265": 51, "libsvtav1": 63, "libvpx": 63, "libvpx-vp9": 63}
 _CRF_MAX |= {"h264_nvenc": 51, "hevc_nvenc": 51, "av1_nvenc": 63}
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How the output is to be encoded.
+    """How the output is encoded.
 
     Attributes:
         container: FFmpeg's name of the muxer (mp4, mov, matroska, webm, mpegts, flv, rtsp); None
             takes the file extension's or the URL's, and Matroska for standard output.
         video_codec: FFmpeg's name of the video encoder, such as libx265 or h264_nvenc; None takes
-            the container's usual one. Never replaced by another.
+            the container's usual one. It is never replaced by another.
         crf: constant quality, lower is better (libx264: 0, lossless, to 51; NVENC: ``cq``), within
-            the encoder's range; None takes 18 where there is no bit rate.
-        bitrate_bps: bits per second on average, in the place of constant quality.
+            the encoder's range; None takes 18 if there is no bit rate.
+        bitrate_bps: bits per second on average, instead of constant quality.
         preset: the encoder's trade of speed for size, such as "slow" (x264, x265) or "p4" (NVENC).
-        pix_fmt: the encoder's pixel format, such as yuv420p; None keeps the input's, or comes as
-            near as the encoder can, and takes 4:2:0, which everything plays, for RGB.
+        pix_fmt: the encoder's pixel format, such as yuv420p; None keeps the input's, or the nearest
+            that the encoder has, and for RGB takes 4:2:0, which everything plays.
 
     Raises:
-        ConfigError: an unknown container or pixel format, an encoder that this FFmpeg has not, or
+        ConfigError: an unknown container or pixel format, an encoder that this FFmpeg lacks, or
             both a quality and a bit rate.
     """
 
@@ -111,7 +110,7 @@ class Encoding:
                 )
 
     def asked(self) -> dict[str, object]:
-        """What was asked of the encoder, by the names of the command's options."""
+        """What was requested of the encoder, by the names of the command's options."""
         given = {
             "crf": self.crf,
             "bitrate": self.bitrate_bps,
@@ -128,7 +127,7 @@ class Encoding:
         """FFmpeg's options for an encoder.
 
         Raises:
-            ConfigError: it takes no such quality or preset.
+            ConfigError: it has no such quality or preset.
         """
         options: dict[str, str] = {}
         most = _CRF_MAX.get(codec)
@@ -178,7 +177,7 @@ class Output:
 
     @property
     def streamed(self) -> bool:
-        """Whether it goes out at once, with no way back."""
+        """Whether it is sent as it is made, with no way back."""
         return self.text == "-" or self.live
 
     @property
@@ -201,12 +200,12 @@ class Output:
 
 
 def as_output(given: str | os.PathLike[str] | Output) -> Output:
-    """An output from a path or URL; one that is given stays as it is."""
+    """An output from a path or URL; an Output is returned as it is."""
     return given if isinstance(given, Output) else Output(given)
 
 
 def encoder_format(codec: str, like: VideoInfo, wanted: str | None) -> str:
-    """The pixel format that an encoder is given."""
+    """The pixel format passed to an encoder."""
     supported = [pix_fmt.name for pix_fmt in Codec(codec, "w").video_formats or []]
     if wanted is not None:
         if supported and wanted not in supported:

@@ -1,8 +1,8 @@
-"""What PyAV reads and writes pipes through: waits that can be ended from outside.
+"""Pipes for PyAV to read and write, whose waits can be ended from outside.
 
-FFmpeg asks in the middle of its own work, where no exception gets through: PyAV drops Ctrl-C, and
-FFmpeg takes what PyAV does not drop for damage or the end. So what comes up is kept here, and
-whoever called FFmpeg asks for it afterwards.
+FFmpeg calls these from inside its own work, where no exception gets through: PyAV drops Ctrl-C, and
+FFmpeg takes what PyAV does not drop for damage or the end. So errors are kept here, and the caller
+of FFmpeg asks for them afterwards.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class ReadPipe:
     """The reading end of a pipe.
 
     Attributes:
-        stopped: set from any thread, it ends the wait as if the pipe had ended.
-        error: what the pipe could not be read on for.
-        taken: bytes that were read.
+        stopped: set from any thread, ends the wait as if the pipe had ended.
+        error: why the pipe could no longer be read.
+        taken: number of bytes read.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -30,7 +30,7 @@ class ReadPipe:
         self._interrupt: BaseException | None = None
 
     def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end, and once something came up."""
+        """Up to so many bytes; none at the end, or after an error."""
         try:
             while not self.stopped and self.error is None and self._interrupt is None:
                 if select.select([self._file], [], [], 0.1)[0]:
@@ -47,7 +47,8 @@ class ReadPipe:
         return b""
 
     def raise_interrupt(self) -> None:
-        """Raise what came up while FFmpeg waited and is no fault of the pipe's, such as Ctrl-C."""
+        """Raise an error that came while FFmpeg waited and is not the pipe's fault, such as
+        Ctrl-C."""
         if self._interrupt is not None:
             raise self._interrupt
 
@@ -56,19 +57,20 @@ class WritePipe:
     """The writing end of a pipe, or a file that is written like one.
 
     Attributes:
-        stopped: set from any thread, it ends the wait for a reader.
+        stopped: set from any thread, ends the wait for a reader.
     """
 
     def __init__(self, number: int) -> None:
         self.stopped = False
         self._number = number
         self._interrupt: BaseException | None = None
-        # A pipe that can be written to takes so much without a wait; a file takes anything.
+        # A pipe that is ready for writing accepts this much without a wait; a file accepts
+        # anything.
         waits = not stat.S_ISREG(os.fstat(number).st_mode)
         self._most = getattr(select, "PIPE_BUF", 512) if waits else 1 << 20
 
     def write(self, data: bytes) -> int:
-        """All of it, at once."""
+        """Write all of it at once."""
         left = memoryview(data)
         try:
             while left:
@@ -84,6 +86,7 @@ class WritePipe:
         return len(data)
 
     def raise_interrupt(self) -> None:
-        """Raise what came up while FFmpeg waited and is no fault of the pipe's, such as Ctrl-C."""
+        """Raise an error that came while FFmpeg waited and is not the pipe's fault, such as
+        Ctrl-C."""
         if self._interrupt is not None:
             raise self._interrupt

@@ -1,4 +1,4 @@
-"""Sound without a header: its rate and channels have to be said, as nothing can find them out."""
+"""Sound without a header: its rate and channels must be given, as nothing can detect them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dithead.errors import ConfigError
 
-# FFmpeg's formats that are nothing but samples; it takes 44.1 kHz and one channel for all of them.
+# FFmpeg's formats that contain only samples; it assumes 44.1 kHz and one channel for all of them.
 _FORMAT = re.compile(r"[su]8|[su](16|24|32)[bl]e|f(32|64)[bl]e|alaw|mulaw|vidc")
-# Names of such files. Their contents may look like anything else by chance.
+# File names of such formats. Their contents may look like anything else by chance.
 _SUFFIXES = {".pcm", ".raw", ".sw", ".sb", ".uw", ".ub", ".al", ".ul", ".alaw", ".mulaw", ".ulaw"}
 _SAMPLES = re.compile(r"\.([suf])(8|16|24|32|64)([bl]e)?")
 
@@ -22,26 +22,26 @@ HOW = (
 
 
 def is_raw(format_name: str | None) -> bool:
-    """Whether FFmpeg's format is nothing but samples."""
+    """Whether FFmpeg's format contains only samples."""
     return format_name is not None and _FORMAT.fullmatch(format_name) is not None
 
 
 def named_raw(path: str) -> bool:
-    """Whether a file's name says that it is nothing but samples."""
+    """Whether a file's name says that it contains only samples."""
     suffix = Path(path).suffix.lower()
     return suffix in _SUFFIXES or _SAMPLES.fullmatch(suffix) is not None
 
 
 def raw_options(given: str, options: Mapping[str, str]) -> dict[str, str]:
-    """FFmpeg's options for raw sound from what was given.
+    """FFmpeg's options for raw sound, from the user's.
 
     Args:
         given: the input, for messages.
         options: ``rate`` or ``sample_rate`` in Hz, and ``channels`` (a number) or ``ch_layout``
-            (FFmpeg's name, such as stereo); others are handed on.
+            (FFmpeg's name, such as stereo); others are passed on.
 
     Raises:
-        ConfigError: rate or channels are missing, or no numbers above 0.
+        ConfigError: rate or channels are missing, or are not numbers above 0.
     """
     found = dict(options)
     if "rate" in found:

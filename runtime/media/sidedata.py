@@ -1,4 +1,4 @@
-"""What a decoder hands over beside a picture: how it lies, and what HDR says of itself."""
+"""What a decoder supplies besides a picture: its orientation, and its HDR data."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import av
 from av.filter import Graph
 from av.sidedata.sidedata import Type
 
-_NUMBERS = 64  # more than FFmpeg has kinds
+_NUMBERS = 64  # more than the kinds that FFmpeg has
 
 
 def side_data(picture: av.VideoFrame) -> dict[Type, bytes]:
-    """A decoded picture's side data by kind, as FFmpeg's structures lie in memory.
+    """A decoded picture's side data by kind, as FFmpeg's structures in memory.
 
-    For one picture of a video: PyAV ties the picture to its side data, in a circle that keeps both
-    until Python collects its garbage.
+    Use it for one picture of a video: PyAV links the picture and its side data in a cycle, which
+    keeps both until Python's garbage collector runs.
     """
     try:
         found: Any = picture.side_data
-    except ValueError:  # PyAV refuses all of it for a kind that it does not know, such as EXIF
+    except ValueError:  # for an unknown kind, such as EXIF, PyAV refuses all side data
         try:
             found = _of_known_kinds(picture).side_data
         except (av.FFmpegError, ValueError):
@@ -31,7 +31,7 @@ def side_data(picture: av.VideoFrame) -> dict[Type, bytes]:
 
 
 def _of_known_kinds(picture: av.VideoFrame) -> av.VideoFrame:
-    """The picture without the side data of other kinds than PyAV's."""
+    """The picture without the kinds of side data that PyAV does not know."""
     graph = Graph()
     last = graph.add_buffer(
         width=picture.width,
@@ -68,7 +68,7 @@ def orientation(found: dict[Type, bytes]) -> tuple[bool, int]:
 
 
 class Mirror:
-    """Swaps left and right of pictures of one format and size; all that goes with them stays."""
+    """Swaps left and right of pictures of one format and size; all their properties stay."""
 
     def __init__(self, like: av.VideoFrame) -> None:
         self._graph = Graph()

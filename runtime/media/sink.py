@@ -1,4 +1,4 @@
-"""Writing the result: video with the input's own times, audio that ends with the last frame.
+"""Writes the result: video with the input's own times, and audio that ends with the last frame.
 
 A file is written under a hidden temporary name beside its final one and renamed when complete, so
 an interrupted run leaves nothing behind. A pipe or a server gets everything at once.
@@ -50,15 +50,15 @@ _ROTATING = {"mp4", "mov", "matroska", "webm"}  # they tell players to turn the 
 
 _TAGGED = {"mp4", "mov"}
 
-# For MP4 and MOV: tags of any name, not a fixed list; and the index in front, to play while
-# loading, or, where nothing can be written in front later, in pieces.
+# For MP4 and MOV: tags of any name, not only those of a fixed list; and the index in front, to play
+# while loading, or, if the start cannot be rewritten later, in fragments.
 _TAGS, _INDEX_FIRST = "+use_metadata_tags", "+faststart"
 _PIECES = "+frag_keyframe+delay_moov+default_base_moof"
 _STREAMED = {"flush_packets": "1"}
 _PIECE_US = 500_000
-_KEY_FRAME_S = 2  # a viewer of a stream waits no longer for the next key frame
+_KEY_FRAME_S = 2  # a viewer who joins a stream waits at most this long for a key frame
 _CLUSTERS, _CLUSTER_MS = {"matroska", "webm"}, 100  # Matroska's pieces
-_ABORT_S = 1.0  # for which a write that goes on is waited for
+_ABORT_S = 1.0  # how long to wait for a write in progress
 
 
 class VideoSink:
@@ -67,33 +67,33 @@ class VideoSink:
     A frame keeps its presentation time; there are no B-frames, so the times need no edit list. MP4
     and MOV hold the times and the last frame's duration exactly; Matroska, WebM and FLV round times
     to milliseconds, MPEG-TS to its 90 kHz. Where chroma is subsampled, an odd width or height grows
-    by one repeated column or row, as encoders ask. Rotation is handed on, and carried out where the
-    container cannot say it. Transparency is kept where the encoder has it. Used as a context
-    manager, it calls `close` at the end and `abort` if anything was raised. For one thread at a
-    time.
+    by one repeated column or row, as encoders require. Rotation is passed on as metadata, or
+    applied to the picture if the container cannot store it. Transparency is kept if the encoder
+    supports it. Used as a context manager, it calls `close` at the end, and `abort` after an
+    exception. For one thread at a time.
 
     Args:
         to: the file to write (.mp4, .m4v, .mov, .mkv, .webm, .ts, .flv), "-" or a URL; see
             :class:`Output`.
-        like: the source's properties, which the output takes over.
-        audio: the track to encode, at its own channels and at its own rate or a higher one that
-            the encoder takes, from time zero to the end of the last frame: cut there, or padded
-            with silence. None for no track.
+        like: the source's properties, which the output adopts.
+        audio: the track to encode, with its own channels and its own rate or a higher one that the
+            encoder accepts, from time zero to the end of the last frame: cut there, or padded with
+            silence. None for no track.
         encoding: the container and the encoder.
         interpolate: output frames for one input frame; makes the time base finer.
-        tags: what the output says of itself beside that it is generated; None for nothing.
-        tracks: what goes in beside picture and sound; None for nothing.
+        tags: tags of the output, besides the note that it is generated; None for none.
+        tracks: what to add besides picture and sound; None for nothing.
 
     Attributes:
         time_base: seconds in one tick of the encoder's clock.
         frames_written: number of frames so far.
-        notes: what the user should know of the encoding.
+        notes: what the user should know about the encoding.
 
     Raises:
         MediaError: the folder is missing or not writable, the extension is unknown, the server
             cannot be reached or the encoder refuses the pictures, all before any work; `write` and
-            `close` raise it too.
-        ConfigError: the encoder has no such option, or refuses what was asked of it.
+            `close` raise it, too.
+        ConfigError: the encoder has no such option, or refuses its value.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class VideoSink:
         self._writing = threading.Lock()  # held while the container is in use
         self._pipe: WritePipe | None = None
         self._last: VideoFrame | None = None
-        self._opaque_codec = ""  # the encoder's name, if what is transparent is yet to be told of
+        self._opaque_codec = ""  # the encoder's name, until lost transparency is reported
         encoding = encoding or Encoding()
         muxer = self._muxer = self.to.muxer(encoding)
         codec, audio_codec = encoding.codec(muxer), ENCODERS[muxer][1]
@@ -134,7 +134,7 @@ class VideoSink:
         if not self.to.streamed:
             self._final = Path(self.to.text)
             self._temporary = _temporary_name(self._final)
-            # Runs when this object is dropped and at exit, should nobody call close or abort.
+            # Runs when this object is dropped and at exit, if nobody called close or abort.
             self._remove_temporary = weakref.finalize(self, self._temporary.unlink, missing_ok=True)
             target = str(self._temporary.absolute())
         refused = f"{self.to}: cannot encode {like.pix_fmt} with {codec}"
@@ -143,7 +143,7 @@ class VideoSink:
         if self.to.live:
             refused = f"{self.to}: cannot be reached, or takes no {codec}"
         asked = [f"{name} {value}" for name, value in encoding.asked().items()]
-        # All that follows is undone if it is interrupted, at whatever line.
+        # Everything that follows is undone if it is interrupted, at any line.
         try:
             if self._final is not None:
                 _create(self._temporary, self._final)
@@ -174,11 +174,11 @@ class VideoSink:
                     tags.write(self._container, self._video, muxer)
                     if self.to.streamed:
                         tags.write_chapters(self._container, muxer, None)
-                # The name of the service is all that MPEG-TS has room for.
+                # MPEG-TS has room only for the name of the service.
                 self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
                 if tracks is not None:
                     tracks.add_to(self._container, muxer, self.to.streamed)
-                # Opens the encoders and writes the header: what they refuse shows now.
+                # Opens the encoders and writes the header, so errors show now.
                 with _killable() if self.to.live else nullcontext(), _priorities_kept():
                     self._container.start_encoding()
             self._opaque_codec = "" if has_alpha(self._video.format.name) else codec
@@ -218,7 +218,7 @@ class VideoSink:
         picture.pts = round(frame.time_s / self.time_base)
         picture.time_base = self.time_base
         picture.duration = round((frame.end_s - frame.time_s) / self.time_base)
-        # The decoder's frame type would force the encoder's.
+        # Otherwise the decoder's frame type would force the encoder's.
         picture.pict_type = PictureType.NONE
         with self._at_work(f"{self.to}: cannot write frame {frame.index}"):
             self._container.mux(self._video.encode(picture))
@@ -231,7 +231,7 @@ class VideoSink:
 
     @contextmanager
     def _at_work(self, failed: str) -> Iterator[None]:
-        """Use the container; what it refuses is told in those words."""
+        """Use the container; its errors are reported with those words."""
         with self._writing, _reported(failed):
             try:
                 yield
@@ -240,7 +240,8 @@ class VideoSink:
                     self._pipe.raise_interrupt()
 
     def close(self) -> None:
-        """Finish the tracks and give a file its name. Without frames, raises and leaves none."""
+        """Finish the tracks and give a file its name. Without frames, raises an error and leaves no
+        file."""
         if self._closed:
             return
         try:
@@ -266,43 +267,42 @@ class VideoSink:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of what there was beside picture and sound, and found no room; complete at the
-        end."""
+        """Names of what did not fit besides picture and sound; complete at the end."""
         tags = [] if self._tags is None else self._tags.left_out(self._muxer)
         return tags + ([] if self._tracks is None else self._tracks.left_out)
 
     def stop(self) -> None:
-        """End a wait for whoever reads standard output, from any thread."""
+        """End a wait for the reader of standard output, from any thread."""
         if self._pipe is not None:
             self._pipe.stopped = True
 
     def abort(self) -> None:
-        """Stop and leave no file. Harmless after `close`."""
+        """Stop and leave no file. Does nothing after `close`."""
         if self._closed:
             return
         self._closed = True
         self.stop()
-        # The file goes first: the muxer then does not stop to move its index to the front.
+        # The file is removed first: then the muxer does not stop to move its index to the front.
         if self._final is not None:
             with suppress(OSError):
                 self._remove_temporary()
-        # A server that takes nothing any more is left with the thread that waits for it.
+        # If a server accepts nothing any more, the thread that waits for it is left alone.
         if hasattr(self, "_container") and self._writing.acquire(timeout=_ABORT_S):
             try:
                 with suppress(av.FFmpegError, OSError):
                     self._container.close()
             finally:
                 self._writing.release()
-        if self._final is not None:  # where a file that is open cannot be removed
+        if self._final is not None:  # where an open file cannot be removed
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def _killable() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, and what the commands treat likewise: PyAV waits for a
-    server's answer in a call during which no handler of Python's can run. An application's own
-    handlers stay."""
+    """Let Ctrl-C end the process at once, and the signals that the commands treat the same way:
+    PyAV waits for a server's answer in a call during which no Python handler can run. An
+    application's own handlers stay."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -318,8 +318,8 @@ def _killable() -> Iterator[None]:
 
 @contextmanager
 def _priorities_kept() -> Iterator[None]:
-    """Undo what SVT-AV1 does where root opens it: its threads, the one that opens it and all that
-    this one starts would become real-time ones and keep the cores from everybody else."""
+    """Undo what SVT-AV1 does when root opens it: its threads, the one that opens it and all that
+    this one starts would become real-time threads and keep the cores from all others."""
     if sys.platform != "linux":
         yield
         return
@@ -329,7 +329,7 @@ def _priorities_kept() -> Iterator[None]:
     finally:
         for number, policy in _policies():
             if before.get(number, os.SCHED_OTHER) == os.SCHED_OTHER != policy:
-                with suppress(OSError):  # the thread may be gone by now
+                with suppress(OSError):  # the thread may have ended by now
                     os.sched_setscheduler(number, os.SCHED_OTHER, os.sched_param(0))
 
 
@@ -342,8 +342,8 @@ def _policies() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _reported(message: str, asked: Sequence[str] = ()) -> Iterator[None]:
-    """Turn what FFmpeg or the system refuses into a `MediaError`, or, where FFmpeg says that it is
-    for an option that was asked for, into a `ConfigError`."""
+    """Turn errors of FFmpeg or the system into a `MediaError`, or, if FFmpeg blames an option that
+    was given, into a `ConfigError`."""
     try:
         yield
     except av.error.ProtocolNotFoundError as error:
@@ -356,12 +356,12 @@ def _reported(message: str, asked: Sequence[str] = ()) -> Iterator[None]:
 
 
 def _temporary_name(final: Path) -> Path:
-    """The hidden file beside the final one that will be renamed to it."""
+    """The hidden file beside the final one, which it will be renamed to."""
     try:
         final.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # the folder is looked at below
-    except (OSError, ValueError) as error:  # a name that is too long, or has a zero in it
+        pass  # the folder is checked below
+    except (OSError, ValueError) as error:  # a name that is too long, or contains a zero
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{shortened(str(final))}: cannot be the output: {reason}") from error
     if final.is_dir():
@@ -389,13 +389,13 @@ def _add_video(
     interpolate: int,
     pix_fmt: str,
 ) -> VideoStream:
-    # A variable rate's mean may be a fraction of numbers that FFmpeg cannot hold.
+    # A variable rate's mean may be a fraction with numbers too large for FFmpeg.
     rate = (like.average_rate * interpolate).limit_denominator(100_100)
     stream = container.add_stream(codec, rate=rate, options=options)
     assert isinstance(stream, VideoStream)
     stream.time_base = like.time_base / interpolate
     stream.codec_context.time_base = like.time_base / interpolate
-    # The smallest picture of the format with whole chroma samples tells the step.
+    # The smallest picture of the format with whole chroma samples gives the step.
     chroma = VideoFormat(pix_fmt, 2, 2)
     stream.width = like.width + like.width % (2 // chroma.chroma_width())
     stream.height = like.height + like.height % (2 // chroma.chroma_height())
@@ -406,8 +406,8 @@ def _add_video(
     stream.color_trc = like.color_trc
     stream.max_b_frames = 0
     if stream.codec_context.codec.canonical_name == "hevc" and container.format.name in _TAGGED:
-        stream.codec_context.codec_tag = "hvc1"  # the one that Apple's players take
-    # Take the frames' own durations: without this, the encoder ends the last one by the mean rate.
+        stream.codec_context.codec_tag = "hvc1"  # the one that Apple's players accept
+    # Use the frames' own durations: otherwise the encoder ends the last one by the mean rate.
     stream.codec_context.flags |= Flags.frame_duration
     if like.sample_aspect_ratio:
         stream.sample_aspect_ratio = like.sample_aspect_ratio
@@ -428,7 +428,7 @@ def _muxer_options(muxer: str, streamed: bool) -> dict[str, str]:
 
 
 def _turned(like: VideoInfo, turns: int) -> VideoInfo:
-    """The properties of a video whose pictures were brought upright by so many quarter turns."""
+    """The properties of a video whose pictures were turned upright by so many quarter turns."""
     if turns % 2 == 0:
         return replace(like, rotation_deg=0) if turns else like
     aspect = like.sample_aspect_ratio

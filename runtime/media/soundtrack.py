@@ -23,7 +23,7 @@ _RESAMPLER_SLACK_S = Fraction(1, 1000)
 
 
 class Soundtrack:
-    """Encodes an audio source beside the video, no further than it is told to.
+    """Encodes an audio source beside the video, only as far as it is told to.
 
     Args:
         container: where to; its header is not written yet.
@@ -49,7 +49,7 @@ class Soundtrack:
         self._stream = stream
 
     def advance(self, until_s: Fraction) -> None:
-        """Encode what comes before a time in seconds; silence where the source has ended."""
+        """Encode the sound before a time in seconds; silence if the source has ended."""
         rate, layout = self._source.sample_rate_hz, self._source.layout
         until = round(until_s * rate)
         while self._position < until:
@@ -66,10 +66,10 @@ class Soundtrack:
             self._position += samples.shape[1]
 
     def finish(self, end_s: Fraction, tolerance_s: Fraction) -> None:
-        """Encode up to a time and empty the encoder.
+        """Encode up to a time and flush the encoder.
 
-        AAC comes in blocks, and some readers play the padding of the last one: where that would
-        outlast the end by more than the tolerance, the last block is left out.
+        AAC comes in blocks, and some readers play the padding of the last one: if that would exceed
+        the end by more than the tolerance, the last block is left out.
         """
         codec = self._stream.codec_context
         block_s = Fraction(codec.frame_size, codec.sample_rate)
@@ -81,14 +81,15 @@ class Soundtrack:
 
 
 def _encoder_rate_hz(encoder: Codec, rate_hz: int) -> int:
-    """The track's own rate, or one above that the encoder takes: a multiple if there is one."""
+    """The track's own rate, or a higher one that the encoder accepts: a multiple if there is
+    one."""
     supported = encoder.audio_rates or [max(rate_hz, _AUDIO_RATE_MIN_HZ)]
     above = [rate for rate in supported if rate >= max(rate_hz, _AUDIO_RATE_MIN_HZ)]
     return min(above, key=lambda rate: (rate % rate_hz != 0, rate), default=max(supported))
 
 
 def _encoder_layout(codec: str, rate_hz: int, layout: str) -> str:
-    """The track's channel layout if the encoder takes it, else stereo."""
+    """The track's channel layout if the encoder accepts it, otherwise stereo."""
     trial = av.CodecContext.create(codec, "w")
     assert isinstance(trial, av.AudioCodecContext)
     formats = trial.codec.audio_formats

@@ -1,7 +1,7 @@
 """Reading media: video frame by frame, audio block by block, on one timeline and in bounded memory.
 
-Decoding and resampling are FFmpeg's, through PyAV. Time zero is the start of the container, so a
-video lines up with its own audio track and with any other audio file.
+FFmpeg decodes and resamples, through PyAV. Time zero is the start of the container, so a video
+lines up with its own audio track and with any other audio file.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ SPEECH_RATE_HZ = 16_000
 class VideoSource:
     """The frames of an input's first video stream, decoded one at a time, pixels untouched.
 
-    Each iteration is a pass of its own from the first frame; the first pass needs no seeking, and
-    is the only one of a pipe or of what is live. Interlaced frames are the exception to untouched
-    pixels: their lines are made whole (FFmpeg's bwdif), one frame for each. What is live is read on
-    whether or not its frames are taken: of those that wait, the oldest are dropped.
-    Use it as a context manager, or call `close`.
+    Each iteration is a separate pass from the first frame; the first pass needs no seeking, and is
+    the only one for a pipe or a live source. Interlaced frames are the exception to untouched
+    pixels: they are deinterlaced (FFmpeg's bwdif), one frame for each. A live source is read
+    whether or not its frames are taken: of those that wait, the oldest are dropped. Use it as a
+    context manager, or call `close`.
 
     Args:
-        given: a path or URL, an :class:`Input`, or one that was opened to be shared.
-        behind_s: how old a frame of what is live may become before it is dropped.
+        given: a path or URL, an :class:`Input`, or a shared one that is already open.
+        behind_s: how old a frame of a live source may become before it is dropped.
 
     Attributes:
         given: the input.
         info: the stream's properties.
-        tags: what the file says of itself.
-        demuxer: what is read, closed with the first pass.
-        decode_errors: damaged packets and frames of the last full pass; what decodes is kept.
-        seekable: whether its time stamps are sound enough to start a pass in the middle.
+        tags: the file's tags.
+        demuxer: the demuxer, closed with the first pass.
+        decode_errors: number of damaged packets and frames in the last full pass; what decodes is
+            kept.
+        seekable: whether its time stamps are reliable enough to start a pass in the middle.
         interlaced: whether there were interlaced frames in the last pass.
         restarts: how often the clock went back, or started anew, in the last pass.
-        dropped: frames of what is live that were not taken in time.
+        dropped: frames of a live source that were not taken in time.
 
     Raises:
-        MediaError: the file is missing, is not media, has no video stream, or not one frame of it
+        MediaError: the file is missing, is not media, has no video stream, or none of its frames
             can be decoded.
     """
 
@@ -88,13 +89,13 @@ class VideoSource:
         self.close()
 
     def close(self) -> None:
-        """Close the file. A pass that is under way closes its own when it ends or is dropped."""
+        """Close the file. A pass in progress closes its own when it ends or is dropped."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
 
     def stop(self) -> None:
-        """End the pass over a pipe, or over what is live, early, from any thread."""
+        """End the pass over a pipe or a live source early, from any thread."""
         if self._only is not None:
             self._only.stop()
         if self._newest is not None:
@@ -124,7 +125,7 @@ class VideoSource:
     def frames_from(self, pts: int) -> Iterator[VideoFrame]:
         """Iterate over the frames at or after a presentation time, numbered from 0.
 
-        Seeks to the key frame before it; where the file cannot do that, decodes from the start.
+        Seeks to the key frame before it; if the file cannot do that, decodes from the start.
         """
         for margin_s in (0, 2, 10) if self.seekable else ():
             frames = _VideoPass(self._open, self.info)
@@ -149,21 +150,21 @@ class VideoSource:
 class AudioSource:
     """An audio track of an input (a video's own included), as one run of samples from time zero.
 
-    A track that starts late is preceded by silence, what lies before time zero is cut, and gaps
-    are filled, so sample n is always at n / rate seconds. Each iteration is a pass of its own; of a
-    pipe or of what is live, `blocks` and `original` share the only one, once each and from any
-    thread, and what one of them has not taken yet waits.
+    A track that starts late is preceded by silence, sound before time zero is cut, and gaps are
+    filled, so sample n is always at n / rate seconds. Each iteration is a separate pass. For a pipe
+    or a live source, `blocks` and `original` share the only pass, once each and from any thread,
+    and what one of them has not taken yet waits.
 
     Args:
-        given: a path or URL, an :class:`Input`, or one that was opened to be shared.
+        given: a path or URL, an :class:`Input`, or a shared one that is already open.
 
     Attributes:
         given: the input.
         sample_rate_hz: the track's own rate.
         layout: FFmpeg's name of the channel layout ("mono", "stereo", "5.1").
         channels: number of channels.
-        labels: its language and title, as far as it has them.
-        decode_errors: damaged packets of the last pass.
+        labels: its language and title, if it has them.
+        decode_errors: number of damaged packets in the last pass.
         restarts: how often the clock went back, or started anew, in the last full pass.
 
     Raises:
@@ -213,10 +214,10 @@ class AudioSource:
 
     @property
     def duration_s(self) -> Fraction:
-        """Time of the track's end in seconds, counted in samples; decodes it once if need be.
+        """Time of the track's end in seconds, counted in samples; decodes it once if necessary.
 
         Raises:
-            MediaError: it can be read but once and has not been read to its end.
+            MediaError: it can be read only once and has not been read to its end.
         """
         if self._duration_s is None:
             if self.given.once:
@@ -228,7 +229,7 @@ class AudioSource:
 
     @property
     def duration_known(self) -> bool:
-        """Whether `duration_s` can be had without reading a pipe on."""
+        """Whether `duration_s` is known without reading more of a pipe."""
         return self._duration_s is not None or not self.given.once
 
     def stop(self) -> None:
@@ -241,7 +242,7 @@ class AudioSource:
 
         Channels are averaged; values are as in the file, normally in [-1, 1].
         """
-        # Without a limit, a float downmix adds the channels up to 3 dB louder.
+        # Without a limit, a float downmix adds the channels and is up to 3 dB louder.
         averaged = {"rematrix_maxval": "1"}
         resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ, options=averaged)
         pending = np.zeros(0, np.float32)
@@ -317,8 +318,8 @@ def _uniform(
 ) -> Iterator[tuple[av.AudioFrame | None, np.ndarray]]:
     """Yield decoded frames with their samples, (channels, S) float32 at one rate and layout.
 
-    Rate and layout may change in the middle of a file; what a resampler still holds then comes
-    without a frame.
+    Rate and layout may change in the middle of a file; the samples that a resampler still holds
+    then come without a frame.
     """
     resampler = av.AudioResampler("fltp", layout, sample_rate_hz)
     made_for: tuple[str, str, int] | None = None
@@ -335,7 +336,7 @@ def _joined(frames: Sequence[av.AudioFrame | None], layout: str) -> np.ndarray:
     parts = [frame.to_ndarray() for frame in frames if frame is not None]
     if not parts:
         return np.zeros((av.AudioLayout(layout).nb_channels, 0), np.float32)
-    # A float file may hold NaN or infinity, which encoders refuse.
+    # A float file may contain NaN or infinity, which encoders refuse.
     joined: np.ndarray = np.nan_to_num(np.hstack(parts), nan=0.0, posinf=1.0, neginf=-1.0)
     return joined
 
@@ -362,7 +363,7 @@ class _VideoPass:
                 )
             if info is None:
                 coming = decoded = Ahead(decoded)
-                # A pipe, or what is live, is not read on before it is asked for its frames.
+                # A pipe or a live source is not read further before its frames are requested.
                 alone = not self._track.demuxer.given.once and coming.peek() is None
                 info = video_info(self._track, first, alone)
             self.info = info
@@ -384,12 +385,12 @@ class _VideoPass:
 
     @property
     def demuxer(self) -> Demuxer:
-        """What is read."""
+        """The demuxer."""
         return self._track.demuxer
 
     @property
     def errors(self) -> int:
-        """Damaged packets and frames met so far."""
+        """Number of damaged packets and frames so far."""
         return self._track.errors
 
     def __iter__(self) -> _VideoPass:

@@ -1,4 +1,4 @@
-"""Subtitles in words, from one container's spelling to another's."""
+"""Text subtitles, converted from one container's format to another's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 _TEXT = {"subrip", "srt", "ass", "ssa", "mov_text", "webvtt", "text"}
-# The spelling of each muxer, which its players know.
+# The text format of each muxer, which its players know.
 _SPELT = {"mp4": "mov_text", "mov": "mov_text", "matroska": "srt", "webm": "webvtt"}
 _NATIVE = {
     "mp4": {"mov_text"},
@@ -20,18 +20,18 @@ _NATIVE = {
 
 
 def spelling(muxer: str, codec: str) -> str | None:
-    """FFmpeg's encoder for subtitles of a codec in a container; None where they are no text, or the
-    container takes none."""
+    """FFmpeg's encoder for subtitles of a codec in a container; None if they are not text, or the
+    container accepts none."""
     return _SPELT.get(muxer) if codec in _TEXT else None
 
 
 def native(muxer: str, codec: str) -> bool:
-    """Whether a container holds subtitles in words as they are."""
+    """Whether a container holds text subtitles of a codec as they are."""
     return codec in _NATIVE.get(muxer, ())
 
 
 class Respelt:
-    """A stream of subtitles that are decoded and written anew.
+    """A stream of subtitles that are decoded and encoded again.
 
     Args:
         container: where to; its header is not written yet.
@@ -49,7 +49,7 @@ class Respelt:
         self.stream.codec_context.subtitle_header = self._decoder.subtitle_header
 
     def packet(self, given: Packet[Stream]) -> Packet[Stream] | None:
-        """A packet's words in the new spelling, at its own time; None where it has none."""
+        """A packet's text in the new format, at its own time; None if it has none."""
         words = self._decoder.decode2(given)
         if words is None or not len(words):
             return None

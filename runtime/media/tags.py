@@ -1,4 +1,4 @@
-"""What a file says in words: title and other tags, languages, chapters."""
+"""A file's texts: title and other tags, languages, chapters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DISCLOSURE = {
     "synthetic_media": "yes",
 }
 
-# What a container says of its own making, or what the output says in its place.
+# What a container says about its own making, or what the output replaces.
 _NOT_KEPT = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
 _NOT_KEPT |= {"synthetic_media", "service_name", "service_provider", "variant_bitrate"}
-_COMMENT = "source_comment"  # as the comment says that the video is generated
+_COMMENT = "source_comment"  # because the comment says that the video is generated
 # Muxers with room for them.
 _TAGS = {"mp4", "mov", "matroska", "webm", "flv"}
 _CHAPTERS = {"mp4", "mov", "matroska", "webm"}
-# MOV knows languages by numbers of its own, for which FFmpeg has these names.
+# MOV has its own numbers for languages, for which FFmpeg has these names.
 _MOV_LANGUAGES = {"deu": "ger", "fre": "fra", "nld": "dut", "swe": "sve", "ell": "gre"}
 _MOV_LANGUAGES |= {"isl": "ice", "zho": "chi", "ron": "rum", "ces": "cze", "slk": "slo"}
 
@@ -40,7 +40,7 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """What a file says of itself.
+    """A file's tags and chapters.
 
     Attributes:
         container: its tags by name, without those that its muxer made.
@@ -62,7 +62,7 @@ class Tags:
         return names
 
     def write(self, container: OutputContainer, picture: Any, muxer: str) -> None:
-        """Hand tags on to a container, and to its picture's stream, before its header."""
+        """Write tags to a container and to its picture's stream, before its header."""
         if muxer in _TAGS:
             container.metadata.update(dict(self.container))
         picture.metadata.update(labels_for(muxer, dict(self.picture)))
@@ -70,7 +70,7 @@ class Tags:
     def write_chapters(
         self, container: OutputContainer, muxer: str, end_s: Fraction | None
     ) -> None:
-        """Hand chapters on: those before the output's end, in seconds, where it is known."""
+        """Write chapters: those before the output's end, in seconds, if it is known."""
         if muxer not in _CHAPTERS:
             return
         millisecond = Fraction(1, 1000)
@@ -94,9 +94,9 @@ def read_tags(container: InputContainer, picture: Any, start_s: Fraction) -> Tag
     found = {}
     for name, value in container.metadata.items():
         low = name.lower()
-        ours = value == DISCLOSURE.get(low)  # of a video that was generated before
+        ours = value == DISCLOSURE.get(low)  # from a video that was generated before
         if low not in _NOT_KEPT and not name.startswith("_") and not ours:
-            name = low if name.isupper() else name  # Matroska's spelling of any name
+            name = low if name.isupper() else name  # Matroska writes every name like this
             found[_COMMENT if low == "comment" else name] = value
     chapters = []
     for chapter in container.chapters():
@@ -108,16 +108,16 @@ def read_tags(container: InputContainer, picture: Any, start_s: Fraction) -> Tag
 
 
 def labels(metadata: Mapping[str, str]) -> Labels:
-    """Language and title of a track, as far as it has them."""
+    """Language and title of a track, if it has them."""
     found = {name.lower(): value for name, value in metadata.items()}
-    title = found.get("title") or found.get("name")  # as MP4 calls it
+    title = found.get("title") or found.get("name")  # MP4's name for it
     language = found.get("language")
     known = {} if language in (None, "", "und") else {"language": str(language)}
     return {**known, "title": title} if title else known
 
 
 def labels_for(muxer: str, given: Labels) -> Labels:
-    """The same in a muxer's words."""
+    """The same in a muxer's terms."""
     if muxer == "mov" and "language" in given:
         return {**given, "language": _MOV_LANGUAGES.get(given["language"], given["language"])}
     return given

@@ -1,9 +1,9 @@
-"""A video frame: planes carried through bit for bit, and RGB in and out of a rectangle of them.
+"""A video frame: planes carried through bit for bit, and conversion of a rectangle to RGB and back.
 
-Colour conversion is swscale's. Chroma is repeated on the way to RGB and averaged on the way back:
-a pixel that nobody changed returns as it was (to rounding), and a rectangle's pixels do not depend
-on where it was cut. Pixels are seen as a player shows them, upright, while the planes stay as they
-are stored. Transparency stays as it is.
+swscale converts colours. Chroma is repeated on the way to RGB and averaged on the way back: a pixel
+that nobody changed returns as it was (to rounding), and a rectangle's pixels do not depend on where
+it was cut. Pixels are seen upright, as a player shows them, while the planes stay as they are
+stored. Transparency stays as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ALPHA_FORMATS = tuple(f"yuva{name[3:]}" for name in _PLAIN_FORMATS)
 #: Pixel formats whose planes are carried through untouched; anything else becomes the nearest.
 WORKING_FORMATS = _PLAIN_FORMATS + _FULL_RANGE_FORMATS + _ALPHA_FORMATS
 
-# FFmpeg's number of a colour matrix -> the matrix that swscale converts with.
+# FFmpeg's number of a colour matrix -> the matrix used by swscale.
 _MATRICES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -60,8 +60,8 @@ class VideoFrame:
         index: number of the frame, from 0.
         pts: presentation time in ticks of `time_base`.
         time_base: seconds in one tick.
-        duration: ticks for which the file says the frame is shown; in a variable-rate file only
-            the last frame's can be relied on, as the others end where the next begins.
+        duration: ticks for which the frame is shown, according to the file; in a variable-rate file
+            only the last frame's is reliable, as the others end where the next begins.
         picture: the planes, in one of `WORKING_FORMATS`. Shared with the decoder: never written to.
         turns: counter-clockwise quarter turns that bring the planes upright.
     """
@@ -75,7 +75,7 @@ class VideoFrame:
 
     @property
     def face_box(self) -> None:
-        """A file does not say where the face to re-voice is."""
+        """A file does not say which face to re-voice."""
         return None
 
     @property
@@ -103,7 +103,7 @@ class VideoFrame:
         return self.rectangle_rgb(0, 0, self.width, self.height)
 
     def rectangle_rgb(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Convert a rectangle to RGB by the frame's own matrix and range.
+        """Convert a rectangle to RGB with the frame's own matrix and range.
 
         Args:
             x, y: top left corner in pixels, both even.
@@ -139,8 +139,8 @@ class VideoFrame:
     def with_rectangle(self, x: int, y: int, rgb: np.ndarray, mask: np.ndarray) -> VideoFrame:
         """Write composited RGB into a copy of the frame, only where a mask allows it.
 
-        A chroma sample is written where any of the pixels it covers may be. Every other sample of
-        the new frame equals this frame's bit for bit.
+        A chroma sample is written if any of the pixels it covers may be. Every other sample of the
+        new frame equals this frame's bit for bit.
 
         Args:
             x, y: top left corner in pixels, both even.
@@ -148,7 +148,8 @@ class VideoFrame:
             mask: (height, width) of any dtype; a pixel may be written where it is not 0.
 
         Raises:
-            ValueError: a shape or the dtype of `rgb` is wrong, or the rectangle as above.
+            ValueError: a shape or the dtype of `rgb` is wrong, or the rectangle is invalid as
+                above.
         """
         height, width = mask.shape
         if rgb.shape != (height, width, 3) or rgb.dtype != np.uint8:
@@ -182,7 +183,7 @@ class VideoFrame:
         return replace(self, picture=picture)
 
     def _stored(self, x: int, y: int, width: int, height: int) -> tuple[int, int, int, int]:
-        """A rectangle of the upright picture as it lies in the planes."""
+        """Convert a rectangle of the upright picture to the planes' orientation."""
         right, bottom = self.width - x - width, self.height - y - height
         if self.turns % 2:
             width, height = height, width
@@ -204,13 +205,13 @@ def planes(picture: av.VideoFrame) -> list[np.ndarray]:
     """View the planes of a planar picture without copying.
 
     Returns:
-        Y, U, V and, where there is one, alpha: (H, W) for Y and alpha, rounded up to whole samples
+        Y, U, V and, if there is one, alpha: (H, W) for Y and alpha, rounded up to whole samples
         for the others; uint8, or uint16 for more than 8 bits.
     """
     dtype = np.dtype(np.uint8 if picture.format.components[0].bits == 8 else np.uint16)
     views = []
     for plane in picture.planes:
-        stride = plane.line_size  # negative where the rows are stored bottom up
+        stride = plane.line_size  # negative if the rows are stored bottom up
         offset = -stride * (plane.height - 1) if stride < 0 else 0
         shape, strides = (plane.height, plane.width), (stride, dtype.itemsize)
         views.append(np.ndarray(shape, dtype, memoryview(plane), offset, strides))
@@ -232,7 +233,7 @@ def copy_picture(picture: av.VideoFrame, width: int = 0, height: int = 0) -> av.
 def upright(picture: av.VideoFrame, turns: int) -> av.VideoFrame:
     """A copy of planes and colour tags, turned counter-clockwise by so many quarters.
 
-    Chroma that is subsampled in one direction alone gets whole samples first.
+    Chroma that is subsampled in only one direction gets whole samples first.
     """
     chroma = VideoFormat(picture.format.name, 2, 2)
     if turns % 2 and chroma.chroma_width() != chroma.chroma_height():
@@ -247,7 +248,7 @@ def upright(picture: av.VideoFrame, turns: int) -> av.VideoFrame:
 
 
 def working_format(pix_fmt: str) -> str:
-    """Name the working format nearest to a pixel format; its own name if it is one already."""
+    """The working format nearest to a pixel format; its own name if it is one already."""
     if pix_fmt in WORKING_FORMATS:
         return pix_fmt
     wanted = VideoFormat(pix_fmt)
@@ -260,12 +261,12 @@ def working_format(pix_fmt: str) -> str:
 
 
 def has_alpha(pix_fmt: str) -> bool:
-    """Whether a pixel format has transparency beside colours."""
+    """Whether a pixel format has transparency besides colours."""
     return any(component.is_alpha for component in VideoFormat(pix_fmt).components)
 
 
 def has_transparency(picture: av.VideoFrame) -> bool:
-    """Whether a picture in working format shows what lies behind it anywhere."""
+    """Whether a picture in working format is transparent anywhere."""
     if not has_alpha(picture.format.name):
         return False
     opaque = (1 << picture.format.components[3].bits) - 1
@@ -273,7 +274,7 @@ def has_transparency(picture: av.VideoFrame) -> bool:
 
 
 def convert_picture(picture: av.VideoFrame, pix_fmt: str, width: int, height: int) -> av.VideoFrame:
-    """Bring a picture to a YUV format and size; returned as it is if it has them already.
+    """Convert a picture to a YUV format and size; returned as it is if it has them already.
 
     YUV keeps its matrix and range; RGB becomes limited-range YUV; grey levels stay what they are.
     """
@@ -289,7 +290,7 @@ def convert_picture(picture: av.VideoFrame, pix_fmt: str, width: int, height: in
         height=height,
         format=pix_fmt,
         src_color_range=_range(picture) if has_matrix else ColorRange.JPEG,
-        # swscale takes every grey format for full range: full to full copies the levels.
+        # swscale takes every grey format as full range: full to full copies the levels.
         dst_color_range=ColorRange.JPEG if grey else out_range,
         dst_colorspace=None if has_matrix else _matrix(picture),
         interpolation=Interpolation.BILINEAR | _EXACT,
@@ -312,7 +313,7 @@ def _is_grey(pix_fmt: VideoFormat) -> bool:
 
 
 def _matrix(picture: av.VideoFrame) -> Colorspace:
-    # Where the file does not say: what players assume from the size.
+    # If the file does not say: what players assume from the size.
     high_definition = picture.width >= 1280 or picture.height > 576
     guess = Colorspace.ITU709 if high_definition else Colorspace.ITU601
     return _MATRICES.get(picture.colorspace, guess)

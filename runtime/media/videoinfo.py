@@ -16,10 +16,10 @@ from dithead.runtime.media.hdr import Hdr, hdr_of
 from dithead.runtime.media.sidedata import orientation, side_data
 from dithead.runtime.media.videoframe import convert_picture, working_format
 
-# FFmpeg's formats that hold one picture: what it makes of a damaged one is held as well.
+# FFmpeg's formats that hold one picture: what it decodes of a damaged one is also held.
 _PICTURES = ("_pipe", "image2")
 _DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
-_STILL_RATE = Fraction(25)  # frames a second of a picture that is held, as FFmpeg shows pictures
+_STILL_RATE = Fraction(25)  # frames per second of a picture that is held, as FFmpeg shows pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +33,20 @@ class VideoInfo:
         time_base: seconds in one tick of the presentation times.
         pix_fmt: the frames' pixel format, one of `WORKING_FORMATS`.
         source_pix_fmt: the file's own pixel format.
-        color_range: FFmpeg's number (0 not said, 1 limited, 2 full); so the next three.
+        color_range: FFmpeg's number (0 not stated, 1 limited, 2 full); the next three are FFmpeg's
+            numbers, too.
         colorspace: the colour matrix.
         color_primaries: the primaries.
         color_trc: the transfer function.
-        sample_aspect_ratio: a pixel's width over its height, where the file says it.
+        sample_aspect_ratio: a pixel's width over its height, if the file states it.
         rotation_deg: counter-clockwise turn that a player gives the picture, a multiple of 90.
-        mirrored: whether the file's pictures lie mirrored; the frames do not, they are swapped back
-            as they are read.
+        mirrored: whether the file's pictures are stored mirrored; the frames are swapped back as
+            they are read.
         start_s: the container's time that counts as zero.
-        duration_s: length the file claims, where it does.
-        frame_count: number of frames the file claims, where it does.
+        duration_s: length stated by the file, if any.
+        frame_count: number of frames stated by the file, if any.
         still: whether it is a single picture, whatever kind of file holds it.
-        hdr: what it says of HDR, where it does.
+        hdr: its HDR data, if any.
     """
 
     width: int
@@ -74,10 +75,11 @@ def video_info(track: MediaDecoder, first: av.VideoFrame, alone: bool) -> VideoI
     Args:
         track: the video, opened.
         first: its first decoded frame.
-        alone: whether no frame comes after that; never true of what can be read but once.
+        alone: whether no frame comes after that; never true for an input that can be read only
+            once.
 
     Raises:
-        MediaError: a frame rate was given, and it has another.
+        MediaError: a frame rate was given, and the video has its own.
     """
     stream = track.stream
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
@@ -107,7 +109,7 @@ def video_info(track: MediaDecoder, first: av.VideoFrame, alone: bool) -> VideoI
         hdr=hdr_of(found),
     )
     given = track.demuxer.given
-    # Of a damaged video one frame may be all that decodes.
+    # In a damaged video, this may be the only frame that decodes.
     intact = not track.errors or container.format.name.endswith(_PICTURES)
     if alone and intact and not given.pattern:
         return _held(info, given.fps or _STILL_RATE)
@@ -120,10 +122,10 @@ def video_info(track: MediaDecoder, first: av.VideoFrame, alone: bool) -> VideoI
 
 
 def _duration_s(stream: Any, container: InputContainer) -> Fraction | None:
-    """The length that a file claims for its picture, or else for the longest of its tracks."""
+    """The length that a file states for its picture, or else for the longest of its tracks."""
     if stream.duration:
         return Fraction(stream.duration * stream.time_base)
-    said = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))  # as Matroska spells it
+    said = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))  # as Matroska writes it
     if said is not None:
         hours, minutes, seconds = said.groups()
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
@@ -131,8 +133,7 @@ def _duration_s(stream: Any, container: InputContainer) -> Fraction | None:
 
 
 def _held(info: VideoInfo, rate: Fraction) -> VideoInfo:
-    """A single picture, to be held: the rate and the length that its container states mean
-    nothing."""
+    """A single picture, to be held: the rate and length that its container states mean nothing."""
     return replace(
         info,
         average_rate=rate,

@@ -1,4 +1,4 @@
-"""The denoiser run once for several streams."""
+"""Runs the denoiser once for several streams."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WAIT_S = 0.002
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Work that one stream asks for."""
+    """Work requested by one stream."""
 
     member: Member
-    """Who asks."""
+    """The stream that asks."""
     work: Work[Tensor]
     inputs: tuple[Tensor, ...]
     ready: Event
-    """From when on the inputs may be read; what the member had from the batch before is not used
-    any more."""
+    """When the inputs may be read, and the member's result of the previous batch is no longer
+    used."""
     written: Event = None
     ran: bool = False
     """Whether the result is there."""
@@ -40,7 +40,7 @@ class Request:
 
     @property
     def key(self) -> object:
-        """What may run together has the same."""
+        """Requests with the same key may run together."""
         return self.member.key
 
     @property
@@ -50,15 +50,15 @@ class Request:
 
 
 class Batcher:
-    """Gathers what streams ask for at about the same time into one run of the same work.
+    """Combines what streams request at about the same time into one run of the same work.
 
-    The stream that has waited longest leads: it waits a moment for the others, runs what they ask
-    for together with its own, and hands each its part. While a batch runs, the next one gathers. Of
-    a batch that fails, each part is run by itself, so that one stream's fault stays its own.
+    The stream that has waited longest leads. It waits a moment for the others, runs their requests
+    together with its own, and gives each its part. While a batch runs, the next one gathers. If a
+    batch fails, each part is run by itself, so that one stream's fault does not affect the others.
 
     Args:
         lanes: make the lane that the work is queued on.
-        most: rows of a batch.
+        most: maximum number of rows in a batch.
         wait_s: how long the leader waits for streams that have not asked yet.
     """
 
@@ -73,33 +73,33 @@ class Batcher:
         self._works: dict[object, Work[Tensor]] = {}
 
     def join(self, key: object) -> Member:
-        """Let a stream take part. Streams with the same key may run together: they ask for work
-        that does the same."""
+        """Let a stream take part. Streams with the same key may run together: they request the same
+        work."""
         with self._changed:
             self._members[key] += 1
         return Member(self, key)
 
     def come_back(self, key: object) -> None:
-        """A stream more to wait for."""
+        """Wait for one more stream."""
         with self._changed:
             self._members[key] += 1
 
     def leave(self, key: object) -> None:
-        """A stream less to wait for."""
+        """Wait for one stream less."""
         with self._changed:
             self._members[key] -= 1
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let whoever waits see whether it was stopped."""
+        """Let waiting streams see whether they were stopped."""
         with self._changed:
             self._changed.notify_all()
 
     def run(self, request: Request, stopped: threading.Event) -> None:
-        """Wait until a request is done, leading a batch where it is its turn.
+        """Wait until a request is done, and lead a batch if it is its turn.
 
         Raises:
-            Stopped: before it was taken into a batch.
+            Stopped: stopped before the request was taken into a batch.
         """
         with self._changed:
             self._waiting.append(request)
@@ -143,7 +143,7 @@ class Batcher:
         )
 
     def _take(self, leader: Request) -> list[Request]:
-        """The leader's batch: its own part first, then others' as they fit."""
+        """The leader's batch: its own part first, then other parts that fit."""
         batch, rows = [leader], leader.rows
         for request in self._waiting:
             if request is not leader and request.key == leader.key:
@@ -162,7 +162,7 @@ class Batcher:
             lane.wait(request.ready)
         try:
             inputs = [torch.cat(parts) for parts in zip(*(r.inputs for r in batch), strict=True)]
-            # The same stream's always: what is captured once serves all.
+            # Always the same stream's work: what is captured once serves all.
             found = lane.replay(self._works.setdefault(first.key, first.work), *inputs)
         except Exception as error:
             if len(batch) == 1:
@@ -186,7 +186,7 @@ class Member:
     def __init__(self, batcher: Batcher, key: object) -> None:
         self.key = key
         self.result: Tensor | None = None
-        """Made by the batcher's lane, and held until the next is, which comes after its use."""
+        """Made by the batcher's lane, and held until the next result replaces it, after its use."""
         self._batcher = batcher
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -203,7 +203,7 @@ class Member:
         first dimension of the same length.
 
         Raises:
-            Stopped: :meth:`stop` was called. Or what the work raised.
+            Stopped: :meth:`stop` was called. Also raises what the work raised.
         """
         assert not constants, "what streams share depends on tensors alone"
         given = cast(tuple[Tensor, ...], inputs)
@@ -230,7 +230,7 @@ class Member:
             self._batcher.leave(self.key)
 
     def stop(self) -> None:
-        """Turn the stream's thread away where it waits."""
+        """Wake the stream's thread where it waits, with :class:`Stopped`."""
         self._stopped.set()
         self._batcher.wake()
         self.leave()

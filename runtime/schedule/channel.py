@@ -10,19 +10,19 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The channel was stopped: the thread should end, quietly."""
+    """The channel was stopped: the thread should end quietly."""
 
 
 class Closed(Exception):
-    """Nothing more comes."""
+    """No more items will come."""
 
 
 class Channel(Generic[T]):
     """Hands items from one thread to another, in order.
 
     Args:
-        capacity: items that may wait; a writer waits for room. None for any number.
-        paused_side: whom :meth:`pause` turns away.
+        capacity: items that may wait; a writer waits for room. None means no limit.
+        paused_side: the side that :meth:`pause` stops.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Channel(Generic[T]):
         """Add an item, waiting for room.
 
         Returns:
-            False where there was no room in time.
+            False if there was no room in time.
 
         Raises:
             Stopped: the channel was stopped, or closed by its reader.
@@ -67,7 +67,8 @@ class Channel(Generic[T]):
         """Take the next item, waiting for one.
 
         Raises:
-            Closed: there is none, and none will come. Stopped: the channel was stopped.
+            Closed: there is none, and none will come.
+            Stopped: the channel was stopped.
             TimeoutError: none came in time.
         """
         with self._changed:
@@ -85,20 +86,20 @@ class Channel(Generic[T]):
             raise Closed
 
     def close(self) -> None:
-        """Let no more items in; those that are there can still be taken."""
+        """Accept no more items; those already there can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Wake and turn away everybody."""
+        """Wake both sides and stop them."""
         with self._changed:
             self._stopped = True
             self._items.clear()
             self._changed.notify_all()
 
     def pause(self) -> None:
-        """Turn the thread of one side away, until :meth:`resume`; the other side goes on."""
+        """Stop the thread of one side until :meth:`resume`; the other side goes on."""
         with self._changed:
             self._paused = self._paused_side
             self._changed.notify_all()
@@ -109,7 +110,7 @@ class Channel(Generic[T]):
             self._paused = ""
 
     def empty(self) -> None:
-        """Drop what is there, and let more in even after :meth:`close`."""
+        """Drop all items, and accept more even after :meth:`close`."""
         with self._changed:
             self._items.clear()
             self._closed = False

@@ -1,8 +1,8 @@
 """Lanes on a GPU: CUDA streams, ordered by CUDA events; pinned memory; CUDA graphs.
 
-Nothing here waits for the whole device. The host waits for one event of one lane: where a few
-numbers decide what is run next (:meth:`CudaLane.read`), where a host lane takes a finished picture,
-and when a lane's thread ends.
+Nothing here waits for the whole device. The host waits for one event of one lane in three places:
+where a few numbers decide what runs next (:meth:`CudaLane.read`), where a host lane takes a
+finished picture, and when a lane's thread ends.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dithead.errors import BackendUnavailable
 from dithead.runtime.schedule.lanes import Event, Work
 
 _POLL_S = 20e-6
-_WARM_UP_RUNS = 3  # before a capture, as torch.cuda.graphs asks for
+_WARM_UP_RUNS = 3  # before a capture, as torch.cuda.graphs requires
 
-_capturing = threading.Lock()  # graphs share the generator of random numbers
-# Each lane owns a CUDA stream; a later lane with the same name reuses it, with all that back ends
-# keep for it. PyTorch's own 32 streams go round: what one lane queued would be captured with the
-# work of another.
+_capturing = threading.Lock()  # graphs share the random number generator
+# Each lane owns a CUDA stream; a later lane with the same name reuses it, with everything that back
+# ends keep for it. PyTorch's own 32 streams are reused in turn: one lane's work would be captured
+# with another's.
 _free_streams: defaultdict[tuple[torch.device, str], list[torch.cuda.Stream]] = defaultdict(list)
 
 P = ParamSpec("P")
@@ -46,7 +46,7 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
             hint="pip install cuda-bindings",
         ) from error
     with torch.cuda.device(device):
-        torch.cuda.current_stream().query()  # lets the device's context be this thread's, too
+        torch.cuda.current_stream().query()  # makes the device's context this thread's, too
         status, handle = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendUnavailable(f"{device} gives no CUDA stream: {status.name}")
@@ -55,7 +55,7 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class _Captured(Generic[R]):
-    """Work that was captured once, with its inputs and outputs where they were."""
+    """Work that was captured once, with its inputs and outputs in fixed places."""
 
     def __init__(self, work: Work[R], inputs: tuple[Tensor, ...]) -> None:
         self._work = work  # what it refers to must live as long as the graph
@@ -63,13 +63,14 @@ class _Captured(Generic[R]):
         for _ in range(_WARM_UP_RUNS):
             work(*self._inputs)
         self._graph = torch.cuda.CUDAGraph()
-        # Not by torch.cuda.graph, which makes all streams wait and empties the allocator's caches.
+        # Not with torch.cuda.graph, which makes all streams wait and empties the allocator's
+        # caches.
         with _capturing:
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self._outputs = work(*self._inputs)
             except BaseException:
-                with suppress(RuntimeError):  # that the capture is void
+                with suppress(RuntimeError):  # raised because the capture is void
                     self._graph.capture_end()
                 raise
             self._graph.capture_end()
@@ -78,15 +79,14 @@ class _Captured(Generic[R]):
         for kept, value in zip(self._inputs, inputs, strict=True):
             kept.copy_(value, non_blocking=True)
         self._graph.replay()
-        # The next replay writes over them.
+        # The next replay overwrites them.
         return cast(R, tree_map(torch.clone, self._outputs))
 
 
 class CudaLane:
     """A CUDA stream; see :class:`dithead.runtime.schedule.lanes.Lane`.
 
-    A lane of the host has no stream: what it has waited for is done, and what it does is done
-    before it goes on.
+    A host lane has no stream: its waits and its work are complete before it goes on.
     """
 
     def __init__(self, name: str, device: torch.device, host: bool, replays: bool) -> None:
@@ -101,7 +101,7 @@ class CudaLane:
             except IndexError:
                 self._stream = _new_stream(device)
             weakref.finalize(self, free.append, self._stream)
-            # What was queued before, such as copies of weights, comes first.
+            # Work queued before, such as copies of weights, comes first.
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._captured: dict[object, _Captured[object]] = {}
 
@@ -126,7 +126,7 @@ class CudaLane:
             self._stream.wait_event(event)
 
     def upload(self, value: Tensor) -> Tensor:
-        # From pinned memory, or the host would wait for the copy.
+        # From pinned memory; otherwise the host would wait for the copy.
         return value.pin_memory().to(self._device, non_blocking=True)
 
     def download(self, value: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class CudaLane:
 
 
 def _until_reached(event: Event) -> None:
-    """Wait on the host; polled, as a wait inside CUDA would hold up other threads' launches."""
+    """Wait on the host. Polls, as a wait inside CUDA would hold up other threads' launches."""
     while event is not None and not event.query():  # type: ignore[no-untyped-call]
         time.sleep(_POLL_S)
 
@@ -164,7 +164,7 @@ class CudaLanes:
     """See :class:`dithead.runtime.schedule.lanes.Lanes`.
 
     Args:
-        replays: whether work of fixed shapes is captured and replayed. Off for back ends whose work
+        replays: whether work of fixed shapes is captured and replayed; off for back ends whose work
             cannot be captured.
     """
 

@@ -9,7 +9,7 @@ from dithead.runtime.schedule.lanes import Lanes
 
 
 def make_lanes(device: torch.device, replays: bool) -> Lanes:
-    """The lanes of a device, and whether they may capture work once and replay it."""
+    """The lanes of a device; ``replays`` says whether they may capture work once and replay it."""
     if device.type == "cuda":
         from dithead.runtime.schedule.cuda import CudaLanes
 

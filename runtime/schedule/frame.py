@@ -1,4 +1,5 @@
-"""A frame on its way through the stages: a field for every tensor that a stage reads or writes."""
+"""A frame as it passes through the stages: a field for every tensor that a stage reads or
+writes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Mask: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 class Picture(Protocol):
-    """A picture with its place in time, whatever holds its pixels."""
+    """A picture with its place in time, however its pixels are stored."""
 
     @property
     def index(self) -> int:
@@ -45,40 +46,40 @@ class Picture(Protocol):
         """(H, W, 3) uint8."""
 
     def with_rectangle(self, x: int, y: int, rgb: Pixels, mask: Mask) -> Picture:
-        """A copy with a rectangle (h, w, 3) laid in where the mask (h, w) is not 0."""
+        """A copy with a rectangle (h, w, 3) written where the mask (h, w) is not 0."""
 
 
 @dataclass(slots=True, repr=False, eq=False)
 class Frame:
     """One frame, from the source to the sink.
 
-    Fields are written by one stage and read by later ones. A tensor that no stage has written
-    cannot be read: the field is not there yet.
+    One stage writes a field and later ones read it. A tensor that no stage has written cannot be
+    read: the field does not exist yet.
     """
 
     source: Picture
     written: Event = None
-    """Reached when what the last stage has written is there."""
+    """Reached when the last stage's output is there."""
     room: int | None = None
-    """The scheduler's: which of the frames that may be on their way this is."""
+    """For the scheduler: which of the frames in progress this is."""
     reached: int = 0
-    """The scheduler's: the stage that is to work on it, or does."""
+    """For the scheduler: the stage that works, or will work, on it."""
     undo: dict[int, Callable[[], None]] = field(default_factory=dict)
-    """The scheduler's: what brings each stage back to where it was before this frame."""
+    """For the scheduler: what returns each stage to its state before this frame."""
     kept: bool = False
-    """Whether somebody may still ask for its tensors, and lets go of them himself."""
+    """Whether somebody may still need its tensors, and will release them."""
 
     face: Face | None = None
-    """The face to re-voice; None where the frame is left alone."""
+    """The face to re-voice; None if the frame is left alone."""
     idle: Face | None = None
-    """The face, where the frame is handed through because nobody speaks."""
+    """The face, if the frame is passed through because nobody speaks."""
     left_alone: LeftAlone | None = None
-    """Why the frame is handed through as it is."""
+    """Why the frame is passed through as it is."""
     left: int = 0
-    """Where the rectangle round the face lies in the frame, in pixels."""
+    """Position of the rectangle round the face in the frame, in pixels."""
     top: int = 0
     filled: bool = False
-    """Whether the face is filled in between two that were generated."""
+    """Whether the face is interpolated between two that were generated."""
     result: Picture = field(init=False)
     """The finished picture."""
 
@@ -86,7 +87,7 @@ class Frame:
     rgb: Tensor = field(init=False)
     """(H, W, 3) uint8, the whole picture."""
     rectangle: Tensor = field(init=False)
-    """(S, S, 3) uint8, round the face."""
+    """(S, S, 3) uint8, the rectangle round the face."""
     transform: Tensor = field(init=False)
     """(2, 3) float, crop units to the rectangle's pixels."""
     polygon: Tensor = field(init=False)
@@ -94,7 +95,7 @@ class Frame:
     mesh: Tensor = field(init=False)
     """(468, 3) float, the face's mesh in the rectangle's pixels."""
     region: Tensor = field(init=False)
-    """(1, 5) float, where it was fitted, likewise."""
+    """(1, 5) float, the region where the mesh was fitted, in the rectangle's pixels."""
     light: Tensor = field(init=False)
     """(2, 3) float, brings the crop's colours to the reference's light."""
     crop: Tensor = field(init=False)
@@ -104,23 +105,23 @@ class Frame:
     window: Tensor = field(init=False)
     """(window_frames, features) float, the sound round the frame."""
     latent: Tensor = field(init=False)
-    """(1, C, l, l) float, generated."""
+    """(1, C, l, l) float, the generated latent."""
     generated: Tensor = field(init=False)
     """(1, 3, s, s) float in [-1, 1], the generated crop."""
     shape: Tensor = field(init=False)
-    """(468, 2) float, its mesh in crop units; (0, 2) where no head reads it."""
+    """(468, 2) float, its mesh in crop units; (0, 2) without a shape head."""
     blended: Tensor = field(init=False)
-    """(S, S, 3) uint8, the generated crop laid into the rectangle."""
+    """(S, S, 3) uint8, the generated crop blended into the rectangle."""
     soft_mask: Tensor = field(init=False)
     """(S, S) float in [0, 1], where it may differ from the source."""
 
     # On the host.
     image: Tensor = field(init=False)
-    """(S, S, 3) uint8, what is laid over the source."""
+    """(S, S, 3) uint8, the pixels to write over the source."""
     image_mask: Tensor = field(init=False)
     """(S, S) float, ``soft_mask``."""
     covered: Tensor = field(init=False)
-    """() float, by how much something hides the mouth; with the detail layer only."""
+    """() float, how far something hides the mouth; with the detail layer only."""
     middle: Tensor | None = None
     """(H, W, 3) uint8, the picture between the last frame and this one."""
 
@@ -135,7 +136,7 @@ class Frame:
         return float(self.source.time_s)
 
     def begin_again(self, stage: int) -> None:
-        """Be as before a stage, for it to be run once more."""
+        """Return to the state before a stage, so that it can run once more."""
         self.face, self.idle = self.face or self.idle, None
         if self.face is not None:
             self.left_alone = None
@@ -144,7 +145,7 @@ class Frame:
         self.undo.clear()
 
     def forget(self) -> None:
-        """Let go of every tensor. To be called when no queued work reads them any more."""
+        """Release every tensor. Call it when no queued work reads them any more."""
         self.face = self.idle = None
         self.undo.clear()
         for each in fields(self):

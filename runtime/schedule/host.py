@@ -1,5 +1,4 @@
-"""Lanes on the CPU: each is the thread that uses it, so handing a frame over is all the order it
-takes."""
+"""Lanes on the CPU: each is the thread that uses it, so handing a frame over keeps the order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Runs stages side by side: a thread and a lane for each, frames handed from one to the next.
+"""Runs stages in parallel: each has a thread and a lane, and frames pass from one to the next.
 
-What a stage does is not known here; only that frames keep their order, that every hand-over is an
-event, that no more frames are on their way than is allowed, and that one failure stops everything.
+This module does not know what a stage does. It ensures that frames keep their order, that every
+hand-over is an event, that no more frames are in progress than allowed, and that one failure stops
+everything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ STOP_S = 2.0
 """Time within which all threads are gone after a failure or :meth:`Scheduler.stop`."""
 
 HALT_S = 60.0
-"""Time within which :meth:`Scheduler.halt` expects a stage to do what it is at."""
+"""Time within which :meth:`Scheduler.halt` expects a stage to finish its current step."""
 
 
 def make_lanes_for(source_name: str, stages: Sequence[Stage], lanes: Lanes) -> list[Lane]:
@@ -42,33 +43,33 @@ class Stage(Protocol):
     host: bool
     """Whether it reads or writes on the host."""
     holds: int
-    """Frames that it may hold back."""
+    """How many frames it may hold back."""
     ended: bool
-    """Whether no later frame is wanted, nor the one just given if it was not passed on."""
+    """Whether no later frame is wanted, including the one just given if it was not passed on."""
 
     def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
-        """Work on a frame; the frames to pass on, in order. One that is not passed on yet is held,
-        and must be passed on later."""
+        """Work on a frame, and return the frames to pass on, in order. A frame that is not passed
+        on yet is held, and must be passed on later."""
 
     def finish(self, lane: Lane) -> Iterable[Frame]:
-        """The frames that are still held, once no more come."""
+        """The frames that are still held, once no more will come."""
 
     def save(self) -> Callable[[], None]:
-        """What brings the stage back to where it is now, with no frame held."""
+        """What returns the stage to its present state, with no frame held."""
 
 
 class Stoppable(Protocol):
-    """What threads may be waiting for."""
+    """Something that threads may be waiting for."""
 
     def stop(self) -> None:
-        """Wake and turn away whoever waits, from any thread, for good."""
+        """Wake all who wait, and stop them for good; may be called from any thread."""
 
 
 class Pausable(Stoppable, Protocol):
-    """What threads may be waiting for, and can be called away from."""
+    """Something that threads may be waiting for, where waiting can be interrupted."""
 
     def pause(self) -> None:
-        """Wake and turn away the stages' threads, until :meth:`resume`."""
+        """Wake the stages' threads and stop them, until :meth:`resume`."""
 
     def resume(self) -> None:
         """End a pause."""
@@ -79,23 +80,24 @@ class Scheduler:
 
     Args:
         source: gives the pictures; iterated, and closed, in one thread.
-        load: begins a frame with a picture, on the source's lane.
+        load: creates a frame from a picture, on the source's lane.
         source_name: what the source is called in errors and traces.
         stages: in order; the last one's frames are dropped.
         lanes: the lane of the source, then one for each stage; see :func:`make_lanes_for`.
-        in_flight: frames that may be on their way at a time.
-        overlap: whether each stage has a thread of its own; else :meth:`wait` runs them in turn.
-        waits: what else threads may be waiting for, stopped with the rest.
-        ended: called when all frames are through.
+        in_flight: maximum number of frames in progress.
+        overlap: whether each stage has its own thread; otherwise :meth:`wait` runs them one after
+            the other.
+        waits: other things that threads may be waiting for, stopped with the rest.
+        ended: called when all frames have passed through.
         undone_from: the first of the stages whose work can be undone (:meth:`halt`).
-        carried: frames that an earlier scheduler of the same stages had on their way.
+        carried: frames that an earlier scheduler of the same stages had in progress.
         trace: where every stage's work is noted.
 
     Attributes:
-        busy_s: seconds that each stage has worked, by its name.
+        busy_s: seconds that each stage has worked, by name.
 
     Raises:
-        ConfigError: fewer frames in flight than stages may hold back.
+        ConfigError: fewer frames in progress than the stages may hold back.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Scheduler:
         self._waits = waits
         self._ended = ended
         self._undone_from = undone_from
-        # Kept until the threads are gone: work that is still queued may use their tensors.
+        # Kept until the threads are gone: queued work may still use their tensors.
         self._flying: list[Frame] = []
         self._inboxes: list[Channel[Frame]] = [Channel() for _ in stages]
         for frame in carried:
@@ -162,17 +164,17 @@ class Scheduler:
             thread.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until all frames are through; without overlap, take them through.
+        """Wait until all frames have passed through; without overlap, run them through.
 
         Returns:
-            False where that was not so in time.
+            False if that did not happen in time.
 
         Raises:
             DitheadError: a stage failed; the message names it and the frame.
         """
         if not self._threads:
             self._guard(self._in_turn, self._lanes)
-        # In pieces: a wait without an end cannot be interrupted by Ctrl-C everywhere.
+        # In slices: on some platforms, Ctrl-C cannot interrupt a wait without an end.
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._done.wait(
             0.1 if end is None else max(0.0, min(0.1, end - time.monotonic()))
@@ -183,7 +185,7 @@ class Scheduler:
         return True
 
     def raise_error(self) -> None:
-        """Raise what a stage failed with, if one did."""
+        """Raise the error of the stage that failed, if one did."""
         if self._error is not None:
             raise self._error
 
@@ -200,20 +202,20 @@ class Scheduler:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
         if not any(thread.is_alive() for thread in self._threads):
-            # Not when the collector of cycles comes by, which knows nothing of a GPU's memory.
+            # Freed here, not by the cycle collector, which knows nothing about a GPU's memory.
             for held in (self._flying, self._stages, self._lanes):
                 held.clear()
             self._ended = None
 
     def halt(self) -> list[Frame]:
-        """Stop the threads, each when it has done what it is at, and leave stages and lanes to
-        another scheduler. What threads may be waiting for is paused by whoever calls.
+        """Stop each thread after its current step, and leave stages and lanes to another scheduler.
+        The caller pauses what threads may be waiting for.
 
         Returns:
-            The frames on their way, in order.
+            The frames in progress, in order.
 
         Raises:
-            StreamError: a stage takes too long. Or what one failed with.
+            StreamError: a stage takes too long. Also raises the error of a failed stage.
         """
         self._stop_inboxes()
         end = time.monotonic() + HALT_S
@@ -235,9 +237,9 @@ class Scheduler:
             waited.stop()
 
     def _guard(self, work: Callable[[], None], lanes: Sequence[Lane]) -> None:
-        """Run a thread's work; what it raises stops the others. Ends when its lanes' work is done:
-        the buffers may be freed then."""
-        torch.get_num_threads()  # else PyTorch's number holds here from its first large loop on
+        """Run a thread's work; an exception stops the other threads. Ends when the work of its
+        lanes is done: only then may the buffers be freed."""
+        torch.get_num_threads()  # or PyTorch's number applies here from its first large loop on
         try:
             with torch.inference_mode():
                 work()
@@ -278,7 +280,7 @@ class Scheduler:
             for passed in self._step(number, frame):
                 hand_over(passed)
             del frame
-        if stage.ended:  # turn away what comes before it
+        if stage.ended:  # stop what comes before it
             self._room.stop()
             for earlier in self._inboxes[: number + 1]:
                 earlier.stop()
@@ -290,7 +292,7 @@ class Scheduler:
             self._ended()
 
     def _in_turn(self) -> None:
-        """All stages in one thread, frame by frame."""
+        """All stages in one thread, one frame after the other."""
         for frame in self._loaded():
             self._through(frame, 0)
             if any(stage.ended for stage in self._stages):
@@ -302,7 +304,7 @@ class Scheduler:
             self._ended()
 
     def _through(self, frame: Frame, number: int) -> None:
-        """Take a frame through a stage and those after it."""
+        """Pass a frame through a stage and those after it."""
         if number == len(self._stages):
             self._release(frame)
             return
@@ -357,8 +359,8 @@ class Scheduler:
         return held
 
     def _release(self, frame: Frame) -> None:
-        """Make room for another frame. The last stage is on the host: all that was queued for this
-        one is done."""
+        """Make room for another frame. The last stage is on the host: all work queued for this
+        frame is done."""
         with self._lock:
             self._flying.remove(frame)
         room, frame.room = frame.room, None
@@ -370,7 +372,7 @@ class Scheduler:
 
     @contextmanager
     def _at(self, stage: str, index: int | None) -> Iterator[None]:
-        """Time the work of a stage on a frame, or at the end, and name both in what it raises."""
+        """Time the work of a stage on a frame, or at the end, and name both in its errors."""
         start = time.perf_counter()
         try:
             yield

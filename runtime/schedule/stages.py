@@ -1,5 +1,5 @@
-"""The stages between a source of frames and a sink: each step of
-:class:`dithead.pipeline.FrameGenerator`, on the fields of a :class:`Frame`.
+"""The stages between a source of frames and a sink: each runs one step of
+:class:`dithead.pipeline.FrameGenerator` on the fields of a :class:`Frame`.
 
 Nothing is computed here. A stage remembers what it needs from one frame to the next.
 """
@@ -25,14 +25,14 @@ from dithead.torchgraphs import SpeechGraph
 
 
 def load_picture(source: Picture, lane: Lane) -> Frame:
-    """Begin a frame: its picture on the device."""
+    """Creates a frame: its picture on the device."""
     frame = Frame(source)
     frame.rgb = lane.upload(torch.from_numpy(source.rgb()))
     return frame
 
 
 class FaceStage:
-    """A stage that keeps no frame and leaves those without a face alone; see
+    """A stage that holds no frame and skips frames without a face; see
     :class:`dithead.runtime.schedule.scheduler.Stage`."""
 
     name = ""
@@ -60,7 +60,7 @@ class FaceStage:
 
 
 class TrackFace(FaceStage):
-    """Finds the face and cuts the rectangle out."""
+    """Finds the face and cuts out the rectangle."""
 
     name = "track"
 
@@ -83,7 +83,7 @@ class TrackFace(FaceStage):
 
 
 class EncodeFace(FaceStage):
-    """Cuts and masks the crop, and encodes what is left."""
+    """Cuts and masks the crop, and encodes the result."""
 
     name = "encode face"
 
@@ -92,18 +92,18 @@ class EncodeFace(FaceStage):
 
 
 class Sound(Protocol):
-    """Speech as it comes."""
+    """Speech as it arrives."""
 
     def read(self, picture: Picture) -> Tensor | None:
         """The next (S,) float32 samples at 16 kHz, waiting for them; None at the end.
 
         Args:
-            picture: what needs them.
+            picture: the picture that needs them.
         """
 
     @property
     def length_s(self) -> Fraction:
-        """Length in seconds, known at the end."""
+        """Length in seconds; only known at the end."""
 
 
 @runtime_checkable
@@ -118,15 +118,15 @@ class CutSound(Sound, Protocol):
         """The ``count`` samples before number ``end``; 0 before the first of all."""
 
     def speaks_at(self, time_s: Fraction) -> bool:
-        """Whether somebody speaks at that time or close to it, or it is not known yet."""
+        """Whether somebody speaks at that time or close to it, or this is not known yet."""
 
 
 class AlignAudio(FaceStage):
-    """Gives each frame its audio window, reading on in the sound as far as it takes.
+    """Gives each frame its audio window, and reads as much sound as that needs.
 
     Args:
-        trim: whether frames from the end of the sound on are dropped; else they are silent.
-        pass_idle: whether frames in which nobody speaks are handed through.
+        trim: whether frames after the end of the sound are dropped; otherwise they are silent.
+        pass_idle: whether frames in which nobody speaks are passed through.
     """
 
     name = "audio"
@@ -145,7 +145,7 @@ class AlignAudio(FaceStage):
                 self.features.finish()
             else:
                 self.features.push(samples)
-        # Without a face, too, or the features would pile up.
+        # Also without a face; otherwise the features would pile up.
         frame.window = self.features.window(frame.time_s)
         if self._trim and self.features.state.finished:
             self.ended = frame.source.time_s >= self._sound.length_s
@@ -170,11 +170,11 @@ class AlignAudio(FaceStage):
 
 
 class Denoise(FaceStage):
-    """Generates the frames' latents; of every second frame alone, where asked to.
+    """Generates the frames' latents; only those of every second frame, if so configured.
 
     Args:
-        batch: frames that are denoised at a time; those before the last of them wait for it.
-        together: denoises with other streams; None by itself.
+        batch: number of frames denoised at a time; the earlier ones wait for the last.
+        together: denoises with other streams; None denoises alone.
     """
 
     name = "denoise"
@@ -187,16 +187,16 @@ class Denoise(FaceStage):
         self._together = together
         self._every = generator.options.generate_every
         self.holds = batch * self._every - 1
-        self._waiting: list[Frame] = []  # all that were not passed on yet, in order
+        self._waiting: list[Frame] = []  # all frames that were not passed on yet, in order
         self._begun: list[tuple[Frame, Tensor, Tensor]] = []  # those to generate: noise, reference
-        self._odd: Frame | None = None  # the last one, should it be filled in from its neighbours
+        self._odd: Frame | None = None  # the last one, if it may be filled in from its neighbours
         self._even = True  # whether the next face is generated in any case
 
     def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
         face = frame.face
         passed: list[Frame] = []
         if self._odd is not None and (face is None or face.fresh):
-            passed = self._settle(lane)  # nothing to fill it in from
+            passed = self._settle(lane)  # there is nothing to fill it in from
         self._waiting.append(frame)
         if face is not None:
             if self._every == 2 and not self._even and not face.fresh:
@@ -224,7 +224,7 @@ class Denoise(FaceStage):
         return back
 
     def _settle(self, lane: Lane) -> list[Frame]:
-        """Generate the frame that was to be filled in, with the batch that it belongs to."""
+        """Generate the frame that was to be filled in, with the batch to which it belongs."""
         if self._odd is not None:
             self._begin(self._odd)
             self._odd = None
@@ -236,7 +236,7 @@ class Denoise(FaceStage):
         self._begun.append((f, *started))
 
     def _generated(self, lane: Lane) -> list[Frame]:
-        """Generate what has begun: the frames to pass on."""
+        """Generate the frames that were begun, and return those to pass on."""
         if self._begun:
             frames, noise, reference = zip(*self._begun, strict=True)
             masked = [f.masked for f in frames]
@@ -260,7 +260,7 @@ def _rows(values: Sequence[Tensor]) -> Tensor:
 
 
 class DecodeFace(FaceStage):
-    """Decodes the latent; fills a face in between two that were generated."""
+    """Decodes the latent, or interpolates a face between two that were generated."""
 
     name = "decode face"
 
@@ -300,7 +300,7 @@ class DecodeFace(FaceStage):
 
 
 class Blend(FaceStage):
-    """Lays the face into its rectangle."""
+    """Blends the face into its rectangle."""
 
     name = "blend"
 
@@ -313,7 +313,7 @@ class Blend(FaceStage):
 
 
 class Detail(FaceStage):
-    """Lays the frame's own pixels over the blended picture."""
+    """Warps the frame's own pixels to the shape of the blended picture."""
 
     name = "detail"
 
@@ -351,7 +351,7 @@ class Composite(FaceStage):
 
 
 class Interpolate(FaceStage):
-    """Makes the picture in the middle of the last frame and this one (RIFE)."""
+    """Interpolates the picture midway between the last frame and this one (RIFE)."""
 
     name = "interpolate"
 
@@ -380,11 +380,11 @@ class Interpolate(FaceStage):
 
 
 class Deliver:
-    """Hands finished frames over, on the host: the last stage.
+    """Passes finished frames on, on the host: the last stage.
 
     Args:
-        name: what errors and summaries call it.
-        take: is given each frame.
+        name: its name in errors and summaries.
+        take: called with each frame.
     """
 
     host = True
@@ -407,8 +407,8 @@ class Deliver:
 
 
 def lay_on(picture: Picture, patch: Patch) -> Picture:
-    """A copy of a picture with a patch on the host laid in. Samples outside the patch's mask stay
-    as they are, bit for bit."""
+    """A copy of a picture with a patch from the host written in. Samples outside the patch's mask
+    stay as they are, bit for bit."""
     x, y, image, mask = inside(patch, picture.width, picture.height)
     if image.numel() == 0:
         return picture

@@ -1,4 +1,4 @@
-"""When each stage worked on each frame."""
+"""Records when each stage worked on each frame."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Trace:
             return list(self._spans)
 
     def add(self, stage: str, frame: int, start_s: float, end_s: float) -> None:
-        """Note a span."""
+        """Record a span."""
         with self._lock:
             self._spans.append(Span(stage, frame, start_s, end_s))
 
     @contextmanager
     def timed(self, stage: str, frame: int) -> Iterator[None]:
-        """Note the time spent inside."""
+        """Record the time spent inside the block."""
         start = time.perf_counter()
         try:
             yield

@@ -1,1 +1,1 @@
-"""Offline converters: published weights of other projects to DiT-Head checkpoints."""
+"""Offline converters: other projects' published weights to DiT-Head checkpoints."""

@@ -82,7 +82,7 @@ def write_reference_outputs(
     inputs: Mapping[str, np.ndarray],
     out: Path,
 ) -> None:
-    """Store what the original networks answer, for the tests.
+    """Store the original networks' outputs, for the tests.
 
     Args:
         mediapipe_wheel_or_dir: as for :func:`convert_face_models`.
@@ -175,7 +175,7 @@ def mesh_layers() -> dict[str, str]:
 
 @contextmanager
 def _extracted(wheel_or_dir: Path, file: str) -> Iterator[Path]:
-    """Path of a file of a wheel or of an unpacked one, for as long as the context lasts."""
+    """Path of a file in a wheel or an unpacked one, while the context lasts."""
     wheel_or_dir = Path(wheel_or_dir)
     if wheel_or_dir.is_dir():
         yield wheel_or_dir / file

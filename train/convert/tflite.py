@@ -1,4 +1,4 @@
-"""Read the weights and the operator order out of a TensorFlow Lite file."""
+"""Reads the weights and the operator order from a TensorFlow Lite file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class TfliteFile:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         constants: the stored tensors by name, as they are stored (channels last).
@@ -51,7 +51,7 @@ def read_tflite(path: Path) -> TfliteFile:
 
     Raises:
         BackendUnavailable: the package ``tflite`` is not installed.
-        CheckpointError: the file is missing, no TensorFlow Lite file, or holds an unknown type.
+        CheckpointError: the file is missing, is not a TensorFlow Lite file, or has an unknown type.
     """
     schema = _schema()
     if not path.is_file():

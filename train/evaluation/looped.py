@@ -1,4 +1,4 @@
-"""What needs a longer clip than there is: one clip looped, for feedback and for precision."""
+"""Runs that need a longer clip than there is: one clip looped, for feedback and for precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRECISION_S = 10.0
 
 
 def looped(clip: Clip, seconds: float) -> tuple[Clip, float]:
-    """A clip repeated for at least so long, its times from 0 and its audio with it; its length in
+    """A clip repeated to at least a given length, with times from 0 and its audio; its length in
     seconds."""
     count, start = len(clip.frames), clip.times_s[0]
     length = (clip.times_s[-1] - start) * count / (count - 1)
@@ -52,8 +52,8 @@ def feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
 def compare_precision(
     clip: Clip, models: Graphs, reduced: Graphs, options: Options, seconds: float = PRECISION_S
 ) -> dict[str, Any]:
-    """So much of a clip, looped, in float32 and in a reduced precision: how far apart they are in
-    the mouth box, and how much further from the true frames the latter is."""
+    """A length of a clip, looped, in float32 and in a reduced precision: the difference in the
+    mouth box, and how much further the latter is from the true frames."""
     clip, _ = looped(clip, seconds)
     full, made = (
         revoice(

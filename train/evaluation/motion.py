@@ -1,4 +1,4 @@
-"""What the meshes of a clip say over time: jumps of the face, and a mouth that moves or rests.
+"""Motion in the meshes of a clip: jumps of the face, and a mouth that moves or rests.
 
 Series of one number a frame are compared on a common grid of 25 values a second, so that clips of
 different frame rates can be crossed, and a window means the same time for all of them.

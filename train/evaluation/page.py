@@ -1,4 +1,4 @@
-"""The page of an evaluation: its table, and what it looks like, in one folder."""
+"""The page of an evaluation: its table, sheets and clips, in one folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ img, video { max-width: 100%; }
 
 
 def write_page(report: dict[str, Any], jobs: Sequence[Job], folder: Path) -> Path:
-    """Write ``index.html`` and ``figures.json`` beside the sheets and clips that the jobs left.
+    """Write ``index.html`` and ``figures.json`` beside the sheets and clips of the jobs.
 
     Returns:
         Path of the page.
@@ -60,7 +60,7 @@ def _table(table: Table) -> str:
 
 
 def _figure(job: Job, folder: Path) -> str:
-    """The sheet and the clip of a job, where it left any."""
+    """The sheet and the clip of a job, if it has any."""
     name = file_name(job.name)
     if not (folder / f"{name}.png").is_file():
         return ""

@@ -1,4 +1,4 @@
-"""Which pieces of work an evaluation is made of: by fixed rules, so that two runs do the same."""
+"""The jobs of an evaluation: chosen by fixed rules, so that two runs do the same."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dithead.train.evaluation.clips import Person
 from dithead.train.evaluation.runs import Job
 
 CROSSED_SHIFT = 7
-"""Clip i is crossed with the audio of clip i + 7, counted round; in a second round i + 8, ..."""
+"""Clip i is crossed with the audio of clip i + 7, modulo their number; in a second round i + 8,
+..."""
 CROSSED_PEOPLE = 3
 """Among several people, each is crossed with the words of the next three by name."""
 LOOPED = ("feedback", "precision")
 
 
 def crossed_pairs(clips: int, count: int) -> list[tuple[int, int]]:
-    """So many fixed pairs (video, audio) of different clips, or as many as there are.
+    """A number of fixed pairs (video, audio) of different clips, or as many as there are.
 
     Raises:
         MediaError: fewer than two clips.
@@ -32,10 +33,10 @@ def crossed_pairs(clips: int, count: int) -> list[tuple[int, int]]:
 
 
 def crossed_people(people: Sequence[Person]) -> list[tuple[Person, Path, Person, Path]]:
-    """Each person with the words of the next three, counted round: person, their clip, the other,
+    """Each person with the words of the next three, wrapping round: person, their clip, the other,
     whose clip.
 
-    The k-th of the three takes the k-th clip of both, counted round, too.
+    The k-th of the three uses the k-th clip of both, also wrapping round.
     """
     pairs = []
     for i, person in enumerate(people):
@@ -64,9 +65,9 @@ def plan(
     """The jobs for the people's usable clips, all of one clip after the other.
 
     Args:
-        pairs: number of pairs for ``crossed`` where there is one person. clips: no more than so
-            many of each person, but for ``crossed``, whose pairs it limits. looped_clips: likewise
-            for ``feedback`` and ``precision``. align: folder of GRID alignments.
+        pairs: number of pairs for ``crossed`` if there is one person. clips: maximum number for
+            each person; for ``crossed`` it limits the pairs. looped_clips: the same for
+            ``feedback`` and ``precision``. align: folder of GRID alignments.
 
     Raises:
         MediaError: an alignment is missing, or there is nothing to cross.

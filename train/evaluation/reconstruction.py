@@ -1,4 +1,4 @@
-"""Stage 1 alone: true face crops encoded and decoded, judged where the lower face is."""
+"""Stage 1 alone: true face crops are encoded and decoded, and judged in the lower face."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dithead.train.evaluation.baselines import through_stage_1
 from dithead.train.evaluation.clips import Clip
 
 EVERY = 5
-"""Of a clip, so many frames lie between two that are judged."""
+"""One in this many frames of a clip is judged."""
 STILLS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -39,8 +39,8 @@ def lower_face_psnr(crop: Tensor, decoded: Tensor, area: Tensor) -> float:
 def reconstruct(
     frames: Sequence[Tensor], times_s: Sequence[float], models: TorchGraphs
 ) -> list[tuple[Tensor, Tensor]]:
-    """True crop and decoded crop, (1, 3, S, S) each, of frames that follow each other; those
-    without a face are left out."""
+    """True crop and decoded crop, (1, 3, S, S) each, of consecutive frames; those without a face
+    are left out."""
     generator = FrameGenerator(models, Options(detail=False))
     pairs = []
     for index, (frame, time_s) in enumerate(zip(frames, times_s, strict=True)):
@@ -59,8 +59,8 @@ def clip_reconstruction(clip: Clip, models: TorchGraphs) -> dict[str, Any]:
 
 
 def list_stills(source: Path) -> list[Path]:
-    """The pictures of a folder by name, or those that a text file names, one a line, from its own
-    folder."""
+    """The pictures of a folder by name, or those that a text file lists, one per line, relative to
+    its own folder."""
     if source.is_dir():
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in STILLS)
     elif source.is_file():

@@ -1,4 +1,4 @@
-"""One piece of the evaluation's work: a clip, re-voiced in one way, and what is measured on it."""
+"""One job of the evaluation: a clip, re-voiced in one way, and the measures taken on it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _EYE_CORNERS = [33, 263]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all pieces of work have in common."""
+    """What all jobs have in common."""
 
     checkpoint: str
     store: Path
@@ -56,12 +56,12 @@ class Settings:
     perceptual: bool = False
     identity: bool = False
     report: Path | None = None
-    """Folder that pictures and clips go into."""
+    """Folder for pictures and clips."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work for one process."""
+    """One job for one process."""
 
     kind: str
     """``own``, ``crossed``, ``silent``, ``reconstruction``, ``feedback``, ``precision`` or
@@ -69,21 +69,21 @@ class Job:
     person: str
     video: Path
     audio: Path
-    """The same clip, but for ``crossed``."""
+    """The same clip, except for ``crossed``."""
     align: Path | None = None
     voice: str = ""
     """Whose sound it is, for ``crossed``."""
 
     @property
     def name(self) -> str:
-        """What its sheet and clip go by."""
+        """Name of its sheet and clip."""
         parts = [self.person, self.kind, self.video.stem]
         return " ".join([*parts, self.audio.stem] if self.kind == "crossed" else parts)
 
 
 @cache
 def load_models(checkpoint: str) -> TorchGraphs:
-    """A checkpoint, once a process, on one thread."""
+    """A checkpoint, loaded once per process, on one thread."""
     torch.set_num_threads(1)
     return TorchGraphs.load(checkpoint)
 
@@ -104,7 +104,7 @@ def _clip(path: Path, folder: Path) -> Clip:
 
 
 def run_job(work: tuple[Job, Settings]) -> dict[str, Any] | None:
-    """Do one piece of work; None, and a line that says why, where it cannot be judged."""
+    """Do one job; None, and a line that says why, if it cannot be judged."""
     job, settings = work
     try:
         return _run(job, settings)
@@ -190,7 +190,7 @@ def _scores(
     outlines: np.ndarray,
     metric: Any = None,
 ) -> dict[str, float]:
-    """Means over a clip of what is seen in its mouth box, and :func:`_looks`."""
+    """Means over a clip of the measures in its mouth box, and :func:`_looks`."""
     rows = [
         box_scores(true, frame, mesh, metric)
         for true, frame, mesh in zip(clip.frames, made, clip.meshes, strict=True)
@@ -202,8 +202,8 @@ def _scores(
 def _looks(
     clip: Clip, made: list[Tensor], meshes: np.ndarray | None, outlines: np.ndarray
 ) -> dict[str, float]:
-    """Sharpness and colour of a clip; ``meshes`` are the finished frames', where their lips may be
-    elsewhere than the true ones."""
+    """Sharpness and colour of a clip; ``meshes`` are those of the finished frames, whose lips may
+    differ from the true ones."""
     sharp, colours = [], []
     for i, (true, frame, mesh) in enumerate(zip(clip.frames, made, clip.meshes, strict=True)):
         sharp.append((laplacian_variance(frame, mesh), laplacian_variance(true, mesh)))
@@ -230,8 +230,8 @@ def _crossed(
 
 
 def _same_length(video: Clip, audio: Clip) -> tuple[Clip, Clip]:
-    """The two cut to the shorter one's length: the video at its end; the one that is heard where it
-    leaves the most of what is said, from shortly before its first word on."""
+    """Both cut to the length of the shorter one: the video at its end; the sound so that most of
+    the speech is left, from shortly before its first word."""
     length = video.times_s[-1] + 1 / RATE_HZ
     spare = audio.times_s[-1] + 1 / RATE_HZ - length
     if spare <= 0:
@@ -242,7 +242,7 @@ def _same_length(video: Clip, audio: Clip) -> tuple[Clip, Clip]:
 
 
 def _at_size_of(clip: Clip, like: Clip) -> list[Tensor]:
-    """A clip's frames, scaled so that its face is as large as that of another."""
+    """A clip's frames, scaled so that its face is as large as another's."""
 
     def eyes_px(meshes: np.ndarray) -> float:
         left, right = (meshes[:, corner] for corner in _EYE_CORNERS)

@@ -1,4 +1,4 @@
-"""What an evaluation shows: contact sheets, true above generated, and clips side by side."""
+"""The pictures of an evaluation: contact sheets, true above generated, and clips side by side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TICK_S = Fraction(1, 90_000)
 
 
 def file_name(name: str) -> str:
-    """A name that any file system takes."""
+    """A name that any file system accepts."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
@@ -58,7 +58,7 @@ def still_name(path: Path) -> str:
 
 
 def save_crops(true: Tensor, decoded: Tensor, path: Path) -> None:
-    """Write a still's crop (1, 3, S, S) in [-1, 1] above what stage 1 makes of it as a PNG."""
+    """Write a still's crop (1, 3, S, S) in [-1, 1] above stage 1's result as a PNG."""
     save_grid(torch.cat([true, decoded]), path, 1)
 
 
@@ -66,7 +66,7 @@ def save_side_by_side(
     clip: Clip, made: list[Tensor], samples: np.ndarray, folder: Path, name: str
 ) -> None:
     """Write a clip as an MP4, true on the left and generated on the right, with the sound (S,) that
-    was given to the model."""
+    the model was given."""
     height, width = clip.frames[0].shape[:2]
     scale = min(1.0, CLIP_HEIGHT_PX / height)
     height, width = (2 * round(scale * length / 2) for length in (height, width))

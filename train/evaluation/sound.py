@@ -1,4 +1,4 @@
-"""When a clip's sound is silent: by its loudness alone, without a trained detector."""
+"""When a clip's sound is silent: by its loudness only, without a trained detector."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dithead.runtime.media.sources import SPEECH_RATE_HZ
 
 WINDOW_S = 0.05
 QUIET_SHARE = 1 / 3
-"""Silence lies below a third of the way, in decibels, from a clip's quiet moments (5th percentile)
-to its loud ones (95th). On ten GRID sentences 70 % of the frames that the alignments call silent
-are found, and 5 of 317 spoken ones are taken for silent."""
+"""Silence is below a third of the way, in decibels, from a clip's quiet moments (5th percentile) to
+its loud ones (95th). On ten GRID sentences, 70 % of the frames that the alignments call silent are
+found, and 5 of 317 spoken ones are mistaken for silent."""
 SILENCE_S = 0.3
 """Shorter ones are pauses within speech (THEval, arXiv 2511.04520, has the same limit)."""
 
@@ -28,7 +28,7 @@ def loudness(samples: np.ndarray, times_s: list[float] | np.ndarray) -> np.ndarr
 
 
 def silent_stretches(samples: np.ndarray, times_s: list[float] | np.ndarray) -> np.ndarray:
-    """Which frames lie in silence that lasts for at least :data:`SILENCE_S`: (T,) bool."""
+    """Which frames are in silence that lasts for at least :data:`SILENCE_S`: (T,) bool."""
     times = np.asarray(times_s)
     level_db = 20 * np.log10(loudness(samples, times) + 1e-9)
     low, high = np.percentile(level_db, [5, 95])
@@ -43,7 +43,7 @@ def silent_stretches(samples: np.ndarray, times_s: list[float] | np.ndarray) -> 
 
 
 def speech_frames(align: Path, times_s: list[float]) -> np.ndarray:
-    """Which frames lie in words: (T,) bool, from a GRID alignment (start, end in 1/25000 s,
+    """Which frames are in words: (T,) bool, from a GRID alignment (start, end in 1/25000 s,
     word)."""
     spoken = np.zeros(len(times_s), bool)
     times = np.array(times_s)

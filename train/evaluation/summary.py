@@ -14,8 +14,8 @@ Row = dict[str, Any]
 
 
 def mean_of(rows: Sequence[Row]) -> Row:
-    """The mean of figures that rows share, group by group; None where no row has one, and those
-    that have none do not count."""
+    """The mean of the rows' figures, group by group; rows without a figure do not count, and it is
+    None if no row has one."""
     mean: Row = {}
     for key in rows[0]:
         values = [row[key] for row in rows if row[key] is not None]
@@ -32,7 +32,7 @@ def sum_up(kind: str, rows: dict[str, list[Row]]) -> Row:
     """Everybody's figures of one kind: the mean over people, and each person's own.
 
     Args:
-        rows: what the jobs of a kind gave, by person.
+        rows: results of the jobs of a kind, by person.
     """
     if kind == "crossed":
         lags = voice_lags([row for given in rows.values() for row in given])
@@ -47,9 +47,9 @@ def sum_up(kind: str, rows: dict[str, list[Row]]) -> Row:
 
 
 def voice_lags(rows: list[Row]) -> dict[str, int]:
-    """By how many frames at 25 a second everybody's recorded lips are later than those that their
-    sound generates, on whichever face: how far sound and picture of their recording are out of
-    step with what the model was trained on."""
+    """By how many frames at 25 a second each person's recorded lips are later than those generated
+    from their sound, on any face: how far sound and picture of their recording are out of step with
+    the training data."""
     voices: dict[str, list[Row]] = {}
     for row in rows:
         voices.setdefault(row["voice"], []).append(row)
@@ -65,7 +65,7 @@ def _plain(rows: list[Row]) -> Row:
 
 
 def _fine(rows: list[Row], a: str, b: str) -> float | None:
-    """Fine correlation of two series over all rows together; None where one of them is at rest."""
+    """Fine correlation of two series over all rows together; None if one of them does not move."""
     return _fine_of([(row["series"][a], row["series"][b]) for row in rows])
 
 

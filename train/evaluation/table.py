@@ -1,4 +1,4 @@
-"""An evaluation's figures as a table: measures down, the mean and each person across."""
+"""An evaluation's figures as a table: measures as rows, the mean and each person as columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report that ``dithead-eval`` wrote.
 
     Raises:
-        MediaError: it is none.
+        MediaError: it is not a report.
     """
     try:
         report = parse_json(path.read_text())
@@ -40,7 +40,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def tables(reports: Sequence[dict[str, Any]]) -> list[Table]:
-    """A table for each kind of run in one report, or in several that are put beside each other.
+    """A table for each kind of run in one report, or in several side by side.
 
     Kinds are matched by name, whatever number of steps and reference they were run with.
     """

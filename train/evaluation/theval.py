@@ -1,10 +1,10 @@
-"""The four measures of THEval that need no network but the mesh.
+"""The four measures of THEval that need only the mesh network.
 
 Paper: Quignon, Chopin, Wang and Dantcheva, "THEval. Evaluation Framework for Talking Head Video
 Generation", arXiv 2511.04520; the details are those of the authors' repository, Newbyl/THEval.
-Where theirs finds speech with a trained detector, here silence is found by loudness
-(:mod:`dithead.train.evaluation.sound`), so values compare within this project, not with the
-paper's table. None of them is better the higher or the lower: true footage's own value is the aim.
+Theirs finds speech with a trained detector; here silence is found by loudness
+(:mod:`dithead.train.evaluation.sound`), so values can be compared within this project, not with the
+paper's table. Neither higher nor lower is better: the aim is true footage's own value.
 """
 
 from __future__ import annotations
