@@ -210,7 +210,7 @@ class FrameGenerator:
         if found.measures.contrast < FAINT:
             self.left_alone = "too faint"
             return None
-        covered = self._mouth(found, time_s)
+        covered = found.crossed or self._mouth(found, time_s)
         self.locator.mouths = self._mouth.known
         if covered:
             self.left_alone = "covered"

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scenes import fading_in, lit
+import torch.nn.functional as F
+from scenes import fading_in, lit, scaled
 from torch import Tensor
 
 from dithead import footage
 from dithead.face.judge import LOOKS_SHAPE, light_to
 from dithead.face.locate import FaceLocator, Located
 from dithead.face.reference import BETTER, REPLACED_OVER, ReferenceChoice, quality
-from dithead.patch import put_patch
+from dithead.patch import Patch, inside, put_patch
 from dithead.pipeline import FrameGenerator, Options, encode_audio
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.torchgraphs import SpeechGraph, TorchGraphs
@@ -103,7 +104,10 @@ def warmer(frame: Tensor, index: int) -> Tensor:
     return lit(frame, (1.0, 1 - 0.12 * share, 1 - 0.45 * share))
 
 
-@pytest.mark.parametrize("change", [fading_out, dimmed, flash, warmer])
+CHANGES = (fading_out, dimmed, flash, warmer)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_mouth_is_lit_as_its_face_is(change, drive: list[Tensor], revoiced) -> None:
     frames = [change(frame, index) for index, frame in enumerate(drive[:30])]
     made, where, reasons = revoiced(frames)
@@ -113,6 +117,68 @@ def test_a_mouth_is_lit_as_its_face_is(change, drive: list[Tensor], revoiced) ->
         if part is not None and part.any():
             means = [lab(one[part].float() / 255).mean(0) for one in (image, frame)]
             assert float((means[0] - means[1]).norm()) < 4.0
+
+
+def off_by(frame: Tensor, patch: Patch) -> float:
+    """How far the patch's colour, just within its edge and as a whole, is from that round it, less
+    what it is in the frame itself, as lips are redder than skin: CIELAB units."""
+    left, top, image, mask = inside(patch, frame.shape[1], frame.shape[0])
+    own = frame[top : top + len(image), left : left + image.shape[1]]
+    reach = max(2, round(0.03 * image.shape[1]))
+
+    def grown(part: Tensor) -> Tensor:
+        planes = part.float()[None, None]
+        return F.max_pool2d(planes, 2 * reach + 1, 1, reach)[0, 0] > 0
+
+    core, outside = mask >= 0.5, grown(mask > 0) & (mask <= 0)
+    colours = [lab(one.float() / 255) for one in (image, own)]
+    off = []
+    for part in (core & grown(~core), core):
+        made, given = (seen[part].mean(0) - seen[outside].mean(0) for seen in colours)
+        off.append(float((made - given).norm()))
+    return max(off)
+
+
+def furthest_off(frames: list[Tensor], models: TorchGraphs, speech: object, detail: bool) -> float:
+    """The frame whose patch is furthest off; of frames that are to be seen few are left alone."""
+    generate, off = FrameGenerator(models, Options(detail=detail)), []
+    for index, frame in enumerate(frames):
+        patch = generate(frame, index / 30, index, speech.window)  # type: ignore[attr-defined]
+        if patch is not None:
+            assert (put_patch(frame, patch) != frame).any()
+            off.append(off_by(frame, patch))
+    assert len(off) >= len(frames) - 6
+    return max(off)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_generated_face_is_lit_as_what_surrounds_it(
+    change, drive: list[Tensor], shipped: TorchGraphs, speech: object
+) -> None:
+    frames = [change(frame, index) for index, frame in enumerate(drive[:30])][::2]
+    assert furthest_off(frames, shipped, speech, detail=False) < 4.0
+
+
+PEOPLE = [
+    *("grid_new_p1", "grid_s31_lbig7s", "grid_other_brbk7n", "grid_s34_lbwh5n"),
+    *("grid_other_lbax4n", "grid_s33_bwwy3s", "elo_01_T1_matrix1306", "elo_02_T4_matrix0509"),
+    *("hdtf_radio10", "hdtf_av2av11"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEOPLE)
+@pytest.mark.parametrize("change", [*CHANGES, None])
+def test_anybodys_mouth_is_lit_as_what_surrounds_it(
+    change, name: str, shared_footage: Path, shipped: TorchGraphs, speech: object
+) -> None:
+    with VideoSource(shared_footage / "clips" / f"{name}.mp4") as video:
+        frames = [torch.from_numpy(f.rgb()) for _, f in zip(range(30), video, strict=False)]
+    height, width = frames[0].shape[:2]
+    share = min(1.0, 640 / max(height, width))
+    frames = [scaled(frame, round(share * height), round(share * width)) for frame in frames]
+    changed = [change(f, i) for i, f in enumerate(frames)] if change else fading_in(frames, 15)
+    assert furthest_off(changed, shipped, speech, detail=True) < 4.0
 
 
 def located(models: TorchGraphs, frame: Tensor) -> Located:

@@ -93,7 +93,7 @@ def test_of_two_who_cross_one_speaks(
     changed, reasons = altered(frames, random_models, choice)
     other = owners[0].new_tensor(2 - choice)  # 1 is his, 2 hers
     for part, owner in zip(changed, owners, strict=True):
-        assert int((part & (owner == other)).sum()) <= 0.5 * int(part.sum())
+        assert not (part & (owner == other)).any()
     assert changed[0].any(), reasons
     assert changed[-1].any(), reasons  # taken up again where the other was in front
 
@@ -228,7 +228,7 @@ def test_who_walks_through_the_picture_does_not_speak(
         owners.append(owner)
     changed, _ = altered(frames, random_models, "largest")
     for part, owner in zip(changed, owners, strict=True):
-        assert int((part & (owner == 2)).sum()) <= 0.5 * int(part.sum())
+        assert not (part & (owner == 2)).any()
     assert changed[0].any()
     assert changed[-1].any()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dithead.face.choice import Box, FaceChoice, checked_choice, chosen, inside
 from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE, Measures, unlikeness
 from dithead.face.mesh import POINTS, roi_from_mesh, samples_for
-from dithead.face.others import MIN_OVERLAP, Other, Others, seen_at
+from dithead.face.others import MIN_OVERLAP, Other, Others, Passing, seen_at
 from dithead.face.scene import Scene
 from dithead.face.search import FaceSearch, Read, Run, Sighting, area, overlap, region_on
 
@@ -72,6 +72,8 @@ class Located:
     measures: Measures
     changed: bool = False
     """Whether it is not known to be that of the frame before, or is begun with afresh."""
+    crossed: bool = False
+    """Whether somebody else is in front of the lower face, or about to be."""
 
     @property
     def around(self) -> Tensor:
@@ -136,9 +138,11 @@ class FaceLocator:
         self._first_glance: Tensor | None = None  # and what was round it
         self._bound = False  # whether nobody else will do
         self._others = Others()
+        self._passing = Passing()
         self._lost = 0  # frames since the person was seen
         self._since_detection = 0
         self._everywhere = False  # whether the last look was all over the frame
+        self._looked = False  # whether that was in the latest frame
         self._scene = Scene()
         self._next_tile = 0
         self.reference: Tensor | None = None
@@ -160,6 +164,7 @@ class FaceLocator:
         if box is not None and not self._goes_on_in(box, self._last):
             self.reset()
         self._scene.see(frame)
+        self._looked = False
         found = self._follow(frame)
         if found is not None and not found.sudden:
             if not self._confirmed(frame, found):
@@ -183,7 +188,7 @@ class FaceLocator:
             found = begun(self._fit(frame, found.region) or found)
         self._lost, self._last = 0, found
         self._remember(found)
-        return found
+        return replace(found, crossed=True) if self._is_crossed(frame, found) else found
 
     def _goes_on_in(self, box: Box, face: Located | None) -> bool:
         if face is None:
@@ -206,7 +211,7 @@ class FaceLocator:
         self._since_detection = 0
         self._everywhere = not self._everywhere or bool(self._others)
         if self._everywhere:
-            seen = self._search.upright(frame, self._read)
+            seen = self._seen(frame)
             self._note_others(frame, found, seen)
             place = self._place(found)
             if any(overlap(place, face.box) > MIN_OVERLAP for face in seen):
@@ -223,6 +228,23 @@ class FaceLocator:
         unlike = float(self._read(unlikeness(self._first.looks[None], found.looks)))
         before, place = self._first_glance, self._place(found)
         return unlike > TURNED and self._scene.has_changed(before, place, self._read)
+
+    def _is_crossed(self, frame: Tensor, found: Located) -> bool:
+        """Whether somebody else comes in front of the person."""
+        if found.changed:
+            self._passing = Passing()
+
+        def look() -> None:
+            if not self._looked:
+                self._note_others(frame, found, self._seen(frame))
+
+        same = self._others, look, self._read
+        return self._passing(frame, found.mesh, found.looks, *same)
+
+    def _seen(self, frame: Tensor) -> list[Sighting]:
+        """Who is about upright, all over the frame."""
+        self._looked = True
+        return self._search.upright(frame, self._read)
 
     def _is_cut(self, found: Located | None) -> bool:
         """Whether the latest frame shows another scene, or somebody else in the same place from one
@@ -261,7 +283,7 @@ class FaceLocator:
         self, frame: Tensor, followed: Located | None, cut: bool, choice: FaceChoice
     ) -> Located | None:
         """Look all over the frame."""
-        seen = self._search.upright(frame, self._read)
+        seen = self._seen(frame)
         wide = self._lost % self._redetect_every == 0
         self._since_detection = 0
         if cut and not self._sees_others(frame, seen):
