@@ -1,4 +1,4 @@
-"""Makes the pages of docs/ into a site: ``make docs``."""
+"""Builds the site from the pages of docs/: ``make docs``."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"DiT-Head {release}"
 html_show_copyright = False
-highlight_language = "none"  # of blocks that name no language
+highlight_language = "none"  # for blocks that name no language
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -25,15 +25,15 @@ python_use_unqualified_type_names = True
 
 
 def link_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Make links of the names of other pages, which the files spell as paths in the repository."""
+    """Make links of other pages' names, which the files write as paths in the repository."""
     source[0] = re.sub(r"(?<!\[)`docs/(\w[\w-]*\.md)`", r"[`docs/\1`](\1)", source[0])
 
 
 def read_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Read sections as Google's style has them. Fields are plain text, colons and all; in sections,
-    a line may explain two arguments, and what is returned has its type in the signature."""
+    """Read sections in Google's style. Fields are plain text, colons included; in sections, a line
+    may explain two arguments, and the type of what is returned is in the signature."""
     if what in ("attribute", "property"):
         return
     text = "\n".join(lines)

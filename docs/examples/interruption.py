@@ -3,7 +3,7 @@
     python docs/examples/interruption.py CLIP SPEECH -o conversation.mp4
 
 CLIP is played forwards and backwards while nobody speaks. In a call the pulled frames, each with
-its sound, would go to an RTP or WebRTC sender in the place of the file.
+its sound, would go to an RTP or WebRTC sender instead of the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RATE_HZ = 16_000
 
 
 class Recorder:
-    """Writes pulled frames, and the sound that each of them brings."""
+    """Writes pulled frames and the sound that comes with each."""
 
     def __init__(self, path: str) -> None:
         self._file = av.open(path, "w")
@@ -95,7 +95,7 @@ def main() -> None:
         show(2.0)
         print("interrupted:", ", ".join(stream.flush_audio()))
         show(3.5)  # silence
-        stream.flush_audio()  # what comes now begins with the next frame
+        stream.flush_audio()  # sound pushed from now on begins with the next frame
         stream.mark("second sentence")
         stream.push_audio(samples[8 * RATE_HZ : 11 * RATE_HZ])
         stream.mark(None)
