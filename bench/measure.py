@@ -28,7 +28,7 @@ import torch
 
 from dithead.bench.case import Case
 from dithead.errors import DitheadError, MediaError
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.backends import RuntimeGraphs, limit_threads, open_graphs
 from dithead.runtime.defaults import WAITING, available_cores
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource

@@ -39,7 +39,7 @@ from dithead.errors import (
 
 if TYPE_CHECKING:  # for editors and type checkers; a test compares it with the table below
     from dithead.face.speakers import Speakers
-    from dithead.pipeline import Options
+    from dithead.options import Options
     from dithead.runtime.asyncstream import AsyncStream
     from dithead.runtime.media.inputs import Input
     from dithead.runtime.media.outputs import Encoding
@@ -67,7 +67,7 @@ _WHERE = {  # the module of each name that is loaded when it is first used
     "AsyncStream": "dithead.runtime.asyncstream",
     "Encoding": "dithead.runtime.media.outputs",
     "Input": "dithead.runtime.media.inputs",
-    "Options": "dithead.pipeline",
+    "Options": "dithead.options",
     "OutputFrame": "dithead.runtime.outputframe",
     "Session": "dithead.runtime.session",
     "Speakers": "dithead.face.speakers",

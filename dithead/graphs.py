@@ -220,7 +220,7 @@ class FaceBlend(nn.Module):
         Args:
             face: generated crop (1, 3, S, S) in [-1, 1]. rectangle: (H, W, 3) uint8. crop: the true
                 one, from :class:`FaceCrop`. transform: (2, 3). polygon: (P, 2) in crop units, from
-                :class:`dithead.face.tracker.FaceTracker`.
+                :class:`dithead.face.cropsmoother.CropSmoother`.
 
         Returns:
             Composited rectangle (H, W, 3) uint8, equal to the source where the soft mask is 0; that

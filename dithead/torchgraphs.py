@@ -22,10 +22,10 @@ from dithead.config import DitHeadConfig
 from dithead.controls import FaceShape
 from dithead.detail import FaceDetail
 from dithead.errors import ConfigError
+from dithead.face.cropsmoother import CropSmoother
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.mesh import FaceMesh, load_face_mesh
 from dithead.face.networks import FaceNetworks
-from dithead.face.tracker import FaceTracker
 from dithead.graphs import (
     DiTContext,
     DiTStep,
@@ -141,7 +141,7 @@ class TorchGraphs:
         if name == "face_detector" or kind in ("face_region", "face_landmarks", "face_judge"):
             return self._faces.build(name)
         builders: dict[str, Callable[[], nn.Module]] = {
-            "face_tracker": lambda: FaceTracker(config.face),
+            "crop_smoother": lambda: CropSmoother(config.face),
             "face_shape": FaceShape,
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
             "reference_encoder": lambda: ReferenceEncoder(model.face_vqgan),

@@ -19,11 +19,12 @@ from dithead.config import DitHeadConfig
 from dithead.controls import FaceShape
 from dithead.errors import MediaError
 from dithead.face.crop import BLEND_ANCHORS, STABLE_POINTS, blend_polygon, stable_template
+from dithead.face.cropsmoother import STATE_SIZE
 from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE
-from dithead.face.tracker import STATE_SIZE
 from dithead.graphs import Graphs
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.torchgraphs import TorchGraphs
 
 MESH_POINTS = 468
@@ -165,7 +166,7 @@ def example_inputs(
         return {"first": first, "second": second, "t": torch.tensor(0.5)}
     return {
         "face_detector": lambda: {"frame": picture(height, breadth)},
-        "face_tracker": lambda: {
+        "crop_smoother": lambda: {
             "mesh": 150.0 + 40.0 * normal(MESH_POINTS, 3),
             "state": torch.zeros(STATE_SIZE),
             "elapsed_s": torch.tensor(0.04),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dithead.errors import MediaError
-from dithead.pipeline import LeftAlone, Options
+from dithead.generator import LeftAlone
+from dithead.options import Options
 from dithead.runtime.media.inputs import Input
 
 REASONS: Mapping[LeftAlone, tuple[str, str | None]] = {

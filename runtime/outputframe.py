@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from dithead.pipeline import LeftAlone
+from dithead.generator import LeftAlone
 from dithead.runtime.speech import SpeechEvent
 
 

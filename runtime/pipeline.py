@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from dithead.errors import ConfigError, MediaError
-from dithead.pipeline import FrameGenerator, LeftAlone, Options
+from dithead.generator import FrameGenerator, LeftAlone
+from dithead.options import Options
 from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.leftalone import left_alone_notes, nobody_spoke
@@ -49,7 +50,7 @@ class Summary:
     """Frames in which a face was found and re-voiced."""
     left_alone: Counter[LeftAlone] = field(default_factory=Counter)
     """The other frames, which passed through untouched: the number for each reason, see
-    :data:`dithead.pipeline.LeftAlone`."""
+    :data:`dithead.generator.LeftAlone`."""
     frames_written: int = 0
     dropped: int = 0
     """Frames of a live source that came too fast to be processed."""

@@ -15,7 +15,7 @@ from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.face.choice import FaceChoice
 from dithead.face.speakers import Speakers
-from dithead.pipeline import Options, ReferenceMode
+from dithead.options import Options, ReferenceMode
 from dithead.runtime.backends import Backend, limit_threads, open_graphs
 from dithead.runtime.checked import checked_device
 from dithead.runtime.defaults import IN_FLIGHT, default_threads

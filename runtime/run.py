@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dithead.pipeline import FrameGenerator
+from dithead.generator import FrameGenerator
 from dithead.runtime.schedule.batch import Batcher
 from dithead.runtime.schedule.devicelanes import make_lanes
 from dithead.runtime.schedule.frame import Frame, Picture

@@ -23,7 +23,8 @@ import torch
 
 from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
-from dithead.pipeline import FrameGenerator, Options
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.checked import checked_device, checked_number
 from dithead.runtime.defaults import IN_FLIGHT, WAITING

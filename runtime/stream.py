@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dithead.errors import StreamError
 from dithead.face.choice import Box, checked_box
-from dithead.pipeline import FrameGenerator
+from dithead.generator import FrameGenerator
 from dithead.runtime.checked import checked_time, checked_wait
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.pictures import (

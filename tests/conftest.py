@@ -33,7 +33,8 @@ from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.face.detector import load_face_detector
 from dithead.face.mesh import load_face_mesh
 from dithead.model import DitHead
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.face.detector import crop_rotated
-from dithead.face.locate import FaceLocator, Located
+from dithead.face.tracker import FaceTracker, TrackedFace
 from dithead.torchgraphs import TorchGraphs
 
 GREY = 128
@@ -57,7 +57,7 @@ def covered(
 
 def cut_out(picture: Tensor, models: TorchGraphs) -> tuple[Tensor, Tensor]:
     """Head and shoulders of a picture: where they are, (H, W) bool; the face's middle, (2,)."""
-    found = FaceLocator(models.run)(picture)
+    found = FaceTracker(models.run)(picture)
     assert found is not None
     points = found.mesh[:, :2]
     middle, width = points.mean(0), float(points[:, 0].max() - points[:, 0].min())
@@ -87,7 +87,7 @@ def placed(
     return frame, owner
 
 
-def roll_degrees(found: Located) -> float:
+def roll_degrees(found: TrackedFace) -> float:
     """How far a face is turned clockwise as seen, by its outer eye corners."""
     across = found.mesh[263, :2] - found.mesh[33, :2]
     return math.degrees(math.atan2(float(across[1]), float(across[0])))

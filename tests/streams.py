@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.pipeline import FrameGenerator
+from dithead.generator import FrameGenerator
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.stream import Stream
 

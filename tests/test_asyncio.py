@@ -12,7 +12,7 @@ import torch
 from streams import TIMES, same, threads_of_streams
 
 from dithead.errors import StreamError
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session

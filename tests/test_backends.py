@@ -81,7 +81,7 @@ def test_a_stale_or_damaged_manifest_is_refused(
         OnnxGraphs(bundle_copy)
 
 
-@pytest.mark.parametrize(("graph", "state"), [("face_shape", "habit"), ("face_tracker", "state")])
+@pytest.mark.parametrize(("graph", "state"), [("face_shape", "habit"), ("crop_smoother", "state")])
 def test_a_bundle_whose_states_have_another_length_is_refused(
     bundle_copy: Path, graph: str, state: str
 ) -> None:

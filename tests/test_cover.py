@@ -10,8 +10,9 @@ from scenes import covered, lit
 from torch import Tensor
 
 from dithead.face.cover import FOR_GOOD_S, MouthWatch
-from dithead.face.locate import FaceLocator
-from dithead.pipeline import FrameGenerator, Options
+from dithead.face.tracker import FaceTracker
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 
@@ -30,7 +31,7 @@ def drive(carphone_clip: Path) -> list[Tensor]:
 
 def watched(frames: list[Tensor], models: TorchGraphs, fps: float = 30.0) -> list[bool]:
     """Whether each frame's mouth is seen to be covered."""
-    locate, watch, found = FaceLocator(models.run), MouthWatch(), []
+    locate, watch, found = FaceTracker(models.run), MouthWatch(), []
     for index, frame in enumerate(frames):
         face = locate(frame)
         assert face is not None

@@ -24,8 +24,8 @@ from dithead.face.crop import (
     stable_template,
     transform_from_placement,
 )
+from dithead.face.cropsmoother import CropSmoother
 from dithead.face.sampling import invert_similarity
-from dithead.face.tracker import FaceTracker
 from dithead.graphs import RECTANGLE_SIZES, face_rectangle
 
 
@@ -137,7 +137,7 @@ def test_blend_lies_between_nose_jaw_and_chin(roll: float) -> None:
     mesh[0, list(BLEND_POINTS)] = points @ matrix[:, :2].T + matrix[:, 2]
     expected = torch.tensor([-0.03, -0.25, 0.34, 0.38])
     torch.testing.assert_close(blend_anchors(mesh, placement)[0], expected, atol=1e-4, rtol=0)
-    tracker = FaceTracker(FaceConfig())
+    tracker = CropSmoother(FaceConfig())
     _, polygon, _ = tracker(mesh[0], tracker.initial_state(), torch.tensor(0.0))
     mask = crop_mask(100, 0.02, polygon[None])[0, 0]
 
@@ -162,7 +162,7 @@ def test_the_two_masks_agree() -> None:
 
 
 def test_tracker_starts_at_the_first_face_and_calms_jitter() -> None:
-    tracker = FaceTracker(FaceConfig())
+    tracker = CropSmoother(FaceConfig())
     state = tracker.initial_state()
     jitter = 0.25 * torch.randn(100, 2)  # what the mesh shows on a still head
     centres = []
@@ -177,7 +177,7 @@ def test_tracker_starts_at_the_first_face_and_calms_jitter() -> None:
 
 
 def test_tracker_follows_a_moving_head() -> None:
-    tracker = FaceTracker(FaceConfig())
+    tracker = CropSmoother(FaceConfig())
     state = tracker.initial_state()
     for i in range(50):
         mesh = mesh_at(80 + 2.0 * i, 60, 90, 0.0)[0]
@@ -186,7 +186,7 @@ def test_tracker_follows_a_moving_head() -> None:
 
 
 def test_tracker_calms_the_blend() -> None:
-    tracker = FaceTracker(FaceConfig())
+    tracker = CropSmoother(FaceConfig())
     state = tracker.initial_state()
     jitter = 0.01 * torch.randn(100)
     tops = []
@@ -199,7 +199,7 @@ def test_tracker_calms_the_blend() -> None:
 
 
 def test_tracker_turns_the_short_way_round() -> None:
-    tracker = FaceTracker(FaceConfig())
+    tracker = CropSmoother(FaceConfig())
     state = tracker.initial_state()
     for roll in (3.1, -3.1):
         transform, _, state = tracker(mesh_at(80, 60, 90, roll)[0], state, torch.tensor(0.04))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from streams import collect, warble
 
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.schedule.cuda import CudaLanes
 from dithead.runtime.session import Session

@@ -25,7 +25,8 @@ from dithead.face.crop import (
     transform_from_placement,
 )
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, roi_from_mesh
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.torchgraphs import TorchGraphs
 
 SIDE = 256

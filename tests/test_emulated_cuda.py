@@ -18,7 +18,9 @@ from streams import alike, collect, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.pipeline import FrameGenerator, Options, revoice
+from dithead.generator import FrameGenerator
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.schedule import cuda
 from dithead.runtime.schedule.cuda import CudaLane, CudaLanes

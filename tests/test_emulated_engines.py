@@ -19,7 +19,7 @@ from dithead.bundle import manifest as mf
 from dithead.errors import ExportError, StreamError
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.export.verify import verify_bundle
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.backends import RuntimeGraphs
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.backends.tensorrt import EngineGraphs

@@ -14,7 +14,7 @@ import torch
 
 from dithead.errors import MediaError
 from dithead.export.layers import ReducedGraphs
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.torchgraphs import TorchGraphs

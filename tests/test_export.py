@@ -28,7 +28,8 @@ from dithead.export.validate import (
     run_torch,
     to_arrays,
 )
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.torchgraphs import TorchGraphs
 

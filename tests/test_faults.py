@@ -22,7 +22,7 @@ import torch
 from streams import threads_of_streams
 
 from dithead.errors import DitheadError, MediaError, StreamError
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime import run
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.pipeline import stream_file

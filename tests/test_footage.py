@@ -11,10 +11,11 @@ from scenes import scaled
 from torch import Tensor
 
 from dithead.face.cover import MouthWatch
-from dithead.face.locate import FaceLocator
 from dithead.face.reference import ReferenceChoice
+from dithead.face.tracker import FaceTracker
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.patch import put_patch
-from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 
@@ -46,7 +47,7 @@ def test_no_ordinary_frame_is_left_alone_or_begun_with_afresh(
     clips = sorted((shared_footage / "clips").glob("*.mp4"))
     assert len(clips) >= 30
     for clip in clips:
-        locate, watch, choose = FaceLocator(random_models.run), MouthWatch(), ReferenceChoice()
+        locate, watch, choose = FaceTracker(random_models.run), MouthWatch(), ReferenceChoice()
         for index, frame in enumerate(frames_of(clip, 12, every)):
             face = locate(frame)
             assert face is not None, (clip.name, index, locate.absence)

@@ -31,7 +31,7 @@ def isolated(code: str, folder: Path) -> None:
 
 def test_importing_is_cheap_until_a_name_is_used(tmp_path: Path) -> None:
     code = "import dithead, sys; dir(dithead); dithead.MediaError; dithead.__version__\n"
-    code += "heavy = {'torch', 'numpy', 'av', 'dithead.pipeline'} & sys.modules.keys()\n"
+    code += "heavy = {'torch', 'numpy', 'av', 'dithead.generator'} & sys.modules.keys()\n"
     code += "assert not heavy, heavy\n"
     code += "assert dithead.Session.open and 'torch' in sys.modules\n"
     isolated(code, tmp_path)

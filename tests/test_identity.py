@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from dithead.errors import BackendUnavailable, CheckpointError
-from dithead.face.locate import FaceLocator
 from dithead.face.networks import FaceNetworks
+from dithead.face.tracker import FaceTracker
 from dithead.train import packaged
 from dithead.train.evaluation import identity as module
 from dithead.train.evaluation.identity import (
@@ -36,7 +36,7 @@ def recognition() -> FaceRecognition:
 def portrait(astronaut: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     """A frame and its mesh."""
     frame = torch.from_numpy(astronaut[:340, 70:410].copy())
-    found = FaceLocator(FaceNetworks.load().run)(frame)
+    found = FaceTracker(FaceNetworks.load().run)(frame)
     assert found is not None
     return frame, found.mesh[:, :2].numpy()
 

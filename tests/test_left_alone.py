@@ -16,7 +16,8 @@ from streams import collect, same, threads_of_streams, warble
 from torch import Tensor
 
 from dithead.errors import ExportError, MediaError
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime import cli
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.pipeline import Summary, stream_file

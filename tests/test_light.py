@@ -14,11 +14,13 @@ from scenes import fading_in, lit, scaled
 from torch import Tensor
 
 from dithead import footage
+from dithead.audio import encode_audio
 from dithead.face.judge import LOOKS_SHAPE, light_to
-from dithead.face.locate import FaceLocator, Located
 from dithead.face.reference import BETTER, REPLACED_OVER, ReferenceChoice, quality
+from dithead.face.tracker import FaceTracker, TrackedFace
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.patch import Patch, inside, put_patch
-from dithead.pipeline import FrameGenerator, Options, encode_audio
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.torchgraphs import SpeechGraph, TorchGraphs
 from dithead.train.evaluation.colour import lab
@@ -60,7 +62,7 @@ def revoiced(shipped: TorchGraphs, speech: object):
 
 
 def mouth_box(models: TorchGraphs, frame: Tensor) -> tuple[slice, slice]:
-    found = FaceLocator(models.run)(frame)
+    found = FaceTracker(models.run)(frame)
     assert found is not None
     lips = found.mesh[[61, 291, 0, 17], :2]
     low, high = (lips.amin(0) - 6).int().tolist(), (lips.amax(0) + 6).int().tolist()
@@ -181,8 +183,8 @@ def test_anybodys_mouth_is_lit_as_what_surrounds_it(
     assert furthest_off(changed, shipped, speech, detail=True) < 4.0
 
 
-def located(models: TorchGraphs, frame: Tensor) -> Located:
-    found = FaceLocator(models.run)(frame)
+def located(models: TorchGraphs, frame: Tensor) -> TrackedFace:
+    found = FaceTracker(models.run)(frame)
     assert found is not None
     return found
 

@@ -11,9 +11,10 @@ import torch
 from scenes import cut_out, placed, scaled
 from torch import Tensor
 
-from dithead.face.locate import FaceLocator
+from dithead.face.tracker import FaceTracker
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.patch import put_patch
-from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 
@@ -139,7 +140,7 @@ def test_not_one_pixel_of_any_other_is_altered(
 def test_nobody_is_seen_to_pass_where_one_is_alone(
     drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     for frame in drive:
         found = locate(frame)
         assert found is not None

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dithead.errors import ConfigError
 from dithead.face.choice import FaceChoice
-from dithead.face.locate import FaceLocator
 from dithead.face.speakers import NOBODY, Speakers, Turn
+from dithead.face.tracker import FaceTracker
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.patch import put_patch
-from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media.sources import VideoSource
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
@@ -121,17 +122,17 @@ def test_a_face_is_chosen_by_a_point_or_a_box(
     drive: list[Tensor], random_models: TorchGraphs
 ) -> None:
     frame = side_by_side(drive[0], drive[0].flip(1))
-    right = FaceLocator(random_models.run, 1)(frame)
+    right = FaceTracker(random_models.run, 1)(frame)
     assert right is not None
     middle = right.mesh[:, :2].mean(0)
     low, high = right.mesh[:, :2].amin(0), right.mesh[:, :2].amax(0)
     point = (float(middle[0]), float(middle[1]))
     box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
     for choice in (point, box):
-        found = FaceLocator(random_models.run, choice)(frame)
+        found = FaceTracker(random_models.run, choice)(frame)
         assert found is not None
         assert torch.equal(found.mesh, right.mesh)
-    assert FaceLocator(random_models.run, (5.0, 5.0))(frame) is None
+    assert FaceTracker(random_models.run, (5.0, 5.0))(frame) is None
 
 
 @pytest.mark.parametrize("choice", ["first", -1, (1.0,), (5.0, 5.0, 5.0, 9.0)])
@@ -210,7 +211,7 @@ def test_a_small_face_that_was_lost_is_taken_up_again(
     frame = torch.full((1080, 1920, 3), 110, dtype=torch.uint8)
     hidden = frame.clone()
     frame[400 : 400 + side, 1200 : 1200 + side] = scaled(woman, side, side)
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     seen = [locate(shown) is not None for shown in [frame] * 3 + [hidden] * 3 + [frame] * 3]
     assert seen == [True] * 3 + [False] * 3 + [True] * 3
 
@@ -245,7 +246,7 @@ def test_who_has_taken_the_place_in_a_jump_does_not_speak(
 
 
 def test_a_camera_that_shakes_is_no_cut(drive: list[Tensor], random_models: TorchGraphs) -> None:
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     wide = torch.nn.functional.pad(drive[0].permute(2, 0, 1), (60, 60, 60, 60), value=GREY)
     wide = wide.permute(1, 2, 0)
     for index, (x, y) in enumerate([(30, 30), (60, 20), (20, 50), (55, 55), (10, 30), (60, 60)]):
@@ -259,7 +260,7 @@ def test_a_box_holds_for_the_frame_that_it_comes_with(
 ) -> None:
     both, left = side_by_side(drive[0], drive[0].flip(1)), (0.0, 0.0, float(WIDTH), 288.0)
     swapped = both.roll(WIDTH, 1)
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     for frame in (both, both, swapped, swapped):
         found = locate(frame, box=left)
         assert found is not None

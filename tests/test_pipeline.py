@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from dithead.config import DitHeadConfig
 from dithead.diffusion import InitialNoise
 from dithead.errors import CheckpointError, ConfigError, MediaError, StreamError
+from dithead.generator import FrameGenerator
 from dithead.graphs import Noise
 from dithead.model import DitHead
+from dithead.options import Options
 from dithead.patch import Patch, cut_rectangle, inside
-from dithead.pipeline import FrameGenerator, Options, revoice
+from dithead.pipeline import revoice
 from dithead.runtime import pipeline as runtime
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.runtime.media.videoframe import VideoFrame, planes

@@ -12,8 +12,9 @@ import torch
 from scenes import scaled, turned
 from torch import Tensor
 
-from dithead.face.locate import FaceLocator
-from dithead.pipeline import Options, revoice
+from dithead.face.tracker import FaceTracker
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 
@@ -39,7 +40,7 @@ def woman() -> list[Tensor]:
 
 
 def upright_mesh(picture: Tensor, models: TorchGraphs) -> Tensor:
-    found = FaceLocator(models.run)(picture)
+    found = FaceTracker(models.run)(picture)
     assert found is not None
     return found.mesh[:, :2]
 

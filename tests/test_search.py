@@ -10,9 +10,9 @@ import torch
 from scenes import roll_degrees, scaled, turned
 from torch import Tensor
 
-from dithead.face.locate import CERTAIN, FaceLocator
 from dithead.face.mesh import roi_from_mesh
 from dithead.face.search import FaceSearch, turned_back
+from dithead.face.tracker import CERTAIN, FaceTracker
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 
@@ -37,13 +37,13 @@ def test_a_face_is_found_the_right_way_up_at_any_angle(
     degrees: int, man: Tensor, woman: Tensor, random_models: TorchGraphs
 ) -> None:
     for picture in (man, woman):
-        found = FaceLocator(random_models.run)(turned(picture, degrees))
+        found = FaceTracker(random_models.run)(turned(picture, degrees))
         assert found is not None
         assert off_by(roll_degrees(found), -degrees) < 25
 
 
 def test_a_face_that_rolls_over_is_followed(woman: Tensor, random_models: TorchGraphs) -> None:
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     for degrees in range(0, 400, 8):
         found = locate(turned(woman, degrees))
         assert found is not None
@@ -57,7 +57,7 @@ def test_a_small_face_is_found_in_a_large_frame(
     part = scaled(woman, round(300 * width / 105), round(300 * width / 105))  # a face 105 wide
     frame = torch.full((1080, 1920, 3), 90, dtype=torch.uint8)
     frame[610 : 610 + len(part), 1333 : 1333 + len(part)] = part
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     for _ in range(3):
         found = locate(frame)
         assert found is not None
@@ -68,14 +68,14 @@ def test_a_small_face_is_found_in_a_large_frame(
 
 def test_where_there_is_no_face_none_is_found(random_models: TorchGraphs) -> None:
     noise = torch.randint(0, 256, (90, 160, 3), dtype=torch.uint8)
-    locate = FaceLocator(random_models.run)
+    locate = FaceTracker(random_models.run)
     assert locate(scaled(noise, 720, 1280)) is None
     assert locate.absence == "no face"
 
 
 def test_a_mesh_the_wrong_way_round_is_doubted(woman: Tensor, random_models: TorchGraphs) -> None:
     search = FaceSearch(random_models.run)
-    found = FaceLocator(random_models.run)(woman)
+    found = FaceTracker(random_models.run)(woman)
     assert found is not None
     assert search.doubt(woman, found.mesh, Tensor.cpu) < CERTAIN
     middle = found.mesh[:, :2].mean(0)

@@ -25,8 +25,10 @@ from torch import Tensor
 from dithead.controls import in_crop
 from dithead.errors import ConfigError, StreamError
 from dithead.face.mesh import INNER_LOWER
+from dithead.generator import FrameGenerator
 from dithead.model import DitHead
-from dithead.pipeline import FrameGenerator, Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session

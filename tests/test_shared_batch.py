@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streams import close, collect, rows_denoised, threads_of_streams
 
 from dithead.errors import ConfigError
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs

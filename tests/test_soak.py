@@ -21,7 +21,7 @@ import json, re, statistics, sys
 from pathlib import Path
 import torch
 from dithead.torchgraphs import TorchGraphs
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.pipeline import stream_file
 
 torch.set_num_threads(1)

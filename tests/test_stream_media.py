@@ -20,7 +20,7 @@ from clips import LISTENER, all_samples, beside, free_address, raw_times, said
 
 from dithead import checkpoint
 from dithead.errors import ConfigError, MediaError
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.runtime.media.inputs import Input
 from dithead.runtime.media.outputs import Encoding
 from dithead.runtime.media.sources import AudioSource, VideoSource

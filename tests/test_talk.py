@@ -17,7 +17,8 @@ from streams import FPS, alike, collect, moving, same, true_within, warble
 from dithead import pipeline
 from dithead.audio import AudioFeatures, encode_audio
 from dithead.errors import ConfigError, StreamError
-from dithead.pipeline import FrameGenerator, Options
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.runtime.asyncstream import AsyncStream
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.pictures import PushedPicture, from_rgb, to_rgb

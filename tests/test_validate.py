@@ -26,7 +26,8 @@ from dithead.export.validate import (
     validate,
     validate_precision,
 )
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.clips import Clip, fit_meshes, load_clip

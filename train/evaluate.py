@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from dithead.errors import BackendUnavailable, DitheadError, MediaError
 from dithead.model import DitHead
-from dithead.pipeline import Options
+from dithead.options import Options
 from dithead.train.evaluation.clips import (
     ClipStore,
     Person,

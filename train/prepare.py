@@ -16,7 +16,7 @@ import torch
 from dithead.config import DitHeadConfig, FaceConfig
 from dithead.errors import MediaError
 from dithead.face.crop import STABLE_POINTS, crop_face
-from dithead.face.locate import FaceLocator
+from dithead.face.cropsmoother import CropSmoother
 from dithead.face.networks import FaceNetworks
 from dithead.face.tracker import FaceTracker
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
@@ -131,8 +131,8 @@ def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:
 def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
     """Prepare one video or still. Raises MediaError: unreadable, a video without audio, or a frame
     without a face."""
-    locate = FaceLocator(FaceNetworks.load().run)
-    tracker = FaceTracker(config.face)
+    locate = FaceTracker(FaceNetworks.load().run)
+    tracker = CropSmoother(config.face)
     state = tracker.initial_state()
     crops, transforms, meshes = [], [], []
     times: list[float] = []

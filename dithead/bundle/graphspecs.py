@@ -51,7 +51,7 @@ face_region.SAMPLES: frame region -> picture
 face_landmarks: picture region -> mesh score
 face_judge: picture region mesh score last_mesh last_looks person reference mouths ->
   looks mouth light measures
-face_tracker: mesh state elapsed_s -> transform polygon next_state
+crop_smoother: mesh state elapsed_s -> transform polygon next_state
 face_shape: source wanted transform habit elapsed_s -> target next_habit
 masked_encoder: crop -> masked
 reference_encoder: crop -> reference
@@ -70,7 +70,7 @@ face_detail.SIDE: rectangle blended soft_mask transform polygon source wanted ta
   detailed covered
 """
 """Every graph with its inputs and outputs, in the order of a bundle."""
-_WITHOUT_ENGINE = ("face_tracker", "face_shape", "audio_window", "noise")
+_WITHOUT_ENGINE = ("crop_smoother", "face_shape", "audio_window", "noise")
 _REDUCED = (
     *("masked_encoder", "reference_encoder", "audio_encoder"),
     *("dit_context", "dit_step", "face_decoder", "interpolator"),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dithead.face.judge import GALLERY
-from dithead.face.locate import Located
 from dithead.face.reference import quality
+from dithead.face.tracker import TrackedFace
 
 COVERED, BARE = 0.16, 0.125
 """A mouth that differs from all its looks by more than the first is covered, until it differs by
@@ -48,7 +48,7 @@ class MouthWatch:
         self._bare = 0  # frames for which it was bare since
         self._lips = 0  # frames for which lips were seen where none were at first
 
-    def __call__(self, face: Located, time_s: float) -> bool:
+    def __call__(self, face: TrackedFace, time_s: float) -> bool:
         """Whether the mouth of a face is covered; faces come in order."""
         seen = face.measures
         self.anew = False
@@ -75,13 +75,13 @@ class MouthWatch:
             self.anew = True
         return self._since_s is not None
 
-    def _is_near(self, face: Located) -> bool:
+    def _is_near(self, face: TrackedFace) -> bool:
         """Whether a mouth is not far from the first look, as one that a hand is slid over is."""
         assert self.known is not None
         off = (face.mouth - self.known[0]).square().mean().sqrt()
         return float(off) < COVERED and face.measures.redness > self._redness - SAME_RED
 
-    def _begin(self, face: Located, time_s: float) -> None:
+    def _begin(self, face: TrackedFace, time_s: float) -> None:
         self.known = torch.stack([face.mouth] * GALLERY)
         self._quality = quality(face.measures)
         self._redness = face.measures.redness

@@ -134,7 +134,7 @@ class Passing:
 
         Args:
             frame: (H, W, 3) uint8. mesh, looks: of the face, see
-                :class:`~dithead.face.locate.Located`. look: sees where the others are in this
+                :class:`~dithead.face.tracker.TrackedFace`. look: sees where the others are in this
                 frame.
         """
         sides, box = self._sides(frame, mesh, looks)

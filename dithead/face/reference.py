@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dithead.face.judge import Measures
-from dithead.face.locate import Located
+from dithead.face.tracker import TrackedFace
 
 BETTER = 0.35
 """A frame replaces the reference where its quality is higher by so much,"""
@@ -43,7 +43,7 @@ class ReferenceChoice:
         self._sharpness = 0.0
         self._frames = 0  # since the latest reference
 
-    def __call__(self, face: Located, anew: bool = False) -> Shown:
+    def __call__(self, face: TrackedFace, anew: bool = False) -> Shown:
         """What goes with a face. ``anew``: the reference is bad, whatever it looked like."""
         found, seen = quality(face.measures), face.measures
         sharper = found > self._quality - 0.1 and seen.sharpness > SHARPER * self._sharpness

@@ -1,78 +1,458 @@
-"""The ``face_tracker`` graph: smooths the crop's placement and the blend's outline over time with a
-one-euro filter (Casiez et al., CHI 2012)."""
+"""Which face, and where: follows one person through a video, frame by frame."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dithead.config import FaceConfig
-from dithead.face.crop import (
-    BLEND_ANCHORS,
-    blend_anchors,
-    blend_polygon,
-    placement_from_mesh,
-    stable_template,
-    transform_from_placement,
-)
+from dithead.face.choice import Box, FaceChoice, checked_choice, chosen, inside
+from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE, Measures, unlikeness
+from dithead.face.mesh import POINTS, roi_from_mesh, samples_for
+from dithead.face.others import MIN_OVERLAP, Other, Others, Passing, seen_at
+from dithead.face.scene import Scene
+from dithead.face.search import FaceSearch, Read, Run, Sighting, area, overlap, region_on
 
-_TRACKED = 4 + BLEND_ANCHORS
+MIN_MESH_SCORE = 0.5
+SAME_PLACE = 0.4
+"""Overlap of a face with where a person was seen last."""
+MAX_JUMP = 0.5
+"""A followed face does not move by more than this share of its width from one frame to the next."""
+MAX_MOTION = 0.15
+"""One that moves by more than this is looked at anew. The liveliest talker at hand moves by 0.05 at
+30 frames a second, by 0.11 at 10."""
+MAX_UNLIKENESS = 0.12
+"""And so is one that differs from the frame before by more than this."""
+MAX_LIGHT_STEP, RELIT_UNLIKENESS = 0.4, 0.08
+"""Light may change in one frame by more than the first; where looks change by the second, too, it
+is another shot."""
+ANOTHER = 0.3
+"""What differs from a person's looks by more, in that person's place, is somebody else."""
+TURNED = 0.5
+"""But a head may turn, and come back turned: where that person was seen last, and nobody else was,
+somebody differs by more."""
+AGAIN = 0.18
+"""Elsewhere it is that person if it differs by less."""
+NEW_LOOK = 0.08
+"""A followed person who differs by more from all the looks kept has one more kept."""
+CERTAIN, LIKELY = 0.1, 0.2
+"""Up to so much doubt (:meth:`~dithead.face.search.FaceSearch.doubt`) a fit is taken, or is taken
+where there is no better one."""
+TILES_A_FRAME = 2
+"""Where small faces are looked for on frame after frame, so many tiles are looked at on each."""
+LOOKED_AT = 6
+"""Faces of a frame that are looked at, the surest ones."""
+SAME_TURN = 0.12
+"""A head is held as before if it is turned as far, up to this."""
 
-STATE_SIZE = 2 * _TRACKED + 1
-"""Length of the state vector: smoothed placement (4) and anchors of the blend, their smoothed
-speeds, 1 once started."""
+Absence = Literal["no face", "away", "nobody"]
+"""Why there is no face to follow in a frame: none is seen; not the person who is followed; nobody
+is to speak."""
 
 
-class FaceTracker(nn.Module):
-    """Mesh and previous state -> smoothed crop transform, smoothed outline of the blend, new state.
-    Causal, no weights."""
+@dataclass(frozen=True, slots=True)
+class TrackedFace:
+    """A face in one frame."""
 
-    template: Tensor
+    mesh: Tensor
+    """(468, 3) in frame pixels."""
+    region: Tensor
+    """(1, 5), where it was fitted."""
+    samples: int
+    """Of each pixel of it that the mesh network saw."""
+    looks: Tensor
+    """LOOKS_SHAPE, see :mod:`dithead.face.judge`."""
+    mouth: Tensor
+    """MOUTH_SHAPE, likewise."""
+    light: Tensor
+    """(2, 3), likewise: to the light of :attr:`FaceTracker.reference`."""
+    measures: Measures
+    changed: bool = False
+    """Whether it is not known to be that of the frame before, or is begun with afresh."""
+    crossed: bool = False
+    """Whether somebody else is in front of the lower face, or about to be."""
 
-    def __init__(self, config: FaceConfig) -> None:
-        super().__init__()
-        self.cutoff_hz = config.smoothing_cutoff_hz
-        self.speed_gain = config.smoothing_speed_gain
-        self.register_buffer("template", stable_template(), persistent=False)
+    @property
+    def around(self) -> Tensor:
+        """(1, 5), where to look for it next."""
+        return roi_from_mesh(self.mesh[None])
 
-    @staticmethod
-    def initial_state(device: torch.device | None = None) -> Tensor:
-        """State before the first face: (STATE_SIZE,) zeros."""
-        return torch.zeros(STATE_SIZE, device=device)
+    @property
+    def sudden(self) -> bool:
+        """Whether it may be somebody else than in the frame before."""
+        seen = self.measures
+        return seen.unlike_last > MAX_UNLIKENESS or seen.moved > MAX_MOTION or self.relit
 
-    def forward(
-        self, mesh: Tensor, state: Tensor, elapsed_s: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Advance by one frame.
+    @property
+    def relit(self) -> bool:
+        """Whether it looks and is lit otherwise than in the frame before: another shot of whoever
+        it is."""
+        seen = self.measures
+        return seen.light_step > MAX_LIGHT_STEP and seen.unlike_last > RELIT_UNLIKENESS
+
+
+class FaceTracker:
+    """Finds a face, then follows its mesh from frame to frame, and looks again when it is lost.
+
+    What is followed is a person, not a place: known by the looks of the upper face. Whoever comes
+    into that person's place is left alone, and so is everybody else until the person is back. After
+    a cut, which changes most of the frame at once, the choice is made anew; the same person is
+    preferred.
+
+    Every ``redetect_every`` frames the detector must still see a face where the mesh is, so a mesh
+    that has wandered onto the background is dropped: by turns in the whole frame, where it also
+    sees who else is there, and in the face's own region, where it sees one of any size and turn.
+
+    Attributes:
+        absence: why there is no face in the latest frame.
+        reference: LOOKS_SHAPE, what light is compared with; set by the caller. mouths: (GALLERY,
+            *MOUTH_SHAPE), what the mouth is compared with; likewise.
+
+    Args:
+        run: runs the graphs ``face_detector``, ``face_region``, ``face_landmarks``, ``face_judge``.
+        choice: who is looked for first.
+        redetect_every: frames between two looks with the detector.
+
+    Raises:
+        ConfigError: no such choice.
+    """
+
+    def __init__(self, run: Run, choice: FaceChoice = "largest", redetect_every: int = 10) -> None:
+        self._run = run
+        self._choice = checked_choice(choice)
+        self._redetect_every = redetect_every
+        self._search = FaceSearch(run)
+        self._read: Read = Tensor.cpu
+        self.absence: Absence = "no face"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the face."""
+        self._last: TrackedFace | None = None  # in the latest frame that showed the person
+        self._followed = False  # whether that was the latest frame
+        self._person: Tensor | None = None  # (GALLERY, *LOOKS_SHAPE)
+        self._first: TrackedFace | None = None  # the first of these looks
+        self._first_glance: Tensor | None = None  # and what was round it
+        self._bound = False  # whether nobody else will do
+        self._others = Others()
+        self._passing = Passing()
+        self._lost = 0  # frames since the person was seen
+        self._since_detection = 0
+        self._everywhere = False  # whether the last look was all over the frame
+        self._looked = False  # whether that was in the latest frame
+        self._scene = Scene()
+        self._next_tile = 0
+        self.reference: Tensor | None = None
+        self.mouths: Tensor | None = None
+
+    def __call__(
+        self, frame: Tensor, read: Read = Tensor.cpu, box: Box | None = None
+    ) -> TrackedFace | None:
+        """The face in a frame (H, W, 3) uint8 RGB, or None; then ``absence`` says why.
 
         Args:
-            mesh: (468, 2 or 3) in frame pixels. state: (STATE_SIZE,). elapsed_s: scalar, seconds
-                since the last frame.
-
-        Returns:
-            Transform (2, 3) from crop units to frame pixels; polygon (P, 2) in crop units, of what
-            is to be replaced; new state (STATE_SIZE,).
+            read: gives a tensor's values on the host, where it is decided what to run next.
+            box: where the face is to be; then it may be anybody's. Empty (no area): nobody's.
         """
-        placement = placement_from_mesh(mesh[None], self.template)  # (1, 4)
-        raw = torch.cat([placement, blend_anchors(mesh[None], placement)], dim=1)[0]  # (8,)
-        previous, speed, started = state[:_TRACKED], state[_TRACKED:-1], state[-1]
-        elapsed = elapsed_s.clamp(min=1e-3)
-        turn = torch.remainder(raw[3] - previous[3] + math.pi, 2 * math.pi) - math.pi
-        raw = torch.cat([raw[:3], (previous[3] + turn)[None], raw[4:]])
-        side = torch.exp(raw[2])
-        scale = torch.cat([side.expand(2), torch.ones_like(raw[2:])])  # (8,)
-        new_speed = (raw - previous) / elapsed
-        new_speed = speed + _alpha(elapsed, torch.ones_like(elapsed)) * (new_speed - speed)
-        cutoff = self.cutoff_hz + self.speed_gain * (new_speed / scale).abs()
-        smoothed = previous + _alpha(elapsed, cutoff) * (raw - previous)
-        fresh = torch.cat([raw, torch.zeros_like(speed), torch.ones_like(started)[None]])
-        going = torch.cat([smoothed, new_speed, torch.ones_like(started)[None]])
-        new_state = torch.where(started > 0, going, fresh)
-        transform = transform_from_placement(new_state[None, :4])[0]
-        return transform, blend_polygon(new_state[None, 4:_TRACKED])[0], new_state
+        self._read = read
+        if box is not None and area(torch.tensor(box)) <= 0:
+            self.absence, self._followed = "nobody", False
+            return None
+        if box is not None and not self._goes_on_in(box, self._last):
+            self.reset()
+        self._scene.see(frame)
+        self._looked = False
+        found = self._follow(frame)
+        if found is not None and not found.sudden:
+            if not self._confirmed(frame, found):
+                found = None
+            elif self._since_detection == 0 and self._is_another_by_now(found):
+                found, self._person = begun(found), None
+        if found is None or found.sudden:
+            cut = self._is_cut(found)
+            found = self._look(frame, found, cut, self._choice if box is None else box)
+        if box is not None and found is not None and not self._goes_on_in(box, found):
+            self.reset()
+            self._scene.see(frame)
+            found = self._look(frame, None, False, box)
+        self._followed = found is not None
+        if found is None:
+            self._lost += 1
+            self.absence = "away" if self._bound else "no face"
+            return None
+        if found.changed and self.reference is not None:  # which was of another light
+            self.reference = self.mouths = None
+            found = begun(self._fit(frame, found.region) or found)
+        self._lost, self._last = 0, found
+        self._remember(found)
+        return replace(found, crossed=True) if self._is_crossed(frame, found) else found
+
+    def _goes_on_in(self, box: Box, face: TrackedFace | None) -> bool:
+        if face is None:
+            return self._person is None
+        return inside(self._read(face.mesh[:, :2].mean(0)), box)
+
+    def _follow(self, frame: Tensor) -> TrackedFace | None:
+        if self._last is None or not self._followed:
+            return None
+        found = self._fit(frame, self._last.around)
+        if found is not None and found.sudden:  # it may not have been in the middle of the region
+            found = self._fit(frame, found.around) or found
+        return None if found is None or found.measures.moved > MAX_JUMP else found
+
+    def _confirmed(self, frame: Tensor, found: TrackedFace) -> bool:
+        """Whether the detector knows a face that is followed, when it is asked."""
+        self._since_detection += 1
+        if self._since_detection < self._redetect_every:
+            return True
+        self._since_detection = 0
+        self._everywhere = not self._everywhere or bool(self._others)
+        if self._everywhere:
+            seen = self._seen(frame)
+            self._note_others(frame, found, seen)
+            place = self._place(found)
+            if any(overlap(place, face.box) > MIN_OVERLAP for face in seen):
+                return True
+        return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
+
+    def _is_another_by_now(self, found: TrackedFace) -> bool:
+        """Whether a face that was followed without a break is not who it was at first, as after a
+        fade: it is held as then, and looks different, as does what is round it."""
+        if self._first is None or self._first_glance is None:
+            return False
+        if abs(found.measures.turn - self._first.measures.turn) > SAME_TURN:
+            return False
+        unlike = float(self._read(unlikeness(self._first.looks[None], found.looks)))
+        before, place = self._first_glance, self._place(found)
+        return unlike > TURNED and self._scene.has_changed(before, place, self._read)
+
+    def _is_crossed(self, frame: Tensor, found: TrackedFace) -> bool:
+        """Whether somebody else comes in front of the person."""
+        if found.changed:
+            self._passing = Passing()
+
+        def look() -> None:
+            if not self._looked:
+                self._note_others(frame, found, self._seen(frame))
+
+        same = self._others, look, self._read
+        return self._passing(frame, found.mesh, found.looks, *same)
+
+    def _seen(self, frame: Tensor) -> list[Sighting]:
+        """Who is about upright, all over the frame."""
+        self._looked = True
+        return self._search.upright(frame, self._read)
+
+    def _is_cut(self, found: TrackedFace | None) -> bool:
+        """Whether the latest frame shows another scene, or somebody else in the same place from one
+        frame to the next, who was not seen to come."""
+        if found is None:
+            return self._scene.has_cut(None, self._read)
+        if found.measures.unlike_person <= MAX_UNLIKENESS:
+            return False  # whatever else has changed, as where the camera shakes
+        place = self._place(found)
+        return self._scene.has_cut(None if self._others.near(place) else place, self._read)
+
+    def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
+        """Whether somebody else is still there: then the scene is the same."""
+        if not self._others:
+            return False
+        fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
+        return any(
+            f is not None and self._others.unlike(f.looks, self._read) <= AGAIN for f in fits
+        )
+
+    def _note_others(self, frame: Tensor, person: TrackedFace, seen: list[Sighting]) -> None:
+        """Who is there beside the person."""
+        place, others = self._place(person), []
+        for face in seen[:LOOKED_AT]:
+            if overlap(place, face.box) <= MIN_OVERLAP:
+                known = self._others.at(face)
+                found = None if known else self._fit_sighting(frame, face)
+                others.append(seen_at(face.box, known, None if found is None else found.looks))
+        self._others.replace(others, keep=False)
+
+    def _place(self, face: TrackedFace) -> Tensor:
+        """Box (4,) round a face, on the host."""
+        return self._read(bounds(face.mesh))
+
+    def _look(
+        self, frame: Tensor, followed: TrackedFace | None, cut: bool, choice: FaceChoice
+    ) -> TrackedFace | None:
+        """Look all over the frame."""
+        seen = self._seen(frame)
+        wide = self._lost % self._redetect_every == 0
+        self._since_detection = 0
+        if cut and not self._sees_others(frame, seen):
+            self._bound = False
+        if self._bound:
+            if self._last is not None:
+                seen = self._search.closer(frame, self._place(self._last), seen, self._read)
+            found = self._person_again(frame, followed, seen)
+            if found is None and wide:
+                found = self._person_again(frame, None, self._search.turned(frame, self._read))
+            for small in self._small(frame) if found is None else ():
+                found = found or self._person_again(frame, None, small)
+            return found
+        found = self._preferred(frame, seen)
+        if found is None:
+            found = self._chosen(frame, seen, wide, choice)
+        if found is None and followed is not None:  # only the detector does not know it
+            found = self._fit(frame, followed.around) or followed
+        if found is None:
+            return None
+        if found.measures.unlike_person > AGAIN:
+            self._person = None
+        self._others = Others()
+        self._note_others(frame, found, seen)
+        return begun(found)
+
+    def _person_again(
+        self, frame: Tensor, followed: TrackedFace | None, seen: list[Sighting]
+    ) -> TrackedFace | None:
+        """The person who was followed, where the frame shows them."""
+        assert self._last is not None
+        place, read = self._place(followed or self._last), self._read
+        best: TrackedFace | None = None
+        others: list[Other | None] = []
+        for face in seen[:LOOKED_AT]:
+            found = self._fit_sighting(frame, face)
+            if found is None:
+                continue
+            shared, other = overlap(place, face.box), self._others.at(face)
+            limit = ANOTHER if shared > MIN_OVERLAP else AGAIN
+            if shared > SAME_PLACE and not self._others.near(place):
+                limit = TURNED
+            if other is not None:
+                limit = AGAIN
+            # Who is more like somebody else is that.
+            limit = min(limit, self._others.unlike(found.looks, read) * (0.5 if other else 1.0))
+            unlike = found.measures.unlike_person
+            if unlike <= limit and (best is None or unlike < best.measures.unlike_person):
+                best = found
+            else:
+                known = other or self._others.like(found.looks, AGAIN, read)
+                others.append(seen_at(face.box, known, found.looks))
+        self._others.replace(others, keep=True)
+        if best is None and followed is not None:
+            limit = min(ANOTHER, self._others.unlike(followed.looks, read))
+            if followed.measures.unlike_person <= limit:
+                best = self._fit(frame, followed.around) or followed
+        if best is None:
+            return None
+        return begun(best) if best.relit else best
+
+    def _preferred(self, frame: Tensor, seen: list[Sighting]) -> TrackedFace | None:
+        """The person who was followed before a cut."""
+        if self._person is None:
+            return None
+        fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
+        alike = [f for f in fits if f is not None and f.measures.unlike_person <= AGAIN]
+        return min(alike, key=lambda found: found.measures.unlike_person, default=None)
+
+    def _chosen(
+        self, frame: Tensor, seen: list[Sighting], wide: bool, choice: FaceChoice
+    ) -> TrackedFace | None:
+        """Whom the caller asked for."""
+        upright, doubt = self._tried(frame, chosen(seen, choice))
+        if upright is not None and doubt <= CERTAIN:
+            return upright
+        if upright is not None or wide:
+            turned = self._search.turned(frame, self._read)
+            found = self._surest(frame, turned, choice)
+            if found is not None:
+                return found
+        if upright is not None and doubt <= LIKELY:
+            return upright
+        for small in self._small(frame):
+            found = self._surest(frame, small, choice)
+            if found is not None:
+                return found
+        return None
+
+    def _small(self, frame: Tensor) -> Iterator[list[Sighting]]:
+        """Small faces: of the first frame all, later those in a few tiles of each, as looking
+        through all of them takes as long as many frames."""
+        if self._scene.is_new:
+            yield from self._search.small(frame, self._read)
+            return
+        tiles = [tile for level in self._search.levels(frame) for tile in level]
+        for _ in range(min(TILES_A_FRAME, len(tiles))):
+            self._next_tile = (self._next_tile + 1) % len(tiles)
+            yield self._search.in_tiles(frame, [tiles[self._next_tile]], self._read)
+
+    def _surest(
+        self, frame: Tensor, seen: list[Sighting], choice: FaceChoice
+    ) -> TrackedFace | None:
+        """The chosen one of those that are certain."""
+        certain: list[tuple[Sighting, TrackedFace]] = []
+        for face in seen[: 2 * LOOKED_AT]:
+            if any(overlap(face.box, other.box) > MIN_OVERLAP for other, _ in certain):
+                continue
+            found, doubt = self._tried(frame, face)
+            if found is not None and doubt <= CERTAIN:
+                certain.append((face, found))
+        taken = chosen([face for face, _ in certain], choice)
+        return next((found for face, found in certain if face is taken), None)
+
+    def _tried(self, frame: Tensor, face: Sighting | None) -> tuple[TrackedFace | None, float]:
+        """A fit to a sighting, and how doubtful it is."""
+        found = None if face is None else self._fit_sighting(frame, face)
+        if found is None:
+            return None, float("inf")
+        return found, self._search.doubt(frame, found.mesh, self._read)
+
+    def _fit_sighting(self, frame: Tensor, face: Sighting) -> TrackedFace | None:
+        found = self._fit(frame, region_on(face, frame.device))
+        # A second look, framed by the first.
+        return None if found is None else self._fit(frame, found.around)
+
+    def _fit(self, frame: Tensor, region: Tensor) -> TrackedFace | None:
+        """The mesh in a region, or None where there is no face."""
+        samples = samples_for(self._read(region))
+        (picture,) = self._run(f"face_region.{samples}", frame, region)
+        mesh, score = self._run("face_landmarks", picture, region)
+        device, last = frame.device, self._last
+        looks, mouth, light, measures = self._run(
+            "face_judge",
+            *(picture, region, mesh, score),
+            torch.zeros(POINTS, 3, device=device) if last is None else last.mesh,
+            _known(None if last is None else last.looks, LOOKS_SHAPE, device),
+            _known(self._person, (GALLERY, *LOOKS_SHAPE), device),
+            _known(self.reference, LOOKS_SHAPE, device),
+            _known(self.mouths, (GALLERY, *MOUTH_SHAPE), device),
+        )
+        seen = Measures(*self._read(measures).tolist())
+        if not seen.score >= MIN_MESH_SCORE:
+            return None
+        if last is None:
+            seen = replace(seen, moved=0.0, unlike_last=0.0, light_step=0.0)
+        return TrackedFace(mesh[0], region, samples, looks, mouth, light, seen)
+
+    def _remember(self, found: TrackedFace) -> None:
+        """Keep the looks of the person who is followed."""
+        self._bound = True
+        if self._person is None:
+            self._person = torch.stack([found.looks] * GALLERY)
+            self._first, self._first_glance = found, self._scene.now
+        elif found.measures.unlike_person > NEW_LOOK and not self._others.near(self._place(found)):
+            # The first look stays; of the others the oldest goes.
+            self._person = torch.stack([self._person[0], *self._person[2:], found.looks])
 
 
-def _alpha(elapsed_s: Tensor, cutoff_hz: Tensor) -> Tensor:
-    return 1.0 / (1.0 + 1.0 / (2 * math.pi * cutoff_hz * elapsed_s))
+def _known(value: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.zeros(shape, device=device) if value is None else value
+
+
+def begun(found: TrackedFace) -> TrackedFace:
+    """A face that is begun with afresh."""
+    return replace(found, changed=True)
+
+
+def bounds(mesh: Tensor) -> Tensor:
+    """Box (4,) round a mesh (468, 2 or 3)."""
+    points = mesh[:, :2]
+    return torch.cat([points.amin(0), points.amax(0)])

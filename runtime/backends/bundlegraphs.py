@@ -12,11 +12,11 @@ from dithead.bundle.ports import usable_device
 from dithead.config import DitHeadConfig
 from dithead.controls import HABIT_SIZE
 from dithead.errors import ExportError
-from dithead.face.tracker import STATE_SIZE
+from dithead.face.cropsmoother import STATE_SIZE
 
 log = logging.getLogger(__name__)
 
-_STATES = {"face_tracker": ("state", STATE_SIZE), "face_shape": ("habit", HABIT_SIZE)}
+_STATES = {"crop_smoother": ("state", STATE_SIZE), "face_shape": ("habit", HABIT_SIZE)}
 """Inputs that a stream passes from frame to frame, and their lengths in this version."""
 
 

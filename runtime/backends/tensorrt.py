@@ -13,7 +13,7 @@ from dithead.bundle.libraries import Flavour
 from dithead.controls import FaceShape
 from dithead.diffusion import InitialNoise
 from dithead.errors import ConfigError
-from dithead.face.tracker import FaceTracker
+from dithead.face.cropsmoother import CropSmoother
 from dithead.graphs import Noise
 from dithead.runtime.backends.bundlegraphs import BundleGraphs
 
@@ -21,8 +21,8 @@ from dithead.runtime.backends.bundlegraphs import BundleGraphs
 class EngineGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's engines.
 
-    The graphs without an engine (face_tracker, face_shape, audio_window, noise) have no weights and
-    run in PyTorch on the same GPU. Everything is queued on PyTorch's current CUDA stream.
+    The graphs without an engine (crop_smoother, face_shape, audio_window, noise) have no weights
+    and run in PyTorch on the same GPU. Everything is queued on PyTorch's current CUDA stream.
 
     Args:
         bundle: folder written by dithead-export.
@@ -48,7 +48,7 @@ class EngineGraphs(BundleGraphs):
         self._engines = Engines(bundle, self.device, flavour)
         noise = InitialNoise(self.config.vqgan.latent_channels, self.config.latent_size)
         self._modules: dict[str, nn.Module] = {
-            "face_tracker": FaceTracker(self.config.face),
+            "crop_smoother": CropSmoother(self.config.face),
             "face_shape": FaceShape(),
             "audio_window": AudioWindow(self.config.audio),
             "noise": Noise(self.config.diffusion, noise),

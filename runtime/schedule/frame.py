@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from dithead.face.choice import Box
-from dithead.pipeline import Face, LeftAlone
+from dithead.generator import Face, LeftAlone
 from dithead.runtime.schedule.lanes import Event
 
 Pixels: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]

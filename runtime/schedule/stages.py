@@ -1,5 +1,5 @@
 """The stages between a source of frames and a sink: each runs one step of
-:class:`dithead.pipeline.FrameGenerator` on the fields of a :class:`Frame`.
+:class:`dithead.generator.FrameGenerator` on the fields of a :class:`Frame`.
 
 Nothing is computed here. A stage remembers what it needs from one frame to the next.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
+from dithead.generator import COVERED, FrameGenerator, in_rectangle
 from dithead.graphs import Graphs
 from dithead.patch import Patch, inside
-from dithead.pipeline import COVERED, FrameGenerator, in_rectangle
 from dithead.runtime.schedule.batch import Member
 from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.lanes import Lane

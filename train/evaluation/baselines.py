@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.patch import put_patch
-from dithead.pipeline import FrameGenerator, Options
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.clips import Clip
 

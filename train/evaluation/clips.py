@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dithead.errors import MediaError
-from dithead.face.locate import FaceLocator
+from dithead.face.cropsmoother import CropSmoother
 from dithead.face.tracker import FaceTracker
 from dithead.graphs import Graphs
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
@@ -150,7 +150,7 @@ def follow_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> tuple[np.nda
     Raises:
         MediaError: no frame shows a face.
     """
-    locate = FaceLocator(models.run)
+    locate = FaceTracker(models.run)
     faces = [locate(frame) for frame in frames]
     fitted = [None if face is None else face.mesh[:, :2].numpy() for face in faces]
     found = np.array([mesh is not None for mesh in fitted])
@@ -168,13 +168,13 @@ def track(clip: Clip, graphs: Graphs) -> tuple[list[Tensor], np.ndarray]:
         Crop transforms (2, 3), crop units to frame pixels, for each frame; outlines of the blend
         (T, P, 2) in frame pixels.
     """
-    state = FaceTracker.initial_state()
+    state = CropSmoother.initial_state()
     transforms, outlines = [], []
     before = clip.times_s[0]
     for mesh, time_s in zip(clip.meshes, clip.times_s, strict=True):
         elapsed = torch.tensor(time_s - before)
         points = torch.from_numpy(mesh).float()
-        transform, polygon, state = graphs.run("face_tracker", points, state, elapsed)
+        transform, polygon, state = graphs.run("crop_smoother", points, state, elapsed)
         outlines.append((polygon @ transform[:, :2].T + transform[:, 2]).numpy())
         transforms.append(transform)
         before = time_s

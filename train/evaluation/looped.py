@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dithead.graphs import Graphs
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.train.evaluation.clips import Clip
 from dithead.train.metrics import box_difference, box_scores

@@ -12,7 +12,8 @@ from torch import Tensor
 from dithead.config import FaceConfig
 from dithead.errors import MediaError
 from dithead.face.crop import crop_mask, mask_polygon
-from dithead.pipeline import FrameGenerator, Options
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.baselines import through_stage_1

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dithead.errors import MediaError
 from dithead.export.layers import ReducedGraphs
-from dithead.pipeline import Options, revoice
+from dithead.options import Options
+from dithead.pipeline import revoice
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation import theval
 from dithead.train.evaluation.baselines import ceiling_frames, frozen_frames

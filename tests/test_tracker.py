@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dithead.face.locate import FaceLocator
+from dithead.face.tracker import FaceTracker
+from dithead.generator import FrameGenerator
+from dithead.options import Options
 from dithead.patch import Patch
-from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 
@@ -23,7 +24,7 @@ WIDTH = 110.0
 
 def placed(picture: Tensor, models: TorchGraphs) -> Tensor:
     """A picture (H, W, 3), so scaled and moved that its face is in the place: (256, 256, 3)."""
-    found = FaceLocator(models.run)(picture)
+    found = FaceTracker(models.run)(picture)
     assert found is not None
     mesh = found.mesh
     low, high = mesh[:, :2].amin(0), mesh[:, :2].amax(0)
@@ -57,11 +58,11 @@ def man(drive: list[Tensor], random_models: TorchGraphs) -> Tensor:
     return placed(drive[10], random_models)
 
 
-def locator(models: TorchGraphs) -> FaceLocator:
-    return FaceLocator(models.run)
+def locator(models: TorchGraphs) -> FaceTracker:
+    return FaceTracker(models.run)
 
 
-def changes(locate: FaceLocator, frames: list[Tensor]) -> list[bool]:
+def changes(locate: FaceTracker, frames: list[Tensor]) -> list[bool]:
     """Whether each frame's face is begun with afresh; every frame has one."""
     found = [locate(frame) for frame in frames]
     assert None not in found
@@ -120,7 +121,7 @@ def test_a_cut_that_only_the_mesh_network_sees_loses_no_frame(
             return found[0], torch.zeros_like(found[1]), found[2]
         return found
 
-    locate = FaceLocator(run)
+    locate = FaceTracker(run)
     assert locate(woman) is not None
     blind = True
     found = locate(man)
