@@ -183,7 +183,8 @@ class Speech:
             at = self._out
             lost = [] if self._speaking is None else [self._speaking]
             lost += [piece for _, kind, piece in self._events if kind == "began"]
-            self._events = [(at, "interrupted", piece) for piece in lost]
+            told = [event for event in self._events if event[1] == "interrupted"]
+            self._events = told + [(at, "interrupted", piece) for piece in lost]
             self._piece = self._speaking = None
             heard = at * SPEECH_RATE_HZ // self.rate_hz
             self._given.cut(at)
@@ -292,12 +293,12 @@ class Speech:
                 end = min(end, self._given.end)
             end = max(end, self._out)
             samples = self._given.read(self._out, end)
-            happened = [
-                event
-                for event in self._events
-                if event[0] < end + (event[1] == "ended") or event[0] <= self._out
-            ]
-            self._events = self._events[len(happened) :]
+            happened = []  # in the order in which they were announced
+            while self._events and (
+                self._events[0][0] < end + (self._events[0][1] == "ended")
+                or self._events[0][0] <= self._out
+            ):
+                happened.append(self._events.pop(0))
             for _, kind, piece in happened:
                 self._speaking = piece if kind == "began" else None
             self._out = end
