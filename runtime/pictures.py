@@ -21,7 +21,7 @@ from dithead.runtime.checked import checked_picture
 from dithead.runtime.media.extend import extend_frames
 from dithead.runtime.media.inputs import as_input
 from dithead.runtime.media.sources import VideoSource
-from dithead.runtime.schedule.channel import Channel, Closed
+from dithead.runtime.schedule.channel import Channel, Closed, Stopped
 
 Layout = Literal["rgb", "bgr", "yuv420p"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -156,6 +156,7 @@ class OwnPictures:
         self._index = 0
         self._offset_s = self._end_s = Fraction(0)
         self._next: Footage | None = None
+        self._early: PushedPicture | None = None  # whose turn has not come yet
         self._changed = threading.Condition()
         self._turned_away = False
 
@@ -168,6 +169,14 @@ class OwnPictures:
         return self
 
     def __next__(self) -> PushedPicture:
+        picture = self._early or self._begin_next()
+        if self._clock is not None:
+            self._early = picture
+            self._wait_until(picture.arrived_s, self._clock)
+            self._early = None
+        return picture
+
+    def _begin_next(self) -> PushedPicture:
         with self._changed:
             footage, self._next = self._next, None
         if footage is not None:
@@ -175,21 +184,21 @@ class OwnPictures:
             self._frames, self._offset_s = footage(), self._end_s
         since_s, until_s, image = next(self._frames)
         time_s, self._end_s = self._offset_s + since_s, self._offset_s + until_s
-        arrived_s = self._wait_until(time_s)
+        due_s = 0.0
+        if self._clock is not None:
+            if self._began_s is None:
+                self._began_s = self._clock() - float(time_s)
+            due_s = self._began_s + float(time_s)
         self._index += 1
-        return PushedPicture(self._index - 1, time_s, image, arrived_s=arrived_s, end_s=self._end_s)
+        return PushedPicture(self._index - 1, time_s, image, arrived_s=due_s, end_s=self._end_s)
 
-    def _wait_until(self, time_s: Fraction) -> float:
-        """Wait for a frame's turn; when that is, on the clock."""
-        if self._clock is None:
-            return 0.0
-        if self._began_s is None:
-            self._began_s = self._clock() - float(time_s)
-        due_s = self._began_s + float(time_s)
+    def _wait_until(self, due_s: float, clock: Callable[[], float]) -> None:
+        """Wait for a frame's turn. Raises Stopped: the thread is turned away before it."""
         with self._changed:
-            while not self._turned_away and self._clock() < due_s:
-                self._changed.wait(due_s - self._clock())
-        return due_s
+            while clock() < due_s:
+                if self._turned_away:
+                    raise Stopped
+                self._changed.wait(due_s - clock())
 
     def shut(self) -> None:
         """Close what is shown. To be called when nobody takes pictures any more."""
