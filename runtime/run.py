@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from dithead.errors import StreamError
 from dithead.pipeline import FrameGenerator
 from dithead.runtime.schedule.batch import Batcher
 from dithead.runtime.schedule.devicelanes import make_lanes
@@ -157,6 +158,14 @@ class Run:
         Raises:
             StreamError: what a stage failed with.
         """
+        try:
+            self._rewind(cut)
+        except BaseException as error:  # or threads would wait for ever
+            ours = isinstance(error, Exception)
+            self._scheduler.fail(error if ours else StreamError("going back was interrupted"))
+            raise
+
+    def _rewind(self, cut: Callable[[], Sequence[Frame]]) -> None:
         first = self._undone_from
         assert first is not None, "the run was not made to be undone"
         for paused in self._pauses:

@@ -244,17 +244,18 @@ class Scheduler:
         except Stopped:
             pass
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             try:
                 for lane in lanes:
                     lane.drain()
             except Exception as error:
-                self._fail(error)
+                self.fail(error)
             if not self._threads or threading.current_thread() is self._threads[-1]:
                 self._done.set()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Stop everything, as if a stage had raised an error."""
         with self._lock:
             if self._error is None:
                 self._error = error
