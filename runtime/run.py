@@ -101,7 +101,7 @@ class Run:
                 self._member.leave()  # or the others would wait for it
             raise
 
-    def _schedule(self, carried: Sequence[Frame] = ()) -> Scheduler:
+    def _schedule(self, carried: Sequence[Frame] = (), taken_in: int = 0) -> Scheduler:
         return Scheduler(
             self._source,
             load_picture,
@@ -115,6 +115,7 @@ class Run:
             trace=self._trace,
             undone_from=self._undone_from,
             carried=carried,
+            taken_in=taken_in,
         )
 
     def _end(self) -> None:
@@ -183,5 +184,5 @@ class Run:
             paused.resume()
         if self._member is not None:
             self._member.come_back()
-        self._scheduler = self._schedule(again)
+        self._scheduler = self._schedule(again, self._scheduler.taken_in)
         self._scheduler.start()

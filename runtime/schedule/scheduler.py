@@ -88,11 +88,13 @@ class Scheduler:
         waits: what else threads may be waiting for, stopped with the rest.
         ended: called when all frames are through.
         undone_from: the first of the stages whose work can be undone (:meth:`halt`).
-        carried: frames that an earlier scheduler of the same stages had on their way.
+        carried: frames that an earlier scheduler of the same stages had on their way. taken_in: how
+            many that one took from the source.
         trace: where every stage's work is noted.
 
     Attributes:
         busy_s: seconds that each stage has worked, by its name.
+        taken_in: frames that were taken from the source.
 
     Raises:
         ConfigError: fewer frames in flight than stages may hold back.
@@ -113,6 +115,7 @@ class Scheduler:
         trace: Trace | None = None,
         undone_from: int | None = None,
         carried: Sequence[Frame] = (),
+        taken_in: int = 0,
     ) -> None:
         least = 1 + sum(stage.holds for stage in stages)
         if in_flight < least:
@@ -126,6 +129,7 @@ class Scheduler:
         self._trace = trace
         self._waits = waits
         self._ended = ended
+        self.taken_in = taken_in
         self._undone_from = undone_from
         # Kept until the threads are gone: work that is still queued may use their tensors.
         self._flying: list[Frame] = []
@@ -314,7 +318,7 @@ class Scheduler:
         """The source's frames."""
         lane, name = self._lanes[0], self._source_name
         try:
-            for index in count():
+            for index in count(self.taken_in):
                 room = self._room.get()
                 try:
                     with lane.active(), self._at(name, index):
@@ -326,6 +330,7 @@ class Scheduler:
                     return
                 frame.written = lane.record()
                 frame.room = room
+                self.taken_in = index + 1
                 with self._lock:
                     self._flying.append(frame)
                 yield frame
