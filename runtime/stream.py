@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -246,7 +245,8 @@ class _StreamRun:
         self._giving = threading.Lock()
         self._edition = 0  # one more each time that frames are made anew
         self._taken: dict[int, Frame] = {}  # finished, and not pulled yet
-        self._ready: deque[OutputFrame] = deque()  # for whoever pulls next
+        self._half: Frame | None = None  # of which the picture between has been pulled
+        self._between = -1  # number of the frame before which one was pulled
         self._shown_s: Fraction | None = None  # time of the frame that was pulled last
         self._pushed = 0
         self._last_s: Fraction | None = None
@@ -290,8 +290,7 @@ class _StreamRun:
 
         def cut() -> list[Frame]:
             taken = list(self._taken.values())
-            self._taken.clear()
-            self._edition += 1
+            self._forget_taken()
             self._outbox.empty()
             lost.extend(self._speech.cut())
             return taken
@@ -339,8 +338,8 @@ class _StreamRun:
         end_s = None if left_s is None else time.monotonic() + left_s
         while True:
             with self._giving:
-                if self._ready:
-                    return self._ready.popleft()
+                if self._half is not None:
+                    return self._give(self._half)
             try:
                 edition, frame = self._outbox.get(
                     None if end_s is None else max(0.0, end_s - time.monotonic())
@@ -353,11 +352,22 @@ class _StreamRun:
                 self._raise_stopped()
             with self._giving:
                 if edition == self._edition:  # else it is made anew
-                    del self._taken[frame.index]
-                    self._give(frame)
+                    return self._give_between(frame) or self._give(frame)
 
-    def _give(self, frame: Frame) -> None:
-        """Make a finished frame ready for whoever pulls."""
+    def _give_between(self, frame: Frame) -> OutputFrame | None:
+        """The picture between the last frame and this one; None where there is none to give."""
+        made, why = frame.result, frame.left_alone
+        if frame.middle is None or self._shown_s is None or self._between == made.index:
+            return None
+        self._half, self._between = frame, made.index
+        image = from_rgb(frame.middle.numpy().copy(), self._settings.layout)
+        at_s = (self._shown_s + made.time_s) / 2
+        return OutputFrame(made.index, at_s, image, why is None, why, between=True)
+
+    def _give(self, frame: Frame) -> OutputFrame:
+        """A finished frame with its sound."""
+        del self._taken[frame.index]
+        self._half = None
         made, why, layout = frame.result, frame.left_alone, self._settings.layout
         assert isinstance(made, PushedPicture)
         last_s, self._shown_s = self._shown_s, made.time_s
@@ -365,23 +375,26 @@ class _StreamRun:
         if last_s is None:
             self._speech.begin_at(made.time_s)
             end_s = end_s or made.time_s + 1 / self._settings.rate
-        elif frame.middle is not None:
-            at_s, image = (last_s + made.time_s) / 2, from_rgb(frame.middle.numpy().copy(), layout)
-            self._ready.append(OutputFrame(made.index, at_s, image, why is None, why, between=True))
         samples, events = self._speech.give(end_s or 2 * made.time_s - (last_s or 0))
-        self._ready.append(
-            OutputFrame(
-                made.index,
-                made.time_s,
-                from_rgb(made.image, layout),
-                why is None,
-                why,
-                samples=samples,
-                sample_rate_hz=self._speech.rate_hz,
-                events=events,
-            )
-        )
+        image = from_rgb(made.image, layout)
+        if self._own is not None and image is frame.source.rgb():
+            image = image.copy()  # it is shown again
         frame.forget()
+        return OutputFrame(
+            made.index,
+            made.time_s,
+            image,
+            why is None,
+            why,
+            samples=samples,
+            sample_rate_hz=self._speech.rate_hz,
+            events=events,
+        )
+
+    def _forget_taken(self) -> None:
+        self._taken.clear()
+        self._half = None
+        self._edition += 1
 
     def finish_audio(self) -> None:
         try:
