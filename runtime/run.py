@@ -143,7 +143,9 @@ class Run:
 
     def stop(self) -> None:
         """Stop wherever the frames are, and free what they hold."""
-        self._scheduler.stop()
+        if self._scheduler.stop():
+            self._stages.clear()
+            self._lanes.clear()
         if self._member is not None:
             self._member.leave()
 

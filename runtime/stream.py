@@ -410,6 +410,8 @@ class _StreamRun:
     def stop(self, why: str = "the stream is closed") -> None:
         self._stopped = self._stopped or why
         self._run.stop()
+        with self._giving:
+            self._forget_taken()
         if self._own is not None:
             self._own.shut()
 

@@ -196,18 +196,24 @@ class Scheduler:
         """Whether a stage has failed."""
         return self._error is not None
 
-    def stop(self) -> None:
-        """Stop wherever the frames are, and wait until the threads are gone. Frees the buffers."""
+    def stop(self) -> bool:
+        """Stop wherever the frames are, and wait until the threads are gone. Frees the buffers.
+
+        Returns:
+            Whether the threads are gone: one may still be at work.
+        """
         self._stop_channels()
         end = time.monotonic() + STOP_S
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
-        if not any(thread.is_alive() for thread in self._threads):
+        gone = not any(thread.is_alive() for thread in self._threads)
+        if gone:
             # Not when the collector of cycles comes by, which knows nothing of a GPU's memory.
             for held in (self._flying, self._stages, self._lanes):
                 held.clear()
             self._ended = None
+        return gone
 
     def halt(self) -> list[Frame]:
         """Stop the threads, each when it has done what it is at, and leave stages and lanes to
