@@ -249,6 +249,7 @@ class _StreamRun:
         self._between = -1  # number of the frame before which one was pulled
         self._shown_s: Fraction | None = None  # time of the frame that was pulled last
         self._pushed = 0
+        self._first_s: Fraction | None = None
         self._last_s: Fraction | None = None
         self._stopped = ""
         self._run = Run(
@@ -292,7 +293,7 @@ class _StreamRun:
             taken = list(self._taken.values())
             self._forget_taken()
             self._outbox.empty()
-            lost.extend(self._speech.cut())
+            lost.extend(self._speech.cut(self._first_s if self._shown_s is None else None))
             return taken
 
         with self._giving:
@@ -318,6 +319,8 @@ class _StreamRun:
         box = None if face_box is None else checked_box(face_box)
         rgb = to_rgb(image, self._settings.layout)
         picture = PushedPicture(self._pushed, at, rgb, box, time.monotonic())
+        if self._pushed == 0:
+            self._first_s = at
         try:
             taken = self._pushes.inbox.put(picture, checked_wait(timeout_s))
         except Stopped:
