@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import av
 import numpy as np
 
-from dithead.errors import ConfigError, DitheadError, StreamError
+from dithead.errors import ConfigError, DitheadError, MediaError, StreamError
 from dithead.face.choice import Box
 from dithead.runtime.checked import checked_picture
 from dithead.runtime.media.extend import extend_frames
@@ -233,16 +233,19 @@ def still(image: np.ndarray, rate: Fraction) -> Footage:
     return frames
 
 
-def clip(path: str | os.PathLike[str]) -> Footage:
+def clip(path: str | os.PathLike[str], layout: Layout) -> Footage:
     """A video file, forwards and backwards by turns, at its own rate.
 
     Raises:
-        MediaError: it cannot be read; when the footage begins.
+        MediaError: it cannot be read, or is of a size that the layout does not have; when the
+            footage begins.
     """
 
     def frames() -> Iterator[Shown]:
         with VideoSource(as_input(path)) as source:
             for frame in extend_frames(source, "pingpong"):
+                if not _fits(frame.width, frame.height, layout):
+                    raise MediaError(f"{path}: {_misfit(frame.width, frame.height)}")
                 yield frame.time_s, frame.end_s, frame.rgb()
 
     return frames
@@ -252,12 +255,24 @@ def chosen_footage(
     portrait: np.ndarray | None,
     loop: str | os.PathLike[str] | None,
     rate: Fraction,
+    layout: Layout,
     raises: type[DitheadError],
 ) -> Footage | None:
     """A portrait or a clip, of which one may be given; None for neither. Raises what is asked for
-    where both are."""
+    where both are, or the layout does not have the portrait's size."""
     if portrait is not None and loop is not None:
         raise raises("a stream shows a portrait or a loop, not both")
     if portrait is not None:
-        return still(checked_picture(portrait), rate)
-    return None if loop is None else clip(loop)
+        image = checked_picture(portrait).copy()
+        if not _fits(image.shape[1], image.shape[0], layout):
+            raise raises(f"a portrait: {_misfit(image.shape[1], image.shape[0])}")
+        return still(image, rate)
+    return None if loop is None else clip(loop, layout)
+
+
+def _fits(width: int, height: int, layout: Layout) -> bool:
+    return layout != "yuv420p" or not (width % 2 or height % 2)
+
+
+def _misfit(width: int, height: int) -> str:
+    return f"{width}x{height} pixels cannot be given as yuv420p, whose width and height are even"

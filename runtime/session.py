@@ -25,7 +25,7 @@ from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.pipeline import FrameGenerator, Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
-from dithead.runtime.checked import checked_device, checked_number
+from dithead.runtime.checked import checked_device, checked_number, checked_rate
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.runtime.pictures import Layout, checked_layout, chosen_footage
@@ -147,10 +147,12 @@ class Session:
                 rest. ``pass``: likewise, with frames handed through as they are. Speech may begin
                 again at any time.
             patience_s: with ``rest`` and ``pass``, how long a frame waits for sound before the next
-                moment is silent; None takes what the model has to hear ahead, and 0.1 s more.
+                moment is silent; None takes what the model has to hear ahead, and 0.1 s more. A
+                portrait or loop without ``realtime`` does not wait.
             realtime: with ``rest`` and ``pass``, whether a portrait or loop goes at the clock's
                 pace; else as fast as frames are pulled.
-            sample_rate_hz: of pushed sound; None leaves it to the first push, or to 16 kHz.
+            sample_rate_hz: of pushed sound; None leaves it to the first push, and takes 16 kHz with
+                ``rest`` and ``pass``, where sound goes out before the first push.
             trace: where every stage's work is noted. lanes: what orders the stages' work; None
                 takes the device's own.
 
@@ -174,18 +176,23 @@ class Session:
             patience = float(checked_number(patience_s, "patience_s in seconds", ConfigError))
             if patience < 0:
                 raise ConfigError(f"patience_s must be at least 0, not {patience_s}")
+        if sample_rate_hz is not None:
+            sample_rate_hz = checked_rate(sample_rate_hz, ConfigError)
+        elif idle != "wait":
+            sample_rate_hz = SPEECH_RATE_HZ
+        layout = checked_layout(layout)
         settings = StreamSettings(
             interpolate=interpolate,
             in_flight=in_flight,
             waiting=waiting,
             batch=batch,
             rate=rate,
-            layout=checked_layout(layout),
+            layout=layout,
             idle=idle,
             patience_s=None if idle == "wait" else patience,
             realtime=realtime and idle != "wait",
-            sample_rate_hz=sample_rate_hz if idle == "wait" else sample_rate_hz or SPEECH_RATE_HZ,
-            footage=chosen_footage(portrait, loop, rate, ConfigError),
+            sample_rate_hz=sample_rate_hz,
+            footage=chosen_footage(portrait, loop, rate, layout, ConfigError),
             trace=trace,
             lanes=lanes,
             batcher=self._batcher,

@@ -103,6 +103,7 @@ class Speech:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate_hz = None if rate_hz is None else checked_rate(rate_hz)
+        self._rate_fixed = rate_hz is not None
         self._patience_s = patience_s
         self._memory = memory
         self._clock = clock
@@ -144,7 +145,11 @@ class Speech:
             if self._rate_hz not in (None, rate_hz):
                 raise StreamError(
                     f"sound at {rate_hz} Hz after sound at {self._rate_hz} Hz",
-                    hint="resample it, or call reset()",
+                    hint=(
+                        f"resample it, or open the stream with sample_rate_hz={rate_hz}"
+                        if self._rate_fixed
+                        else "resample it, or call reset()"
+                    ),
                 )
             if self._rate_hz is None:
                 self._rate_hz = rate_hz

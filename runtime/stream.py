@@ -175,7 +175,9 @@ class Stream:
         Raises:
             StreamError: this stream takes pushed frames, or neither or both are given.
         """
-        footage = chosen_footage(portrait, loop, self._settings.rate, StreamError)
+        footage = chosen_footage(
+            portrait, loop, self._settings.rate, self._settings.layout, StreamError
+        )
         if footage is None:
             raise StreamError("set_source needs portrait= or loop=")
         self._run.set_source(footage)
