@@ -336,6 +336,9 @@ class _StreamRun:
             raise StreamError(
                 "this stream takes pushed frames", hint="open one with portrait= or loop="
             )
+        self._run.raise_error()
+        if self._stopped:
+            self._raise_stopped()
         self._own.change(footage)
 
     def pull(self, timeout_s: float | None) -> OutputFrame | None:
