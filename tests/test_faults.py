@@ -23,7 +23,7 @@ from streams import threads_of_streams
 
 from dithead.errors import DitheadError, MediaError, StreamError
 from dithead.pipeline import Options
-from dithead.runtime import pipeline
+from dithead.runtime import run
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.pipeline import stream_file
 from dithead.runtime.schedule import stages
@@ -31,7 +31,7 @@ from dithead.torchgraphs import TorchGraphs
 
 FRAMES = 12
 STAGES: dict[str, tuple[Any, str]] = {
-    "decode video": (pipeline, "load_picture"),
+    "decode video": (run, "load_picture"),
     "track": (stages.TrackFace, "run"),
     "encode face": (stages.EncodeFace, "run"),
     "audio": (stages.AlignAudio, "run"),
