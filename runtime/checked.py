@@ -85,10 +85,10 @@ def checked_wait(timeout_s: object) -> float | None:
     return min(float(checked_number(timeout_s, "a timeout in seconds or None")), TIMEOUT_MAX)
 
 
-def checked_rate(sample_rate_hz: object) -> int:
-    """A sample rate in Hz. Raises StreamError: not a whole number above 0."""
+def checked_rate(sample_rate_hz: object, raises: type[DitheadError] = StreamError) -> int:
+    """A sample rate in Hz. Raises the given error type: not a whole number above 0."""
     expected = "a sample rate in Hz, a whole number above 0"
-    rate_hz = checked_number(sample_rate_hz, expected)
+    rate_hz = checked_number(sample_rate_hz, expected, raises)
     if rate_hz < 1 or rate_hz.denominator != 1:
-        raise StreamError(f"expected {expected}, found {sample_rate_hz!r}")
+        raise raises(f"expected {expected}, found {sample_rate_hz!r}")
     return int(rate_hz)

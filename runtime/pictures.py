@@ -14,13 +14,13 @@ from typing import Literal, get_args
 import av
 import numpy as np
 
-from dithead.errors import ConfigError, DitheadError, StreamError
+from dithead.errors import ConfigError, DitheadError, MediaError, StreamError
 from dithead.face.choice import Box
 from dithead.runtime.checked import checked_picture
 from dithead.runtime.media.extend import extend_frames
 from dithead.runtime.media.inputs import as_input
 from dithead.runtime.media.sources import VideoSource
-from dithead.runtime.schedule.channel import Channel, Closed
+from dithead.runtime.schedule.channel import Channel, Closed, Stopped
 
 Layout = Literal["rgb", "bgr", "yuv420p"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -155,6 +155,7 @@ class OwnPictures:
         self._index = 0
         self._offset_s = self._end_s = Fraction(0)
         self._next: Footage | None = None
+        self._early: PushedPicture | None = None  # whose turn has not come yet
         self._changed = threading.Condition()
         self._turned_away = False
 
@@ -167,6 +168,14 @@ class OwnPictures:
         return self
 
     def __next__(self) -> PushedPicture:
+        picture = self._early or self._begin_next()
+        if self._clock is not None:
+            self._early = picture
+            self._wait_until(picture.arrived_s, self._clock)
+            self._early = None
+        return picture
+
+    def _begin_next(self) -> PushedPicture:
         with self._changed:
             footage, self._next = self._next, None
         if footage is not None:
@@ -174,21 +183,21 @@ class OwnPictures:
             self._frames, self._offset_s = footage(), self._end_s
         since_s, until_s, image = next(self._frames)
         time_s, self._end_s = self._offset_s + since_s, self._offset_s + until_s
-        arrived_s = self._wait_until(time_s)
+        due_s = 0.0
+        if self._clock is not None:
+            if self._began_s is None:
+                self._began_s = self._clock() - float(time_s)
+            due_s = self._began_s + float(time_s)
         self._index += 1
-        return PushedPicture(self._index - 1, time_s, image, arrived_s=arrived_s, end_s=self._end_s)
+        return PushedPicture(self._index - 1, time_s, image, arrived_s=due_s, end_s=self._end_s)
 
-    def _wait_until(self, time_s: Fraction) -> float:
-        """Wait for a frame's turn; returns when that is, on the clock."""
-        if self._clock is None:
-            return 0.0
-        if self._began_s is None:
-            self._began_s = self._clock() - float(time_s)
-        due_s = self._began_s + float(time_s)
+    def _wait_until(self, due_s: float, clock: Callable[[], float]) -> None:
+        """Wait for a frame's turn. Raises Stopped: the thread is turned away before it."""
         with self._changed:
-            while not self._turned_away and self._clock() < due_s:
-                self._changed.wait(due_s - self._clock())
-        return due_s
+            while clock() < due_s:
+                if self._turned_away:
+                    raise Stopped
+                self._changed.wait(due_s - clock())
 
     def shut(self) -> None:
         """Close what is shown. Call it when nobody takes pictures any more."""
@@ -223,16 +232,19 @@ def still(image: np.ndarray, rate: Fraction) -> Footage:
     return frames
 
 
-def clip(path: str | os.PathLike[str]) -> Footage:
+def clip(path: str | os.PathLike[str], layout: Layout) -> Footage:
     """A video file, forwards and backwards in turn, at its own rate.
 
     Raises:
-        MediaError: it cannot be read; raised when the footage begins.
+        MediaError: it cannot be read, or the layout does not allow its size; raised when the
+            footage begins.
     """
 
     def frames() -> Iterator[Shown]:
         with VideoSource(as_input(path)) as source:
             for frame in extend_frames(source, "pingpong"):
+                if not _fits(frame.width, frame.height, layout):
+                    raise MediaError(f"{path}: {_misfit(frame.width, frame.height)}")
                 yield frame.time_s, frame.end_s, frame.rgb()
 
     return frames
@@ -242,12 +254,24 @@ def chosen_footage(
     portrait: np.ndarray | None,
     loop: str | os.PathLike[str] | None,
     rate: Fraction,
+    layout: Layout,
     raises: type[DitheadError],
 ) -> Footage | None:
     """A portrait or a clip; at most one may be given, None for neither. Raises the given error type
-    if both are."""
+    if both are, or if the layout does not allow the portrait's size."""
     if portrait is not None and loop is not None:
         raise raises("a stream shows a portrait or a loop, not both")
     if portrait is not None:
-        return still(checked_picture(portrait), rate)
-    return None if loop is None else clip(loop)
+        image = checked_picture(portrait).copy()
+        if not _fits(image.shape[1], image.shape[0], layout):
+            raise raises(f"a portrait: {_misfit(image.shape[1], image.shape[0])}")
+        return still(image, rate)
+    return None if loop is None else clip(loop, layout)
+
+
+def _fits(width: int, height: int, layout: Layout) -> bool:
+    return layout != "yuv420p" or not (width % 2 or height % 2)
+
+
+def _misfit(width: int, height: int) -> str:
+    return f"{width}x{height} pixels cannot be given as yuv420p, whose width and height are even"

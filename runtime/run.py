@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from dithead.errors import StreamError
 from dithead.generator import FrameGenerator
 from dithead.runtime.schedule.batch import Batcher
 from dithead.runtime.schedule.devicelanes import make_lanes
@@ -102,7 +103,7 @@ class Run:
                 self._member.leave()  # otherwise the others would wait for it
             raise
 
-    def _schedule(self, carried: Sequence[Frame] = ()) -> Scheduler:
+    def _schedule(self, carried: Sequence[Frame] = (), taken_in: int = 0) -> Scheduler:
         return Scheduler(
             self._source,
             load_picture,
@@ -116,6 +117,7 @@ class Run:
             trace=self._trace,
             undone_from=self._undone_from,
             carried=carried,
+            taken_in=taken_in,
         )
 
     def _end(self) -> None:
@@ -143,7 +145,9 @@ class Run:
 
     def stop(self) -> None:
         """Stop wherever the frames are, and free what they hold."""
-        self._scheduler.stop()
+        if self._scheduler.stop():
+            self._stages.clear()
+            self._lanes.clear()
         if self._member is not None:
             self._member.leave()
 
@@ -159,6 +163,14 @@ class Run:
         Raises:
             StreamError: the error of a failed stage.
         """
+        try:
+            self._rewind(cut)
+        except BaseException as error:  # or threads would wait for ever
+            ours = isinstance(error, Exception)
+            self._scheduler.fail(error if ours else StreamError("going back was interrupted"))
+            raise
+
+    def _rewind(self, cut: Callable[[], Sequence[Frame]]) -> None:
         first = self._undone_from
         assert first is not None, "the run was not made to be undone"
         for paused in self._pauses:
@@ -176,5 +188,5 @@ class Run:
             paused.resume()
         if self._member is not None:
             self._member.come_back()
-        self._scheduler = self._schedule(again)
+        self._scheduler = self._schedule(again, self._scheduler.taken_in)
         self._scheduler.start()

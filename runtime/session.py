@@ -26,7 +26,7 @@ from dithead.errors import ConfigError
 from dithead.generator import FrameGenerator
 from dithead.options import Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
-from dithead.runtime.checked import checked_device, checked_number
+from dithead.runtime.checked import checked_device, checked_number, checked_rate
 from dithead.runtime.defaults import IN_FLIGHT, WAITING
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.runtime.pictures import Layout, checked_layout, chosen_footage
@@ -149,10 +149,12 @@ class Session:
                 rest. ``pass``: the same, but frames pass through unchanged. Speech may begin again
                 at any time.
             patience_s: with ``rest`` and ``pass``, how long a frame waits for sound before the next
-                moment counts as silent; None takes what the model must hear ahead plus 0.1 s.
+                moment counts as silent; None takes what the model must hear ahead plus 0.1 s. A
+                portrait or loop without ``realtime`` does not wait.
             realtime: with ``rest`` and ``pass``, whether a portrait or loop runs at the pace of the
                 clock; otherwise it runs as fast as frames are pulled.
-            sample_rate_hz: rate of pushed sound; None takes that of the first push, or 16 kHz.
+            sample_rate_hz: rate of pushed sound; None takes that of the first push, or 16 kHz with
+                ``rest`` and ``pass``, where sound goes out before the first push.
             trace: where every stage's work is recorded. lanes: what orders the stages' work; None
                 takes the device's own.
 
@@ -176,18 +178,23 @@ class Session:
             patience = float(checked_number(patience_s, "patience_s in seconds", ConfigError))
             if patience < 0:
                 raise ConfigError(f"patience_s must be at least 0, not {patience_s}")
+        if sample_rate_hz is not None:
+            sample_rate_hz = checked_rate(sample_rate_hz, ConfigError)
+        elif idle != "wait":
+            sample_rate_hz = SPEECH_RATE_HZ
+        layout = checked_layout(layout)
         settings = StreamSettings(
             interpolate=interpolate,
             in_flight=in_flight,
             waiting=waiting,
             batch=batch,
             rate=rate,
-            layout=checked_layout(layout),
+            layout=layout,
             idle=idle,
             patience_s=None if idle == "wait" else patience,
             realtime=realtime and idle != "wait",
-            sample_rate_hz=sample_rate_hz if idle == "wait" else sample_rate_hz or SPEECH_RATE_HZ,
-            footage=chosen_footage(portrait, loop, rate, ConfigError),
+            sample_rate_hz=sample_rate_hz,
+            footage=chosen_footage(portrait, loop, rate, layout, ConfigError),
             trace=trace,
             lanes=lanes,
             batcher=self._batcher,

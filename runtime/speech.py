@@ -103,6 +103,7 @@ class Speech:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate_hz = None if rate_hz is None else checked_rate(rate_hz)
+        self._rate_fixed = rate_hz is not None
         self._patience_s = patience_s
         self._memory = memory
         self._clock = clock
@@ -115,6 +116,7 @@ class Speech:
         self._piece: str | None = None  # the latest piece that was announced and has not ended
         self._speaking: str | None = None  # the piece that is going out
         self._spoken: deque[tuple[int, int]] = deque()  # where speech is, in pushed samples
+        self._starts_s = Fraction(0)  # where sound of a rate that is not known yet will begin
         self._finished = False
         self._paused = False
         self._stopped = False
@@ -143,11 +145,15 @@ class Speech:
             if self._rate_hz not in (None, rate_hz):
                 raise StreamError(
                     f"sound at {rate_hz} Hz after sound at {self._rate_hz} Hz",
-                    hint="resample it, or call reset()",
+                    hint=(
+                        f"resample it, or open the stream with sample_rate_hz={rate_hz}"
+                        if self._rate_fixed
+                        else "resample it, or call reset()"
+                    ),
                 )
             if self._rate_hz is None:
                 self._rate_hz = rate_hz
-                self._resampler = self._new_resampler()
+                self._begin_anew(round(self._starts_s * rate_hz))
             self._note_spoken(self._given.end, self._given.end + array.size)
             self._add(array.copy())
 
@@ -173,27 +179,33 @@ class Speech:
                 self._events.append((self._given.end, "began", piece))
                 self._piece = piece
 
-    def cut(self) -> list[str]:
+    def cut(self, first_s: Fraction | None = None) -> list[str]:
         """Drop the sound that has not gone out with a frame.
+
+        Args:
+            first_s: when the first frame is due, where none has gone out and that is known.
 
         Returns:
             The pieces that lost sound, or that had not ended.
         """
         with self._changed:
+            kept = self._out
+            if first_s is not None and self._rate_hz is None:
+                self._starts_s = max(first_s, Fraction(0))
+            elif first_s is not None:
+                self.begin_at(first_s)
             at = self._out
             lost = [] if self._speaking is None else [self._speaking]
             lost += [piece for _, kind, piece in self._events if kind == "began"]
-            self._events = [(at, "interrupted", piece) for piece in lost]
+            told = [event for event in self._events if event[1] == "interrupted"]
+            self._events = told + [(at, "interrupted", piece) for piece in lost]
             self._piece = self._speaking = None
-            heard = at * SPEECH_RATE_HZ // self.rate_hz
-            self._given.cut(at)
-            self._spoken = deque((a, min(b, at)) for a, b in self._spoken if a < at)
-            self._heard.cut(heard)
-            self._read = min(self._read, heard)
-            if not self._finished:  # the next sound begins there
-                self._given.add(np.zeros(at - self._given.end, np.float32))
-                self._heard.add(np.zeros(heard - self._heard.end, np.float32))
-                self._resampler = self._new_resampler()
+            self._given.cut(kept)
+            self._spoken = deque((a, min(b, kept)) for a, b in self._spoken if a < kept)
+            self._heard.cut(kept * SPEECH_RATE_HZ // self.rate_hz)
+            self._read = min(self._read, kept * SPEECH_RATE_HZ // self.rate_hz)
+            if not self._finished:
+                self._begin_anew(at)
             return lost
 
     def _check_open(self) -> None:
@@ -227,6 +239,19 @@ class Speech:
             frame.sample_rate = self.rate_hz
             self._resample(frame)
         self._changed.notify_all()
+
+    def _begin_anew(self, at: int) -> None:
+        """What comes next begins at a sample, with silence before it."""
+        start, heard = self._given.end, at * SPEECH_RATE_HZ // self.rate_hz
+        self._given.add(np.zeros(max(0, at - start), np.float32))
+        self._heard.add(np.zeros(max(0, heard - self._heard.end), np.float32))
+        self._resampler = self._new_resampler()
+        self._put_off(start)
+
+    def _put_off(self, start: int) -> None:
+        """Let a piece that was to begin at a sample, where silence came, begin after that."""
+        if self._events and self._events[-1][:2] == (start, "began"):
+            self._events[-1] = (self._given.end, *self._events[-1][1:])
 
     def _resample(self, frame: av.AudioFrame | None) -> None:
         assert self._resampler is not None
@@ -270,7 +295,9 @@ class Speech:
                     arrived_s = picture.arrived_s if isinstance(picture, PushedPicture) else 0.0
                     wait_s = arrived_s + self._patience_s - self._clock()
                     if wait_s <= 0:
+                        start = self._given.end
                         self._add(np.zeros(round(_SILENCE_S * self.rate_hz), np.float32))
+                        self._put_off(start)
                         continue
                 self._changed.wait(wait_s)
             end = min(self._heard.end, self._read + _PIECE_SAMPLES)
@@ -292,12 +319,12 @@ class Speech:
                 end = min(end, self._given.end)
             end = max(end, self._out)
             samples = self._given.read(self._out, end)
-            happened = [
-                event
-                for event in self._events
-                if event[0] < end + (event[1] == "ended") or event[0] <= self._out
-            ]
-            self._events = self._events[len(happened) :]
+            happened = []  # in the order in which they were announced
+            while self._events and (
+                self._events[0][0] < end + (self._events[0][1] == "ended")
+                or self._events[0][0] <= self._out
+            ):
+                happened.append(self._events.pop(0))
             for _, kind, piece in happened:
                 self._speaking = piece if kind == "began" else None
             self._out = end

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -177,7 +176,9 @@ class Stream:
         Raises:
             StreamError: this stream takes pushed frames, or neither or both were given.
         """
-        footage = chosen_footage(portrait, loop, self._settings.rate, StreamError)
+        footage = chosen_footage(
+            portrait, loop, self._settings.rate, self._settings.layout, StreamError
+        )
         if footage is None:
             raise StreamError("set_source needs portrait= or loop=")
         self._run.set_source(footage)
@@ -247,9 +248,11 @@ class _StreamRun:
         self._giving = threading.Lock()
         self._edition = 0  # increases each time that frames are made again
         self._taken: dict[int, Frame] = {}  # finished, but not pulled yet
-        self._ready: deque[OutputFrame] = deque()  # for the next pull
+        self._half: Frame | None = None  # the picture before it has been pulled
+        self._between = -1  # number of the frame before which a picture was pulled
         self._shown_s: Fraction | None = None  # time of the frame that was pulled last
         self._pushed = 0
+        self._first_s: Fraction | None = None
         self._last_s: Fraction | None = None
         self._stopped = ""
         self._run = Run(
@@ -291,10 +294,9 @@ class _StreamRun:
 
         def cut() -> list[Frame]:
             taken = list(self._taken.values())
-            self._taken.clear()
-            self._edition += 1
+            self._forget_taken()
             self._outbox.empty()
-            lost.extend(self._speech.cut())
+            lost.extend(self._speech.cut(self._first_s if self._shown_s is None else None))
             return taken
 
         with self._giving:
@@ -320,6 +322,8 @@ class _StreamRun:
         box = None if face_box is None else checked_box(face_box)
         rgb = to_rgb(image, self._settings.layout)
         picture = PushedPicture(self._pushed, at, rgb, box, time.monotonic())
+        if self._pushed == 0:
+            self._first_s = at
         try:
             taken = self._pushes.inbox.put(picture, checked_wait(timeout_s))
         except Stopped:
@@ -333,6 +337,9 @@ class _StreamRun:
             raise StreamError(
                 "this stream takes pushed frames", hint="open one with portrait= or loop="
             )
+        self._run.raise_error()
+        if self._stopped:
+            self._raise_stopped()
         self._own.change(footage)
 
     def pull(self, timeout_s: float | None) -> OutputFrame | None:
@@ -340,8 +347,8 @@ class _StreamRun:
         end_s = None if left_s is None else time.monotonic() + left_s
         while True:
             with self._giving:
-                if self._ready:
-                    return self._ready.popleft()
+                if self._half is not None:
+                    return self._give(self._half)
             try:
                 edition, frame = self._outbox.get(
                     None if end_s is None else max(0.0, end_s - time.monotonic())
@@ -353,12 +360,23 @@ class _StreamRun:
             except Stopped:
                 self._raise_stopped()
             with self._giving:
-                if edition == self._edition:  # otherwise it is made again
-                    del self._taken[frame.index]
-                    self._give(frame)
+                if edition == self._edition:  # else it is made anew
+                    return self._give_between(frame) or self._give(frame)
 
-    def _give(self, frame: Frame) -> None:
-        """Make a finished frame ready for the next pull."""
+    def _give_between(self, frame: Frame) -> OutputFrame | None:
+        """The picture between the last frame and this one; None where there is none to give."""
+        made, why = frame.result, frame.left_alone
+        if frame.middle is None or self._shown_s is None or self._between == made.index:
+            return None
+        self._half, self._between = frame, made.index
+        image = from_rgb(frame.middle.numpy().copy(), self._settings.layout)
+        at_s = (self._shown_s + made.time_s) / 2
+        return OutputFrame(made.index, at_s, image, why is None, why, between=True)
+
+    def _give(self, frame: Frame) -> OutputFrame:
+        """A finished frame with its sound."""
+        del self._taken[frame.index]
+        self._half = None
         made, why, layout = frame.result, frame.left_alone, self._settings.layout
         assert isinstance(made, PushedPicture)
         last_s, self._shown_s = self._shown_s, made.time_s
@@ -366,23 +384,26 @@ class _StreamRun:
         if last_s is None:
             self._speech.begin_at(made.time_s)
             end_s = end_s or made.time_s + 1 / self._settings.rate
-        elif frame.middle is not None:
-            at_s, image = (last_s + made.time_s) / 2, from_rgb(frame.middle.numpy().copy(), layout)
-            self._ready.append(OutputFrame(made.index, at_s, image, why is None, why, between=True))
         samples, events = self._speech.give(end_s or 2 * made.time_s - (last_s or 0))
-        self._ready.append(
-            OutputFrame(
-                made.index,
-                made.time_s,
-                from_rgb(made.image, layout),
-                why is None,
-                why,
-                samples=samples,
-                sample_rate_hz=self._speech.rate_hz,
-                events=events,
-            )
-        )
+        image = from_rgb(made.image, layout)
+        if self._own is not None and image is frame.source.rgb():
+            image = image.copy()  # it is shown again
         frame.forget()
+        return OutputFrame(
+            made.index,
+            made.time_s,
+            image,
+            why is None,
+            why,
+            samples=samples,
+            sample_rate_hz=self._speech.rate_hz,
+            events=events,
+        )
+
+    def _forget_taken(self) -> None:
+        self._taken.clear()
+        self._half = None
+        self._edition += 1
 
     def finish_audio(self) -> None:
         try:
@@ -398,6 +419,8 @@ class _StreamRun:
     def stop(self, why: str = "the stream is closed") -> None:
         self._stopped = self._stopped or why
         self._run.stop()
+        with self._giving:
+            self._forget_taken()
         if self._own is not None:
             self._own.shut()
 

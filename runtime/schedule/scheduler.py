@@ -91,10 +91,12 @@ class Scheduler:
         ended: called when all frames have passed through.
         undone_from: the first of the stages whose work can be undone (:meth:`halt`).
         carried: frames that an earlier scheduler of the same stages had in progress.
+        taken_in: how many frames that one took from the source.
         trace: where every stage's work is noted.
 
     Attributes:
         busy_s: seconds that each stage has worked, by name.
+        taken_in: frames that were taken from the source.
 
     Raises:
         ConfigError: fewer frames in progress than the stages may hold back.
@@ -115,6 +117,7 @@ class Scheduler:
         trace: Trace | None = None,
         undone_from: int | None = None,
         carried: Sequence[Frame] = (),
+        taken_in: int = 0,
     ) -> None:
         least = 1 + sum(stage.holds for stage in stages)
         if in_flight < least:
@@ -128,6 +131,7 @@ class Scheduler:
         self._trace = trace
         self._waits = waits
         self._ended = ended
+        self.taken_in = taken_in
         self._undone_from = undone_from
         # Kept until the threads are gone: queued work may still use their tensors.
         self._flying: list[Frame] = []
@@ -194,18 +198,24 @@ class Scheduler:
         """Whether a stage has failed."""
         return self._error is not None
 
-    def stop(self) -> None:
-        """Stop wherever the frames are, and wait until the threads are gone. Frees the buffers."""
+    def stop(self) -> bool:
+        """Stop wherever the frames are, and wait until the threads are gone. Frees the buffers.
+
+        Returns:
+            Whether the threads are gone: one may still be at work.
+        """
         self._stop_channels()
         end = time.monotonic() + STOP_S
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
-        if not any(thread.is_alive() for thread in self._threads):
+        gone = not any(thread.is_alive() for thread in self._threads)
+        if gone:
             # Freed here, not by the cycle collector, which knows nothing about a GPU's memory.
             for held in (self._flying, self._stages, self._lanes):
                 held.clear()
             self._ended = None
+        return gone
 
     def halt(self) -> list[Frame]:
         """Stop each thread after its current step, and leave stages and lanes to another scheduler.
@@ -246,17 +256,18 @@ class Scheduler:
         except Stopped:
             pass
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             try:
                 for lane in lanes:
                     lane.drain()
             except Exception as error:
-                self._fail(error)
+                self.fail(error)
             if not self._threads or threading.current_thread() is self._threads[-1]:
                 self._done.set()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Stop everything, as if a stage had raised an error."""
         with self._lock:
             if self._error is None:
                 self._error = error
@@ -315,7 +326,7 @@ class Scheduler:
         """The source's frames."""
         lane, name = self._lanes[0], self._source_name
         try:
-            for index in count():
+            for index in count(self.taken_in):
                 room = self._room.get()
                 try:
                     with lane.active(), self._at(name, index):
@@ -327,6 +338,7 @@ class Scheduler:
                     return
                 frame.written = lane.record()
                 frame.room = room
+                self.taken_in = index + 1
                 with self._lock:
                     self._flying.append(frame)
                 yield frame

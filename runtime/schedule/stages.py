@@ -363,7 +363,7 @@ class Interpolate(FaceStage):
         whole = lane.upload(torch.from_numpy(frame.result.rgb()))
         picture = whole.permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
         last, self._last = self._last, picture
-        if last is not None:
+        if last is not None and last.shape == picture.shape:  # else nothing lies between
             half = torch.full((), 0.5, device=picture.device)
             (middle,) = self.generator.graphs.run("interpolator", last, picture, half)
             image = (middle[0].permute(1, 2, 0) * 255.0).round().byte()

@@ -1,0 +1,295 @@
+"""What streams that are talked to do at the edges: events at the same sample, a second drop, times
+that do not begin at 0, sizes that a layout does not have, and what is left after the end."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streams import FPS, moving, true_within, warble
+
+from dithead.errors import ConfigError, MediaError, StreamError
+from dithead.generator import FrameGenerator
+from dithead.options import Options
+from dithead.runtime.outputframe import OutputFrame
+from dithead.runtime.pictures import OwnPictures, PushedPicture, still
+from dithead.runtime.schedule import scheduler
+from dithead.runtime.schedule.channel import Stopped
+from dithead.runtime.schedule.trace import Trace
+from dithead.runtime.session import Session
+from dithead.runtime.speech import Speech
+from dithead.runtime.stream import Stream
+
+RATE = 16_000
+
+
+def ones(seconds: float) -> np.ndarray:
+    return np.ones(round(RATE * seconds), np.float32)
+
+
+def told(speech: Speech, end_s: Fraction) -> list[tuple[str, str, float]]:
+    return [(e.kind, e.piece, float(e.time_s)) for e in speech.give(end_s)[1]]
+
+
+def next_frame(stream: Stream) -> OutputFrame:
+    frame = stream.pull(60)
+    assert frame is not None
+    return frame
+
+
+def push(stream: Stream, pictures: list[np.ndarray], from_s: int = 0) -> None:
+    for number, image in enumerate(pictures):
+        assert stream.push_frame(image, from_s + Fraction(number, FPS), 0)
+
+
+@pytest.fixture
+def drive(astronaut: np.ndarray) -> list[np.ndarray]:
+    return moving(astronaut, 8)
+
+
+def test_an_empty_piece_at_the_end_of_a_frame_is_told_once() -> None:
+    speech = Speech()
+    speech.push(ones(0.04), RATE)
+    speech.mark("empty")
+    speech.mark("full")
+    speech.push(ones(0.2), RATE)
+    assert told(speech, Fraction(1, 25)) == []
+    assert told(speech, Fraction(2, 25)) == [
+        ("began", "empty", 0.04),
+        ("ended", "empty", 0.04),
+        ("began", "full", 0.04),
+    ]
+
+
+def test_a_second_drop_does_not_hide_the_first() -> None:
+    speech = Speech()
+    speech.mark("hello")
+    speech.push(ones(0.4), RATE)
+    assert told(speech, Fraction(1, 25)) == [("began", "hello", 0.0)]
+    assert speech.cut() == ["hello"]
+    assert speech.cut() == []
+    speech.push(ones(0.4), RATE)
+    assert told(speech, Fraction(2, 25)) == [("interrupted", "hello", 0.04)]
+
+
+def test_a_piece_begins_with_its_first_sample() -> None:
+    speech = Speech(patience_s=0, clock=lambda: 1.0)
+    speech.mark("hello")
+    assert speech.read(PushedPicture(0, Fraction(0), np.zeros((2, 2, 3), np.uint8))) is not None
+    speech.push(ones(0.4), RATE)
+    assert told(speech, Fraction(2, 25)) == [("began", "hello", 0.02)]
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000])
+def test_new_speech_begins_with_the_first_frame(
+    session: Session, drive: list[np.ndarray], rate: int
+) -> None:
+    torch.set_num_threads(1)
+    found: list[list[OutputFrame]] = []
+    for dropped in (warble(6.0), np.zeros(0, np.float32)):
+        with session.open_stream(Options(steps=1), waiting=len(drive)) as stream:
+            if dropped.size:
+                stream.push_audio(dropped, rate)
+            push(stream, drive, from_s=3)
+            stream.flush_audio()
+            stream.mark("hello")
+            stream.push_audio(np.ones(rate // 5, np.float32), rate)
+            stream.finish()
+            found.append(list(stream.frames()))
+    frames = found[0]
+    for frame, other in zip(*found, strict=True):  # nothing of what was dropped was heard
+        assert np.array_equal(frame.image, other.image)
+    assert [frame.time_s for frame in frames][:2] == [3, Fraction(76, 25)]
+    assert [e.kind for frame in frames for e in frame.events] == ["began", "ended"]
+    assert [float(e.time_s) for frame in frames for e in frame.events] == [3.0, 3.2]
+    sound = np.concatenate([frame.samples for frame in frames if frame.samples is not None])
+    wanted = np.zeros(len(drive) * rate // FPS, np.float32)
+    wanted[: rate // 5] = 1
+    assert np.array_equal(sound, wanted)
+
+
+def test_a_frame_whose_picture_between_has_come_is_made_anew(
+    session: Session, drive: list[np.ndarray]
+) -> None:
+    with session.open_stream(Options(steps=1), waiting=len(drive), interpolate=2) as stream:
+        stream.push_audio(ones(2))
+        push(stream, drive)
+        frames = [next_frame(stream) for _ in range(4)]
+        assert frames[-1].between
+        stream.flush_audio()
+        stream.finish()
+        frames += stream.frames()
+    numbers = [(frame.index, frame.between) for frame in frames]
+    wanted = [(n, between) for n in range(len(drive)) for between in (True, False)]
+    assert numbers == wanted[1:]
+    sound = np.concatenate([frame.samples for frame in frames if frame.samples is not None])
+    assert sound.size == len(drive) * RATE // FPS
+    assert np.array_equal(np.flatnonzero(sound), np.arange(2 * RATE // FPS))
+
+
+def test_sizes_that_a_layout_does_not_have(
+    session: Session, drive: list[np.ndarray], lossless_clip: Path
+) -> None:
+    odd = drive[0][:159]
+    with pytest.raises(ConfigError, match="160x159 pixels cannot be given as yuv420p"):
+        session.open_stream(portrait=odd, layout="yuv420p")
+    with session.open_stream(portrait=drive[0], layout="yuv420p") as stream:
+        with pytest.raises(StreamError, match="160x159 pixels cannot be given as yuv420p"):
+            stream.set_source(portrait=odd)
+        stream.set_source(loop=lossless_clip)
+        with pytest.raises(MediaError, match=r"'take in' failed .* 161x159 pixels cannot be"):
+            for _ in range(100):
+                stream.push_audio(warble(1))
+                next_frame(stream)
+
+
+@pytest.fixture
+def lossless_clip(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """Two frames of odd width and height."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "odd.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 161, 159, "yuv444p"
+        for number in range(2):
+            image = np.ascontiguousarray(astronaut[14:173, 120:281])
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv444p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_what_is_done_to_a_frame_stays_in_it(session: Session, drive: list[np.ndarray]) -> None:
+    given = drive[0].copy()
+    with session.open_stream(portrait=given, idle="pass", patience_s=0, realtime=False) as stream:
+        for _ in range(12):
+            frame = next_frame(stream)
+            assert frame.left_alone == "idle"
+            assert np.array_equal(frame.image, drive[0])
+            frame.image[:] = 0
+        assert np.array_equal(given, drive[0])
+
+
+def test_a_source_of_another_size_with_pictures_between(
+    session: Session, drive: list[np.ndarray], astronaut: np.ndarray
+) -> None:
+    with session.open_stream(
+        Options(steps=1), portrait=drive[0], interpolate=2, in_flight=2
+    ) as stream:
+        stream.push_audio(warble(1))
+        stream.finish()
+        frames = [next_frame(stream) for _ in range(3)]
+        stream.set_source(portrait=astronaut[:240, 60:320])
+        frames += stream.frames()
+    assert sum(not frame.between for frame in frames) == FPS
+    assert sum(frame.between for frame in frames) == FPS - 2  # nothing lies between two sizes
+    assert frames[-1].image.shape == (240, 260, 3)
+
+
+def test_nothing_is_held_after_the_end(
+    session: Session, drive: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    decode = FrameGenerator.decode
+
+    def noted(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = decode(*arguments)
+        made.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(FrameGenerator, "decode", noted)
+    trace = Trace()
+    stream = session.open_stream(Options(steps=1), waiting=len(drive), in_flight=4, trace=trace)
+    stream.push_audio(warble(2))
+    push(stream, drive)
+    for _ in range(4):
+        next_frame(stream)
+    stream.flush_audio()
+    delivered = lambda: [span.stage for span in trace.spans].count("deliver")  # noqa: E731
+    before = delivered()
+    stream.push_audio(warble(2))
+    assert true_within(60, lambda: delivered() >= before + 3)
+    stream.close()
+    gc.collect()
+    assert len(made) > 3
+    assert not [each for each in made if each() is not None]
+    with pytest.raises(StreamError, match="closed"):
+        stream.pull(0)
+
+
+def test_a_drop_that_fails_leaves_nobody_waiting(
+    session: Session, drive: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "HALT_S", 0.1)
+    at_work, go_on = threading.Event(), threading.Event()
+    sample = FrameGenerator.sample
+
+    def slow(*arguments: torch.Tensor) -> torch.Tensor:
+        at_work.set()
+        assert go_on.wait(60)
+        return sample(*arguments)
+
+    monkeypatch.setattr(FrameGenerator, "sample", slow)
+    with session.open_stream(Options(steps=1), waiting=len(drive)) as stream:
+        stream.push_audio(warble(2))
+        push(stream, drive)
+        assert at_work.wait(60)
+        with pytest.raises(StreamError, match="a stage was still at work"):
+            stream.flush_audio()
+        with pytest.raises(StreamError, match="a stage was still at work"):
+            stream.pull(10)
+        with pytest.raises(StreamError, match="a stage was still at work"):
+            stream.push_audio(warble(1))
+        go_on.set()
+
+
+def test_a_frame_whose_turn_has_not_come_waits_through_a_pause() -> None:
+    now = [5.0]
+    pictures = OwnPictures(still(np.zeros((2, 2, 3), np.uint8), Fraction(25)), lambda: now[0])
+    assert next(pictures).index == 0
+    pictures.pause()
+    with pytest.raises(Stopped):
+        next(pictures)
+    with pytest.raises(Stopped):
+        next(pictures)
+    pictures.resume()
+    now[0] = 5.04
+    picture = next(pictures)
+    assert (picture.index, picture.time_s, picture.arrived_s) == (1, Fraction(1, 25), 5.04)
+
+
+def test_frames_are_counted_on_after_a_drop(
+    session: Session, drive: list[np.ndarray], tmp_path: Path
+) -> None:
+    with session.open_stream(Options(steps=1), portrait=drive[0], in_flight=1) as stream:
+        stream.push_audio(warble(1))
+        for _ in range(3):
+            next_frame(stream)
+        stream.flush_audio()
+        stream.push_audio(warble(1))
+        stream.set_source(loop=tmp_path / "none.mp4")
+        with pytest.raises(MediaError, match=r"'take in' failed at frame [4-9]: .*no such file"):
+            for _ in range(20):
+                next_frame(stream)
+        with pytest.raises(MediaError, match="'take in' failed at frame"):
+            stream.set_source(portrait=drive[0])
+
+
+@pytest.mark.parametrize("idle", ["wait", "rest"])
+def test_rates_of_sound(session: Session, drive: list[np.ndarray], idle: str) -> None:
+    with pytest.raises(ConfigError, match="expected a sample rate in Hz"):
+        session.open_stream(portrait=drive[0], idle=idle, sample_rate_hz=0)
+    with (
+        session.open_stream(portrait=drive[0], idle=idle, sample_rate_hz=16_000) as stream,
+        pytest.raises(StreamError, match="open the stream with sample_rate_hz=24000"),
+    ):
+        stream.push_audio(ones(1), 24_000)
+    with pytest.raises(StreamError, match="the stream is closed"):
+        stream.set_source(portrait=drive[0])
