@@ -135,9 +135,9 @@ def test_eyes_and_forehead_of_anybody_stay_as_they_are(name: str, shared_footage
     height, width = pictures[0].shape[:2]
     share = min(1.0, 640 / max(height, width))
     pictures = [scaled(one, round(share * height), round(share * width)) for one in pictures]
-    models, options = TorchGraphs.load(), Options(steps=1)
+    models, options = TorchGraphs.load(), Options(steps=1, detail=False)
     for degrees in range(0, 360, 15):
-        check(pictures[:3], [degrees] * 3, models, options)
-    for step in (4, 9, 15):
+        check(pictures[:2], [degrees] * 2, models, options)
+    for step in (4, 15):
         angles = list(range(0, 361, step))[: len(pictures)]
         check(pictures[: len(angles)], angles, models, options)

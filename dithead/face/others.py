@@ -137,40 +137,43 @@ class Passing:
                 :class:`~dithead.face.tracker.TrackedFace`. look: sees where the others are in this
                 frame.
         """
-        sides, box = self._sides(frame, mesh, looks)
+        sides, boxes = self._sides(frame, mesh, looks)
         before = [*self._known, sides if self._latest is None else self._latest]
-        unlike = _unlike_sides(torch.stack(before), sides)
-        *from_known, step, left, top, right, bottom = read(torch.cat([unlike, box])).tolist()
+        unlike = _unlike_sides(torch.stack(before), sides)  # (N, 2)
+        values = read(torch.cat([unlike.flatten(), boxes.flatten()]))
+        unlike, boxes = values[:-8].view(-1, 2), values[-8:].view(2, 4)
         self._latest = sides
         self._wait = max(0, self._wait - 1)
         if not self._known:
-            self._learn(sides)
+            self._known = [sides]
             return False
-        if min(from_known) <= NEW_SIDES:
+        new = [bool(side) for side in unlike[:-1].amin(0) > NEW_SIDES]
+        if not any(new):
             self._unseen, self._still = UNSEEN, 0
-            self._in_vain -= self._in_vain > 0 and self._wait == 0
+            if self._wait == 0:
+                self._in_vain = max(0, self._in_vain - 1)
             return False
         if self._wait > 0 and not others:
             return False
         look()
-        place = torch.tensor([left, top, right, bottom])
-        self._unseen = 0 if others.reach(place, head=True) else self._unseen + 1
-        self._still = self._still + 1 if step < STILL else 0
-        settled = self._still >= SETTLED and not others.reach(place, head=False)
+        whole = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
+        reached = any(others.reach(boxes[side], head=True) for side in (0, 1) if new[side])
+        self._unseen = 0 if reached else self._unseen + 1
+        self._still = self._still + 1 if float(unlike[-1].amax()) < STILL else 0
+        settled = self._still >= SETTLED and not others.reach(whole, head=False)
         if self._unseen < UNSEEN and not settled:
             self._wait = self._in_vain = 0
             return True
-        self._learn(sides)
+        last = self._known[-1]
+        learnt = [(sides if new[side] else last).chunk(2)[side] for side in (0, 1)]
+        self._known = [*self._known, torch.cat(learnt)][-MOST_SIDES:]
         self._unseen, self._still = UNSEEN, 0
         self._wait, self._in_vain = min(MOST_WAIT, 2**self._in_vain), self._in_vain + 1
         return False
 
-    def _learn(self, sides: Tensor) -> None:
-        self._known = [*self._known, sides][-MOST_SIDES:]
-
     def _sides(self, frame: Tensor, mesh: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
         """Colours beside a lower face, against those of the upper face, as logarithms (columns,
-        rows, 3); the box (4,) that they are in."""
+        rows, 3); the boxes (2, 4) that those on the left and on the right are in."""
         if self._spots is None or self._template is None:
             self._template = to_device(stable_template(), frame.device)
             self._spots = to_device(_spots(), frame.device)
@@ -180,14 +183,14 @@ class Passing:
         columns = places[..., 0].long().clamp(0, frame.shape[1] - 1)
         rows = places[..., 1].long().clamp(0, frame.shape[0] - 1)
         seen = frame[rows, columns].float().mean(2)  # (columns, rows, 3)
-        ends = places.flatten(0, 2)
+        ends = places.unflatten(0, (2, -1)).flatten(1, 3)  # (2, spots of a side, 2)
         sides = ((seen + 8.0) / (looks.mean((1, 2)) + 8.0)).log()
-        return sides, torch.cat([ends.amin(0), ends.amax(0)])
+        return sides, torch.cat([ends.amin(1), ends.amax(1)], dim=1)
 
 
 def _unlike_sides(before: Tensor, now: Tensor) -> Tensor:
-    """How much the column that differs most does from looks (N, columns, rows, 3): (N,). A column
-    may be where its neighbour was, as an edge of the face's own moves a little."""
+    """How much the column of each side that differs most does from looks (N, columns, rows, 3):
+    (N, 2). A column may be where its neighbour was, as an edge of the face's own moves a little."""
     there = before.unflatten(1, (2, -1))  # of each side
     places = torch.stack(
         [
@@ -197,7 +200,7 @@ def _unlike_sides(before: Tensor, now: Tensor) -> Tensor:
         ]
     )  # (3, N, 2, columns of a side, rows, 3)
     off = (places - now.unflatten(0, (2, -1))).abs().mean((4, 5))
-    return off.amin(0).amax((1, 2))
+    return off.amin(0).amax(2)
 
 
 def _spots() -> Tensor:
