@@ -1,5 +1,5 @@
-"""Who else is in the picture, remembered so that none of them is taken for the one followed, nor
-altered as they come in front."""
+"""Remembers who else is in the picture, so that none of them is taken for the followed person, or
+altered when they pass in front."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from dithead.face.search import Read, Sighting, overlap
 from dithead.hosttodevice import to_device
 
 MIN_OVERLAP = 0.2
-"""Boxes that share so much are of the same face."""
+"""Boxes that overlap by more than this belong to the same face."""
 MOST_OTHERS = 8
-"""So many others are remembered."""
+"""At most this many others are remembered."""
 NEW_SIDES = 0.2
-"""What is beside the lower face differs by more where somebody comes in front, 2 to 4 frames before
-they are over what is replaced, and mostly by less else."""
+"""When somebody passes in front, what is beside the lower face differs by more than this 2 to 4
+frames before they reach the replaced area. Otherwise it mostly differs by less."""
 MOST_SIDES = 4
-"""So many looks of it are remembered."""
+"""At most this many looks of what is beside the lower face are remembered."""
 UNSEEN = 5
-"""Who was about to come in front is there for so many frames more if the detector loses them."""
+"""If the detector loses somebody who was about to pass in front, they count as there for this many
+more frames."""
 STILL, SETTLED = 0.1, 25
-"""What differs from one frame to the next by less than the first, for so many frames, and is not
-another's face, is how it looks there now."""
+"""If what is beside the lower face differs from one frame to the next by less than the first, for
+as many frames as the second, and is not another's face, then this is how it looks now."""
 MOST_WAIT = 8
-"""Where nobody else is known and looks for them are in vain, the next ones wait for 1, 2, 4 frames,
-and so many at most: behind a window something moves all the time."""
+"""If nobody else is known and the detector finds nobody, the next searches wait for 1, 2, 4 frames,
+and at most this many: behind a window something moves all the time."""
 _COLUMNS = (-0.50, -0.44, -0.38, -0.32, -0.26, 0.26, 0.32, 0.38, 0.44, 0.50)
 _ROWS = tuple(-0.14 + 0.08 * row for row in range(8))
 _SPOT = 0.012  # half the side of a spot
-_HEAD, _HAIR = 0.55, 0.8  # of a box: how far a head reaches beyond it, at the sides and above
+_HEAD, _HAIR = 0.55, 0.8  # of a box: how far a head extends beyond it at the sides and above
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,13 @@ class Other:
     """Somebody who is not followed."""
 
     box: Tensor
-    """(4,) on the host, where they were seen last."""
+    """(4,) on the host: where they were seen last."""
     looks: Tensor
-    """LOOKS_SHAPE, as they were first seen."""
+    """LOOKS_SHAPE: what they looked like when first seen."""
 
 
 class Others:
-    """Everybody but the person who is followed."""
+    """Everybody except the person who is followed."""
 
     def __init__(self) -> None:
         self._known: list[Other] = []
@@ -57,33 +58,33 @@ class Others:
         return bool(self._known)
 
     def at(self, face: Sighting) -> Other | None:
-        """Whom of them a face goes on from."""
+        """Which of the others a face continues, by its place."""
         best = max(self._known, key=lambda one: overlap(face.box, one.box), default=None)
         return best if best is not None and overlap(face.box, best.box) > MIN_OVERLAP else None
 
     def unlike(self, looks: Tensor, read: Read) -> float:
-        """How little looks differ from those of the one who is most like them."""
+        """Difference between the given looks and those of the most similar other."""
         return min((unlike for unlike, _ in self._compared(looks, read)), default=float("inf"))
 
     def like(self, looks: Tensor, limit: float, read: Read) -> Other | None:
-        """Whom of them looks show, wherever that is."""
+        """Which of the others the looks show, at any place, if they differ by ``limit`` at most."""
         best = min(self._compared(looks, read), key=lambda pair: pair[0], default=None)
         return best[1] if best is not None and best[0] <= limit else None
 
     def near(self, place: Tensor) -> bool:
-        """Whether somebody was seen next to a box (4,) on the host."""
+        """Whether somebody else was seen next to a box (4,) on the host."""
         margin = place[2:] - place[:2]
         wide = torch.cat([place[:2] - margin, place[2:] + margin])
         return any(overlap(wide, one.box) > 0 for one in self._known)
 
     def reach(self, place: Tensor, head: bool) -> bool:
-        """Whether somebody's face, or with ``head`` hair and shoulders, reaches into a box (4,) on
-        the host."""
+        """Whether somebody else's face reaches into a box (4,) on the host; with ``head``, hair and
+        shoulders count, too."""
         return any(overlap(place, _whole(one.box) if head else one.box) > 0 for one in self._known)
 
     def replace(self, seen: Iterable[Other | None], keep: bool) -> None:
-        """Take those who were seen just now, as :func:`seen_at` gives them; ``keep``: the rest are
-        still somewhere."""
+        """Store those who were just seen, as :func:`seen_at` gives them. With ``keep``, the rest
+        are still somewhere and are remembered, too."""
         now = [one for one in seen if one is not None]
         rest = self._known if keep else []
         before = [one for one in rest if not any(other.looks is one.looks for other in now)]
@@ -97,29 +98,30 @@ class Others:
 
 
 def seen_at(box: Tensor, known: Other | None, looks: Tensor | None) -> Other | None:
-    """Somebody at a box: one who was known, or who is seen there first, if there is a face."""
+    """Somebody at a box: one who is known already, or else a new one, if there is a face."""
     if known is not None:
         return replace(known, box=box)
     return None if looks is None else Other(box, looks)
 
 
 class Passing:
-    """Tells when somebody else comes in front of the lower face of the person who is followed.
+    """Tells when somebody else passes in front of the lower face of the person who is followed.
 
-    The detector sees who is near, not who is in front, and takes too long for every frame. So it is
-    asked where what is beside the lower face has changed: left and right of what is replaced, and
-    along its edges. There somebody who comes in front is first seen; who passes behind is not.
+    The detector sees who is near, but not who is in front, and it is too slow for every frame. So
+    it is asked only when the picture beside the lower face has changed: left and right of the
+    replaced area, and along its edges. Somebody who passes in front is first seen there; somebody
+    who passes behind is not.
     """
 
     def __init__(self) -> None:
-        self._known: list[Tensor] = []  # (columns, rows, 3), what the sides looked like
-        self._latest: Tensor | None = None  # likewise
+        self._known: list[Tensor] = []  # each (columns, rows, 3): what the sides looked like
+        self._latest: Tensor | None = None  # the same, in the frame before
         self._template: Tensor | None = None
         self._spots: Tensor | None = None
-        self._unseen = UNSEEN  # frames since somebody was seen to reach into it
-        self._still = 0  # frames for which nothing has moved there
-        self._wait = 0  # frames until the detector may be asked in vain again
-        self._in_vain = 0  # times that it was
+        self._unseen = UNSEEN  # frames since somebody was seen to reach into the sides
+        self._still = 0  # for how many frames nothing has moved there
+        self._wait = 0  # frames until it may be asked again if nobody else is known
+        self._in_vain = 0  # how often it was asked in vain
 
     def __call__(
         self,
@@ -130,12 +132,12 @@ class Passing:
         look: Callable[[], None],
         read: Read,
     ) -> bool:
-        """Whether somebody is in front of a face, or about to be.
+        """Whether somebody is in front of a face, or soon will be.
 
         Args:
             frame: (H, W, 3) uint8. mesh, looks: of the face, see
-                :class:`~dithead.face.tracker.TrackedFace`. look: sees where the others are in this
-                frame.
+                :class:`~dithead.face.tracker.TrackedFace`. look: updates where the others are, from
+                this frame.
         """
         sides, boxes = self._sides(frame, mesh, looks)
         before = [*self._known, sides if self._latest is None else self._latest]
@@ -172,8 +174,8 @@ class Passing:
         return False
 
     def _sides(self, frame: Tensor, mesh: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours beside a lower face, against those of the upper face, as logarithms (columns,
-        rows, 3); the boxes (2, 4) that those on the left and on the right are in."""
+        """Colours beside a lower face, relative to the upper face, as logarithms (columns, rows,
+        3); and the boxes (2, 4) round the places on the left and on the right."""
         if self._spots is None or self._template is None:
             self._template = to_device(stable_template(), frame.device)
             self._spots = to_device(_spots(), frame.device)
@@ -189,9 +191,10 @@ class Passing:
 
 
 def _unlike_sides(before: Tensor, now: Tensor) -> Tensor:
-    """How much the column of each side that differs most does from looks (N, columns, rows, 3):
-    (N, 2). A column may be where its neighbour was, as an edge of the face's own moves a little."""
-    there = before.unflatten(1, (2, -1))  # of each side
+    """How much each side differs from earlier looks (N, columns, rows, 3), by its column that
+    differs most: (N, 2). A column may match its neighbour, since the face's own edge moves a
+    little."""
+    there = before.unflatten(1, (2, -1))  # per side
     places = torch.stack(
         [
             there,
@@ -213,7 +216,7 @@ def _spots() -> Tensor:
 
 
 def _whole(box: Tensor) -> Tensor:
-    """A detector's box with the hair, and everything below."""
+    """A detector's box, extended by the hair and by everything below."""
     width, height = float(box[2] - box[0]), float(box[3] - box[1])
     margin = torch.tensor([-_HEAD * width, -_HAIR * height, _HEAD * width, 8.0 * height])
     return box + margin

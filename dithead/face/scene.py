@@ -1,9 +1,9 @@
-"""Whether a frame shows another scene than the frame before.
+"""Tells whether a frame shows a different scene from the frame before.
 
-Of 52 cuts between people before the same plain background, in the same place, the share of the
-frame that changes is 0.13 at least, and what is round the face differs by 0.13 at least; from one
-frame to the next of ordinary footage these are 0.05 and 0.06 at most (8 to 30 frames a second), and
-0.09 and 0.08 where somebody walks across.
+In 52 cuts between people before the same plain background, in the same place, the share of the
+frame that changes is 0.13 at least, and what is round the face differs by 0.13 at least. From one
+frame to the next of ordinary footage (8 to 30 frames a second), these are 0.05 and 0.06 at most,
+and 0.09 and 0.08 where somebody walks across.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 from dithead.face.search import Read
 
 SCENE, SWAP = 0.6, 0.11
-"""Shares of a frame that change at a cut, at least: to another scene; to somebody else in the same
-place, where what is round the face changes as much, too."""
+"""Smallest shares of a frame that change at a cut: to another scene; and to somebody else in the
+same place, where what is round the face must change as much, too."""
 SCENE_RATIO, SWAP_RATIO = 1.5, 2.5
-"""And by so many times the least that changed from one to the next of the frames before: who walks
-through the picture does not come in one frame."""
-_GLANCES = 4  # that are remembered
+"""The change must also be this many times the smallest change between the frames before: somebody
+who walks through the picture does not appear within one frame."""
+_GLANCES = 4  # how many are remembered
 _ROWS, _COLUMNS, _EACH = 18, 32, 3
-_CHANGED = 0.5  # of the frame's own contrast
+_CHANGED = 0.5  # times the frame's own contrast
 _FAINT = 8.0  # levels
-_ROUND = 0.5  # of a face's size, on each side
+_ROUND = 0.5  # times the face's size, on each side
 
 
 class Scene:
-    """What the latest frames showed."""
+    """Remembers what the latest frames showed."""
 
     def __init__(self) -> None:
         self._glances: deque[Tensor] = deque(maxlen=_GLANCES)
@@ -43,7 +43,7 @@ class Scene:
 
     @property
     def is_new(self) -> bool:
-        """Whether one frame was seen so far."""
+        """Whether only one frame has been seen so far."""
         return len(self._glances) == 1
 
     @property
@@ -52,8 +52,8 @@ class Scene:
         return self._glances[-1]
 
     def has_cut(self, place: Tensor | None, read: Read) -> bool:
-        """Whether the latest frame shows another scene than the one before it or, where a face is
-        at a place (4,) on the host, somebody else there."""
+        """Whether the latest frame shows a different scene from the one before it; or, given the
+        place (4,) of a face on the host, somebody else there."""
         if len(self._glances) < 2:
             return False
         shares = [changed_share(before, after) for before, after in pairwise(self._glances)]
@@ -67,7 +67,7 @@ class Scene:
         return float(read(change)) >= SWAP
 
     def has_changed(self, before: Tensor, place: Tensor, read: Read) -> bool:
-        """Whether the scene is not what it was at a glance, and what is round a place neither."""
+        """Whether both the scene and what is round a place have changed since a glance."""
         changes = [
             changed_share(before, self.now),
             changed_round(before, self.now, place, *self._size),
@@ -76,7 +76,7 @@ class Scene:
 
 
 def glance(frame: Tensor) -> Tensor:
-    """A frame (H, W, 3) uint8 as few coarse pixels: (_ROWS, _COLUMNS, 3) float, levels."""
+    """A frame (H, W, 3) uint8 as a few coarse pixels: (_ROWS, _COLUMNS, 3) float, in levels."""
     height, width = frame.shape[:2]
     rows = _places(height, _ROWS * _EACH, frame.device)
     columns = _places(width, _COLUMNS * _EACH, frame.device)
@@ -85,15 +85,15 @@ def glance(frame: Tensor) -> Tensor:
 
 
 def changed_share(before: Tensor, after: Tensor) -> Tensor:
-    """Share of two glances that shows something else, (): brightness, contrast and colour cast of
-    the whole do not count."""
+    """Share of the picture that differs between two glances: (). The overall brightness, contrast
+    and colour cast do not count."""
     first, second = (_plain(seen) for seen in (before, after))
     return ((first - second).abs().mean(2) > _CHANGED).float().mean()
 
 
 def changed_round(before: Tensor, after: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """How little two glances have in common round a face, in [0, 2]: (). ``box``: (4,) on the host,
-    in pixels of the frame (height, width)."""
+    """How much two glances differ round a face, in [0, 2]: (). ``box``: (4,) on the host, in pixels
+    of the frame (height, width)."""
     margin = _ROUND * (box[2:] - box[:2])
     low, high = (box[:2] - margin).tolist(), (box[2:] + margin).tolist()
     left, right = _span(low[0] / width, high[0] / width, _COLUMNS)
@@ -111,11 +111,12 @@ def _plain(seen: Tensor) -> Tensor:
 
 
 def _span(low: float, high: float, count: int) -> tuple[int, int]:
-    """Parts that shares of a length touch: first, and one past the last."""
+    """Which of ``count`` equal parts the range from ``low`` to ``high`` of a length (as shares of
+    it) touches: the first, and one past the last."""
     first = min(count - 1, max(0, int(low * count)))
     return first, max(first + 1, min(count, int(high * count) + 1))
 
 
 def _places(length: int, count: int, device: torch.device) -> Tensor:
-    """Middles of ``count`` equal parts of a length, as indices."""
+    """Middles of ``count`` equal parts of a length, as pixel indices."""
     return ((torch.arange(count, device=device) + 0.5) * (length / count)).long()

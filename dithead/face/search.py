@@ -1,4 +1,4 @@
-"""Looking for faces all over a frame: the right way up, on their side, upside down, and small."""
+"""Searches a whole frame for faces: upright, on their side, upside down, and small."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dithead.hosttodevice import to_device
 Run = Callable[..., tuple[Tensor, ...]]
 """Runs a graph: its name, its inputs -> its outputs."""
 Read = Callable[[Tensor], Tensor]
-"""Gives a tensor's values on the host: for a few numbers a frame that decide what is run next."""
+"""Gives a tensor's values on the host: a few numbers per frame that decide what to run next."""
 
 Tile = tuple[int, int, int]
 """A square of a frame: left, top, side."""
 SMALLEST_SHARE = 7
-"""The detector finds faces of at least about this part of a picture's longer side."""
+"""The detector finds faces of at least about one part in this many of a picture's longer side."""
 SMALLEST_PX = 48
-"""Smaller faces are not looked for."""
-_SMALLER = 1.8  # tiles are so much smaller each time
-_CLOSE, _CLOSE_PX = 4.0, 128  # side of the tile about a face, in its own sizes, and at least
-_LOOK_SCALE = 1.4  # of the mesh's region: a face as the detector likes it
-_KEYPOINTS = ((33, 133), (263, 362), (1,), (13, 14))  # mesh points of the detector's first four
+"""Smaller faces are not searched for."""
+_SMALLER = 1.8  # by this factor tiles get smaller at each level
+_CLOSE, _CLOSE_PX = 4.0, 128  # side of the tile round a face: in face sizes, and at least
+_LOOK_SCALE = 1.4  # of the mesh's region: suits the detector best
+_KEYPOINTS = ((33, 133), (263, 362), (1,), (13, 14))  # mesh points for the detector's first four
 _TURNS = (1, 3, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What the detector takes for a face, on the host."""
+    """A face as the detector sees it, on the host."""
 
     box: Tensor
     """(4,) left, top, right, bottom in frame pixels."""
@@ -41,17 +41,17 @@ class Sighting:
 
     @property
     def region(self) -> Tensor:
-        """(1, 5), where to fit a mesh."""
+        """(1, 5), the region in which to fit a mesh."""
         return roi_from_detection(self.keypoints[None], self.box[None])
 
     @property
     def area(self) -> float:
-        """Of the box, in pixels."""
+        """Area of the box, in pixels."""
         return area(self.box)
 
 
 class FaceSearch:
-    """Looks for faces with the detector.
+    """Searches for faces with the detector.
 
     Args:
         run: runs the graphs ``face_detector`` and ``face_region``.
@@ -61,7 +61,7 @@ class FaceSearch:
         self._run = run
 
     def upright(self, frame: Tensor, read: Read) -> list[Sighting]:
-        """Faces of a frame (H, W, 3) uint8 that are about the right way up, the surest first."""
+        """Faces of a frame (H, W, 3) uint8 that are roughly upright, the surest first."""
         boxes, scores, keypoints = (read(found) for found in self._run("face_detector", frame))
         return [
             Sighting(box, points, float(score))
@@ -70,7 +70,7 @@ class FaceSearch:
         ]
 
     def turned(self, frame: Tensor, read: Read) -> list[Sighting]:
-        """Faces that lie on their side or are upside down; what is upright may be among them."""
+        """Faces on their side or upside down; upright faces may be among them."""
         height, width = frame.shape[:2]
         found = []
         for turns in _TURNS:
@@ -83,15 +83,16 @@ class FaceSearch:
         return sorted(found, key=lambda seen: -seen.score)
 
     def small(self, frame: Tensor, read: Read) -> Iterator[list[Sighting]]:
-        """Faces too small to be seen in the whole frame: in tiles, which are smaller each time."""
+        """Faces too small to be seen in the whole frame: searched for in smaller and smaller
+        tiles."""
         for tiles in self.levels(frame):
             yield self.in_tiles(frame, tiles, read)
 
     def closer(
         self, frame: Tensor, place: Tensor, seen: list[Sighting], read: Read
     ) -> list[Sighting]:
-        """Faces that were seen in the whole frame, and those about a place (4,) on the host, where
-        one was of a size that is easily missed there."""
+        """Faces that were seen in the whole frame. If the face at a place (4,) on the host was of a
+        size that is easily missed there, faces seen close up round that place are added."""
         height, width = frame.shape[:2]
         across = float((place[2:] - place[:2]).amax())
         if across * SMALLEST_SHARE > 2 * max(height, width):
@@ -106,13 +107,13 @@ class FaceSearch:
         return seen + new
 
     def levels(self, frame: Tensor) -> list[list[Tile]]:
-        """Tiles that cover a frame, for each size."""
+        """Tiles that cover a frame, for each tile size."""
         height, width = frame.shape[:2]
         before, least = max(height, width), SMALLEST_SHARE * SMALLEST_PX
         levels = []
         while before > 1.2 * least:
             side = max(least, round(before / _SMALLER))
-            common = before // SMALLEST_SHARE  # a face of this size was seen before
+            common = before // SMALLEST_SHARE  # a face of this size was found before
             tops, lefts = _starts(height, side, common), _starts(width, side, common)
             levels.append([(left, top, side) for top in tops for left in lefts])
             before = side
@@ -131,11 +132,11 @@ class FaceSearch:
         return found
 
     def doubt(self, frame: Tensor, mesh: Tensor, read: Read) -> float:
-        """How little the detector agrees with a mesh (468, 3), looking at its face alone, turned
-        upright: 0 for all, infinite where it sees no face at all.
+        """How much the detector disagrees with a mesh (468, 3) when it looks at that face alone,
+        turned upright: 0 if it fully agrees, infinite if it sees no face at all.
 
-        It is 0.09 at most for faces that were fitted rightly, at any angle, of 22 clips, and 0.1 at
-        least where the mesh was upside down or lay on its side; 0.1 to 0.2 in the dark.
+        In 22 clips it is 0.09 at most for right fits, at any angle, and 0.1 at least where the mesh
+        was upside down or lay on its side; in the dark it is 0.1 to 0.2.
         """
         region = roi_from_mesh(mesh[None]).clone()
         region[:, 2:4] *= _LOOK_SCALE
@@ -162,8 +163,8 @@ class FaceSearch:
 
 
 def turned_back(points: Tensor, turns: int, height: int, width: int) -> Tensor:
-    """Points (N, 2) of a picture that was turned counter-clockwise by so many quarters, in pixels
-    of the one (height, width) that it was before."""
+    """Map points (N, 2) of a picture that was turned counter-clockwise by ``turns`` quarter turns
+    to pixels of the original picture (height, width)."""
     x, y = points[:, 0], points[:, 1]
     return torch.stack(
         {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[turns], dim=1
@@ -171,12 +172,12 @@ def turned_back(points: Tensor, turns: int, height: int, width: int) -> Tensor:
 
 
 def region_on(sighting: Sighting, device: torch.device) -> Tensor:
-    """A sighting's region (1, 5) on a device."""
+    """The region (1, 5) of a sighting, on a device."""
     return to_device(sighting.region, device)
 
 
 def area(box: Tensor) -> float:
-    """Of a box (4,) on the host, in pixels."""
+    """Area of a box (4,) on the host, in pixels."""
     return float((box[2] - box[0]).clamp(min=0) * (box[3] - box[1]).clamp(min=0))
 
 
@@ -187,7 +188,8 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 
 def _starts(length: int, side: int, common: int) -> list[int]:
-    """Where tiles of a side begin that cover a length, and have so much in common at least."""
+    """Where tiles of one side length begin so that they cover a length and overlap by at least
+    ``common``."""
     if length <= side:
         return [0]
     count = -(-(length - side) // (side - common)) + 1

@@ -1,4 +1,4 @@
-"""Which face, and where: follows one person through a video, frame by frame."""
+"""Follows one person's face through a video, frame by frame."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from dithead.face.search import FaceSearch, Read, Run, Sighting, area, overlap, 
 
 MIN_MESH_SCORE = 0.5
 SAME_PLACE = 0.4
-"""Overlap of a face with where a person was seen last."""
+"""A face is in the same place if it overlaps the person's last place by more than this."""
 MAX_JUMP = 0.5
-"""A followed face does not move by more than this share of its width from one frame to the next."""
+"""From one frame to the next, a followed face moves by at most this share of its width."""
 MAX_MOTION = 0.15
-"""One that moves by more than this is looked at anew. The liveliest talker at hand moves by 0.05 at
-30 frames a second, by 0.11 at 10."""
+"""If it moves by more than this, the detector looks again. The liveliest talker at hand moves by
+0.05 at 30 frames a second, and by 0.11 at 10."""
 MAX_UNLIKENESS = 0.12
-"""And so is one that differs from the frame before by more than this."""
+"""The detector also looks again if the face differs from the frame before by more than this."""
 MAX_LIGHT_STEP, RELIT_UNLIKENESS = 0.4, 0.08
-"""Light may change in one frame by more than the first; where looks change by the second, too, it
-is another shot."""
+"""The light alone may change by more than the first in one frame. If the looks change by more than
+the second, too, it is another shot."""
 ANOTHER = 0.3
-"""What differs from a person's looks by more, in that person's place, is somebody else."""
+"""A face in the person's place that differs from their looks by more than this is somebody else."""
 TURNED = 0.5
-"""But a head may turn, and come back turned: where that person was seen last, and nobody else was,
-somebody differs by more."""
+"""This limit applies instead where the person was seen last, if nobody else was seen near it: a
+head may turn away and come back turned."""
 AGAIN = 0.18
-"""Elsewhere it is that person if it differs by less."""
+"""Anywhere else, a face is that person if it differs by less than this."""
 NEW_LOOK = 0.08
-"""A followed person who differs by more from all the looks kept has one more kept."""
+"""If the followed person differs by more than this from all stored looks, the new look is stored,
+too."""
 CERTAIN, LIKELY = 0.1, 0.2
-"""Up to so much doubt (:meth:`~dithead.face.search.FaceSearch.doubt`) a fit is taken, or is taken
-where there is no better one."""
+"""Limits of the doubt (:meth:`~dithead.face.search.FaceSearch.doubt`): up to the first, a fit is
+accepted; up to the second, it is accepted if there is no better one."""
 TILES_A_FRAME = 2
-"""Where small faces are looked for on frame after frame, so many tiles are looked at on each."""
+"""When small faces are searched for over several frames, the number of tiles per frame."""
 LOOKED_AT = 6
-"""Faces of a frame that are looked at, the surest ones."""
+"""How many faces of a frame are looked at, the surest first."""
 SAME_TURN = 0.12
-"""A head is held as before if it is turned as far, up to this."""
+"""A head is in the same position if its turn differs by at most this."""
 
 Absence = Literal["no face", "away", "nobody"]
-"""Why there is no face to follow in a frame: none is seen; not the person who is followed; nobody
-is to speak."""
+"""Why a frame has no face to follow: no face is seen; the followed person is not there; nobody is
+meant to speak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,61 +61,62 @@ class TrackedFace:
     mesh: Tensor
     """(468, 3) in frame pixels."""
     region: Tensor
-    """(1, 5), where it was fitted."""
+    """(1, 5), the region in which the mesh was fitted."""
     samples: int
-    """Of each pixel of it that the mesh network saw."""
+    """Samples along each side of a pixel of the mesh network's picture."""
     looks: Tensor
     """LOOKS_SHAPE, see :mod:`dithead.face.judge`."""
     mouth: Tensor
     """MOUTH_SHAPE, likewise."""
     light: Tensor
-    """(2, 3), likewise: to the light of :attr:`FaceTracker.reference`."""
+    """(2, 3), likewise: brings colours to the light of :attr:`FaceTracker.reference`."""
     measures: Measures
     changed: bool = False
-    """Whether it is not known to be that of the frame before, or is begun with afresh."""
+    """Whether it may not be the face of the frame before, or following starts afresh with it."""
     crossed: bool = False
-    """Whether somebody else is in front of the lower face, or about to be."""
+    """Whether somebody else is in front of the lower face, or soon will be."""
 
     @property
     def around(self) -> Tensor:
-        """(1, 5), where to look for it next."""
+        """(1, 5), the region in which to look for it next."""
         return roi_from_mesh(self.mesh[None])
 
     @property
     def sudden(self) -> bool:
-        """Whether it may be somebody else than in the frame before."""
+        """Whether this may be a different person from the frame before."""
         seen = self.measures
         return seen.unlike_last > MAX_UNLIKENESS or seen.moved > MAX_MOTION or self.relit
 
     @property
     def relit(self) -> bool:
-        """Whether it looks and is lit otherwise than in the frame before: another shot of whoever
-        it is."""
+        """Whether both its looks and its light differ from the frame before: another shot, of
+        whichever person."""
         seen = self.measures
         return seen.light_step > MAX_LIGHT_STEP and seen.unlike_last > RELIT_UNLIKENESS
 
 
 class FaceTracker:
-    """Finds a face, then follows its mesh from frame to frame, and looks again when it is lost.
+    """Finds a face, follows its mesh from frame to frame, and searches again when it is lost.
 
-    What is followed is a person, not a place: known by the looks of the upper face. Whoever comes
-    into that person's place is left alone, and so is everybody else until the person is back. After
-    a cut, which changes most of the frame at once, the choice is made anew; the same person is
-    preferred.
+    It follows a person, not a place, and knows the person by the looks of the upper face. Whoever
+    takes that person's place is left alone, and so is everybody else until the person is back.
+    After a cut, which changes most of the frame at once, the choice is made anew; the same person
+    is preferred.
 
-    Every ``redetect_every`` frames the detector must still see a face where the mesh is, so a mesh
-    that has wandered onto the background is dropped: by turns in the whole frame, where it also
-    sees who else is there, and in the face's own region, where it sees one of any size and turn.
+    Every ``redetect_every`` frames the detector must still see a face where the mesh is, so that a
+    mesh that has wandered onto the background is dropped. It looks by turns in the whole frame,
+    where it also sees who else is there, and in the face's own region, where it sees a face of any
+    size and turn.
 
     Attributes:
-        absence: why there is no face in the latest frame.
-        reference: LOOKS_SHAPE, what light is compared with; set by the caller. mouths: (GALLERY,
-            *MOUTH_SHAPE), what the mouth is compared with; likewise.
+        absence: why the latest frame has no face.
+        reference: LOOKS_SHAPE, what the light is compared with; set by the caller. mouths:
+            (GALLERY, *MOUTH_SHAPE), what the mouth is compared with; also set by the caller.
 
     Args:
         run: runs the graphs ``face_detector``, ``face_region``, ``face_landmarks``, ``face_judge``.
-        choice: who is looked for first.
-        redetect_every: frames between two looks with the detector.
+        choice: whom to look for first.
+        redetect_every: frames between two runs of the detector.
 
     Raises:
         ConfigError: no such choice.
@@ -131,18 +133,18 @@ class FaceTracker:
 
     def reset(self) -> None:
         """Forget the face."""
-        self._last: TrackedFace | None = None  # in the latest frame that showed the person
-        self._followed = False  # whether that was the latest frame
+        self._last: TrackedFace | None = None  # from the latest frame that showed the person
+        self._followed = False  # whether that frame was the latest one
         self._person: Tensor | None = None  # (GALLERY, *LOOKS_SHAPE)
-        self._first: TrackedFace | None = None  # the first of these looks
-        self._first_glance: Tensor | None = None  # and what was round it
-        self._bound = False  # whether nobody else will do
+        self._first: TrackedFace | None = None  # the face with the first of these looks
+        self._first_glance: Tensor | None = None  # and the glance at its frame
+        self._bound = False  # whether only this person may be followed
         self._others = Others()
         self._passing = Passing()
         self._lost = 0  # frames since the person was seen
         self._since_detection = 0
-        self._everywhere = False  # whether the last look was all over the frame
-        self._looked = False  # whether that was in the latest frame
+        self._everywhere = False  # whether the last check covered the whole frame
+        self._looked = False  # whether the detector saw all of the latest frame
         self._scene = Scene()
         self._next_tile = 0
         self.reference: Tensor | None = None
@@ -154,8 +156,9 @@ class FaceTracker:
         """The face in a frame (H, W, 3) uint8 RGB, or None; then ``absence`` says why.
 
         Args:
-            read: gives a tensor's values on the host, where it is decided what to run next.
-            box: where the face is to be; then it may be anybody's. Empty (no area): nobody's.
+            read: gives a tensor's values on the host, which decides what to run next.
+            box: where the face must be; it may then be anybody's. An empty box (no area) means that
+                nobody is followed.
         """
         self._read = read
         if box is not None and area(torch.tensor(box)) <= 0:
@@ -183,7 +186,7 @@ class FaceTracker:
             self._lost += 1
             self.absence = "away" if self._bound else "no face"
             return None
-        if found.changed and self.reference is not None:  # which was of another light
+        if found.changed and self.reference is not None:  # which was taken in another light
             self.reference = self.mouths = None
             found = begun(self._fit(frame, found.region) or found)
         self._lost, self._last = 0, found
@@ -199,12 +202,12 @@ class FaceTracker:
         if self._last is None or not self._followed:
             return None
         found = self._fit(frame, self._last.around)
-        if found is not None and found.sudden:  # it may not have been in the middle of the region
+        if found is not None and found.sudden:  # the region may have been off centre
             found = self._fit(frame, found.around) or found
         return None if found is None or found.measures.moved > MAX_JUMP else found
 
     def _confirmed(self, frame: Tensor, found: TrackedFace) -> bool:
-        """Whether the detector knows a face that is followed, when it is asked."""
+        """Whether the detector still sees the followed face; True where it is not asked."""
         self._since_detection += 1
         if self._since_detection < self._redetect_every:
             return True
@@ -219,8 +222,9 @@ class FaceTracker:
         return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
 
     def _is_another_by_now(self, found: TrackedFace) -> bool:
-        """Whether a face that was followed without a break is not who it was at first, as after a
-        fade: it is held as then, and looks different, as does what is round it."""
+        """Whether a face followed without a break has become somebody else, as after a fade: the
+        head is in the same position as at first, but the face and its surroundings look
+        different."""
         if self._first is None or self._first_glance is None:
             return False
         if abs(found.measures.turn - self._first.measures.turn) > SAME_TURN:
@@ -230,7 +234,7 @@ class FaceTracker:
         return unlike > TURNED and self._scene.has_changed(before, place, self._read)
 
     def _is_crossed(self, frame: Tensor, found: TrackedFace) -> bool:
-        """Whether somebody else comes in front of the person."""
+        """Whether somebody else passes in front of the person."""
         if found.changed:
             self._passing = Passing()
 
@@ -242,22 +246,22 @@ class FaceTracker:
         return self._passing(frame, found.mesh, found.looks, *same)
 
     def _seen(self, frame: Tensor) -> list[Sighting]:
-        """Who is about upright, all over the frame."""
+        """All roughly upright faces in the whole frame."""
         self._looked = True
         return self._search.upright(frame, self._read)
 
     def _is_cut(self, found: TrackedFace | None) -> bool:
-        """Whether the latest frame shows another scene, or somebody else in the same place from one
-        frame to the next, who was not seen to come."""
+        """Whether the latest frame shows another scene, or suddenly shows somebody else in the same
+        place who was not seen to come."""
         if found is None:
             return self._scene.has_cut(None, self._read)
         if found.measures.unlike_person <= MAX_UNLIKENESS:
-            return False  # whatever else has changed, as where the camera shakes
+            return False  # whatever else has changed, as when the camera shakes
         place = self._place(found)
         return self._scene.has_cut(None if self._others.near(place) else place, self._read)
 
     def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
-        """Whether somebody else is still there: then the scene is the same."""
+        """Whether one of the others is still there; if so, the scene is the same."""
         if not self._others:
             return False
         fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
@@ -266,7 +270,7 @@ class FaceTracker:
         )
 
     def _note_others(self, frame: Tensor, person: TrackedFace, seen: list[Sighting]) -> None:
-        """Who is there beside the person."""
+        """Remember who else is there besides the person."""
         place, others = self._place(person), []
         for face in seen[:LOOKED_AT]:
             if overlap(place, face.box) <= MIN_OVERLAP:
@@ -282,7 +286,7 @@ class FaceTracker:
     def _look(
         self, frame: Tensor, followed: TrackedFace | None, cut: bool, choice: FaceChoice
     ) -> TrackedFace | None:
-        """Look all over the frame."""
+        """Search the whole frame."""
         seen = self._seen(frame)
         wide = self._lost % self._redetect_every == 0
         self._since_detection = 0
@@ -300,7 +304,7 @@ class FaceTracker:
         found = self._preferred(frame, seen)
         if found is None:
             found = self._chosen(frame, seen, wide, choice)
-        if found is None and followed is not None:  # only the detector does not know it
+        if found is None and followed is not None:  # only the detector does not see it
             found = self._fit(frame, followed.around) or followed
         if found is None:
             return None
@@ -313,7 +317,7 @@ class FaceTracker:
     def _person_again(
         self, frame: Tensor, followed: TrackedFace | None, seen: list[Sighting]
     ) -> TrackedFace | None:
-        """The person who was followed, where the frame shows them."""
+        """The person who was followed, if the frame shows them."""
         assert self._last is not None
         place, read = self._place(followed or self._last), self._read
         best: TrackedFace | None = None
@@ -328,7 +332,7 @@ class FaceTracker:
                 limit = TURNED
             if other is not None:
                 limit = AGAIN
-            # Who is more like somebody else is that.
+            # A face that is more like somebody else belongs to them.
             limit = min(limit, self._others.unlike(found.looks, read) * (0.5 if other else 1.0))
             unlike = found.measures.unlike_person
             if unlike <= limit and (best is None or unlike < best.measures.unlike_person):
@@ -346,7 +350,7 @@ class FaceTracker:
         return begun(best) if best.relit else best
 
     def _preferred(self, frame: Tensor, seen: list[Sighting]) -> TrackedFace | None:
-        """The person who was followed before a cut."""
+        """The person who was followed before a cut, if seen again."""
         if self._person is None:
             return None
         fits = (self._fit_sighting(frame, face) for face in seen[:LOOKED_AT])
@@ -356,7 +360,7 @@ class FaceTracker:
     def _chosen(
         self, frame: Tensor, seen: list[Sighting], wide: bool, choice: FaceChoice
     ) -> TrackedFace | None:
-        """Whom the caller asked for."""
+        """The face that the caller asked for."""
         upright, doubt = self._tried(frame, chosen(seen, choice))
         if upright is not None and doubt <= CERTAIN:
             return upright
@@ -374,8 +378,8 @@ class FaceTracker:
         return None
 
     def _small(self, frame: Tensor) -> Iterator[list[Sighting]]:
-        """Small faces: of the first frame all, later those in a few tiles of each, as looking
-        through all of them takes as long as many frames."""
+        """Small faces: on the first frame, in all tiles; later, in a few tiles per frame, because
+        searching all of them takes as long as many frames."""
         if self._scene.is_new:
             yield from self._search.small(frame, self._read)
             return
@@ -387,7 +391,7 @@ class FaceTracker:
     def _surest(
         self, frame: Tensor, seen: list[Sighting], choice: FaceChoice
     ) -> TrackedFace | None:
-        """The chosen one of those that are certain."""
+        """The chosen face among those that are certain."""
         certain: list[tuple[Sighting, TrackedFace]] = []
         for face in seen[: 2 * LOOKED_AT]:
             if any(overlap(face.box, other.box) > MIN_OVERLAP for other, _ in certain):
@@ -399,7 +403,7 @@ class FaceTracker:
         return next((found for face, found in certain if face is taken), None)
 
     def _tried(self, frame: Tensor, face: Sighting | None) -> tuple[TrackedFace | None, float]:
-        """A fit to a sighting, and how doubtful it is."""
+        """The fit to a sighting, and its doubt."""
         found = None if face is None else self._fit_sighting(frame, face)
         if found is None:
             return None, float("inf")
@@ -407,11 +411,11 @@ class FaceTracker:
 
     def _fit_sighting(self, frame: Tensor, face: Sighting) -> TrackedFace | None:
         found = self._fit(frame, region_on(face, frame.device))
-        # A second look, framed by the first.
+        # Fit again, in the region that the first fit gives.
         return None if found is None else self._fit(frame, found.around)
 
     def _fit(self, frame: Tensor, region: Tensor) -> TrackedFace | None:
-        """The mesh in a region, or None where there is no face."""
+        """The face fitted in a region, or None if there is none."""
         samples = samples_for(self._read(region))
         (picture,) = self._run(f"face_region.{samples}", frame, region)
         mesh, score = self._run("face_landmarks", picture, region)
@@ -433,13 +437,13 @@ class FaceTracker:
         return TrackedFace(mesh[0], region, samples, looks, mouth, light, seen)
 
     def _remember(self, found: TrackedFace) -> None:
-        """Keep the looks of the person who is followed."""
+        """Store the looks of the person who is followed."""
         self._bound = True
         if self._person is None:
             self._person = torch.stack([found.looks] * GALLERY)
             self._first, self._first_glance = found, self._scene.now
         elif found.measures.unlike_person > NEW_LOOK and not self._others.near(self._place(found)):
-            # The first look stays; of the others the oldest goes.
+            # Keep the first look; drop the oldest of the others.
             self._person = torch.stack([self._person[0], *self._person[2:], found.looks])
 
 
@@ -448,7 +452,7 @@ def _known(value: Tensor | None, shape: tuple[int, ...], device: torch.device) -
 
 
 def begun(found: TrackedFace) -> TrackedFace:
-    """A face that is begun with afresh."""
+    """The same face, marked as one with which following starts afresh."""
     return replace(found, changed=True)
 
 
