@@ -1,4 +1,4 @@
-"""Whom to follow, as a caller says it."""
+"""How a caller says whom to follow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dithead.face.search import Sighting, overlap
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the upright frame."""
 FaceChoice = Literal["largest"] | int | tuple[float, float] | Box
-"""Whom to follow: the largest face, one counted from the left, that at a point, that in a box."""
+"""Whom to follow: the largest face, one by its index from the left, one at a point or in a box."""
 
 
 def checked_choice(choice: FaceChoice) -> FaceChoice:
-    """A choice as it is. Raises ConfigError: no such choice."""
+    """The same choice, if it is valid. Raises ConfigError: no such choice."""
     if choice == "largest" or (isinstance(choice, int) and choice >= 0):
         return choice
     if isinstance(choice, tuple):
@@ -33,7 +33,7 @@ def checked_choice(choice: FaceChoice) -> FaceChoice:
 
 
 def checked_box(box: Sequence[float]) -> Box:
-    """A box as four numbers. Raises ConfigError: it is none."""
+    """A box as four numbers. Raises ConfigError: not a box."""
     edges = tuple(float(edge) for edge in box) if len(box) == 4 else ()
     if len(edges) != 4 or not all(map(isfinite, edges)):
         raise ConfigError(f"expected a box (left, top, right, bottom) in pixels, found {box!r}")
@@ -41,7 +41,7 @@ def checked_box(box: Sequence[float]) -> Box:
 
 
 def chosen(seen: list[Sighting], choice: FaceChoice) -> Sighting | None:
-    """Whom a choice means among the faces of a frame."""
+    """The face of a frame that a choice means, if any."""
     if choice == "largest":
         return max(seen, key=lambda face: face.area, default=None)
     if isinstance(choice, int):
@@ -64,6 +64,6 @@ def inside(point: Tensor, box: Tensor | Box) -> bool:
 
 
 def _wider(box: Tensor) -> Tensor:
-    """A box with forehead and chin, which the detector leaves out."""
+    """A box extended to the forehead and chin, which the detector leaves out."""
     side = 0.3 * (box[2:] - box[:2])
     return torch.cat([box[:2] - side, box[2:] + side])

@@ -1,4 +1,4 @@
-"""Whether something is in front of the mouth: a hand, a microphone, a cup."""
+"""Tells whether something is in front of the mouth: a hand, a microphone, a cup."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from dithead.face.reference import quality
 from dithead.face.tracker import TrackedFace
 
 COVERED, BARE = 0.16, 0.125
-"""A mouth that differs from all its looks by more than the first is covered, until it differs by
-less than the second for BARE_FRAMES frames. In 40 clips, at 8 to 30 frames a second, none that is
-bare differs by more than 0.115."""
+"""A mouth that differs from all its looks by more than the first counts as covered, until it
+differs by less than the second for BARE_FRAMES frames. In 40 clips, at 8 to 30 frames a second, no
+bare mouth differs by more than 0.115."""
 BARE_FRAMES = 3
 NEW_LOOK, OLD_LOOK = 0.07, 0.12
-"""A mouth that differs by something between these has one look more."""
+"""If a mouth differs by an amount between these, its look is stored, too."""
 CLEAR = 0.5
-"""A face of less quality does not tell how the mouth looks."""
+"""A face of lower quality does not show what the mouth looks like."""
 NO_LIPS, LIPS, NOT_LIPS = 0.03, 0.06, 0.2
-"""Where the first look's lips are no redder than the first, and then for BARE_FRAMES frames are as
-red as lips mostly are, from the second to the third, that look was of something else."""
+"""If the lips of the first look are less red than the first, and later are as red as lips usually
+are (between the second and the third) for BARE_FRAMES frames, that look showed something else."""
 SAME_RED = 0.03
-"""Lips are as red as before if they are less red by this at most."""
+"""Lips count as equally red if their redness has dropped by at most this."""
 FOR_GOOD_S, AT_LEAST_S = 4.0, 1.0
-"""What has not changed for so long is how the mouth looks now. Where the lips are as red as before,
-it is so already after the time for which the face was known, though not sooner than the second."""
+"""A mouth that stays covered for longer than the first is taken to look like that now. If its lips
+are as red as before, the time for which the face was known is enough if it is shorter, but never
+less than the second."""
 
 
 class MouthWatch:
-    """Watches the mouth of one person as frames come.
+    """Watches the mouth of one person, frame by frame.
 
     Attributes:
-        known: (GALLERY, *MOUTH_SHAPE), what the mouth was seen to look like; None at first.
-        anew: whether the latest frame shows the mouth for the first time, after something that was
+        known: (GALLERY, *MOUTH_SHAPE), the stored looks of the mouth; None at first.
+        anew: whether the latest frame is the first to show the mouth, after something else was
             taken for it.
     """
 
@@ -43,13 +44,13 @@ class MouthWatch:
         self._quality = 0.0
         self._redness = 0.0
         self._begun_s: float | None = None
-        self._since_s: float | None = None  # covered since
+        self._since_s: float | None = None  # when it was covered
         self._for_good_s = FOR_GOOD_S
-        self._bare = 0  # frames for which it was bare since
-        self._lips = 0  # frames for which lips were seen where none were at first
+        self._bare = 0  # for how many frames it has been bare since
+        self._lips = 0  # for how many frames lips were seen where there were none at first
 
     def __call__(self, face: TrackedFace, time_s: float) -> bool:
-        """Whether the mouth of a face is covered; faces come in order."""
+        """Whether the mouth of a face is covered; faces must come in order."""
         seen = face.measures
         self.anew = False
         lips = self._redness < NO_LIPS and LIPS < seen.redness < NOT_LIPS
@@ -76,7 +77,7 @@ class MouthWatch:
         return self._since_s is not None
 
     def _is_near(self, face: TrackedFace) -> bool:
-        """Whether a mouth is not far from the first look, as one that a hand is slid over is."""
+        """Whether a mouth is close to the first look; one that a hand slides over is not."""
         assert self.known is not None
         off = (face.mouth - self.known[0]).square().mean().sqrt()
         return float(off) < COVERED and face.measures.redness > self._redness - SAME_RED

@@ -1,19 +1,19 @@
-"""The face crop and its two masks: where they are, cutting the one out of a frame, drawing and
-blending the others.
+"""The face crop and its two masks: computes where they are, cuts the crop out of a frame, and draws
+and blends the masks.
 
-Crop and mask hang on points that speech does not move: eye corners, nose bridge, forehead and
-temples. A fixed chin margin leaves room for an open mouth. So neither their position nor their
-outline tells how far the mouth is open.
+The crop and the mask are placed by points that speech does not move: eye corners, nose bridge,
+forehead and temples. A fixed margin at the chin leaves room for an open mouth. So neither their
+position nor their outline tells how far the mouth is open.
 
-The *mask* is what a model must not see: the face from under the eyes down. The *blend* is what is
-replaced in the picture, a part of it: from the tip of the nose down, within the jaw. What lies
-between stays the source's own.
+The *mask* is what a model must not see: the face from under the eyes down. The *blend* is the part
+of it that is replaced in the picture: from the tip of the nose down, within the jaw. Between the
+two, the source picture is kept.
 
-Coordinates: *crop units* have their origin between eyes and mouth, x to the person's left in the
-picture's right, y down, and 1.25 widths of the face between the temples as length 1. A *placement*
-(cx, cy, log side, roll) puts them into a frame, in frame pixels and radians. The *view* is the
-square of crop units that a crop's pixels show: all from -0.5 to 0.5, or a part of it. Pixel i
-covers [i, i + 1).
+Coordinates: *crop units* have their origin between eyes and mouth. x points to the person's left,
+which is right in the picture, and y points down. Length 1 is 1.25 times the face's width between
+the temples. A *placement* (cx, cy, log side, roll) puts them into a frame, in frame pixels and
+radians. The *view* is the square of crop units that a crop's pixels show: all of -0.5 to 0.5, or a
+part of it. Pixel i covers [i, i + 1).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dithead.face.sampling import compose, invert_similarity, pixel_centres, res
 from dithead.hosttodevice import written
 
 STABLE_POINTS: tuple[int, ...] = (33, 133, 362, 263, 168, 6, 197, 127, 356, 54, 284, 10, 151, 9)
-"""Mesh points that the crop hangs on: eye corners, nose bridge, temples, forehead."""
+"""Mesh points that place the crop: eye corners, nose bridge, temples, forehead."""
 
 # Mean position of STABLE_POINTS over frontal faces, in crop units (made by
 # ``dithead.train.prepare.mean_template``).
@@ -65,14 +65,14 @@ MASK_POLYGON: tuple[tuple[float, float], ...] = (
 below an open jaw."""
 
 BLEND_POINTS = (2, 172, 397, 152)
-"""Mesh points that the blend hangs on: nose base, where the upper lip begins; left and right side
-of the jaw; chin."""
+"""Mesh points that place the blend: nose base, where the upper lip begins; left and right side of
+the jaw; chin."""
 BLEND_ANCHORS = 4
-"""Numbers that they leave: nose base down, left side, right side, chin down."""
+"""Numbers kept of them: y of the nose base, x of the left and right side, y of the chin."""
 
 
 def stable_template() -> Tensor:
-    """Where the stable points are in the mean face: (P, 2) in crop units."""
+    """The stable points in the mean face: (P, 2) in crop units."""
     return torch.tensor(_TEMPLATE)
 
 
@@ -113,7 +113,7 @@ def transform_from_placement(placement: Tensor) -> Tensor:
 
 
 WHOLE = View()
-"""The view of a crop that shows all of crop units from -0.5 to 0.5."""
+"""The view of a crop that shows all crop units from -0.5 to 0.5."""
 
 
 def crop_face(
@@ -122,10 +122,10 @@ def crop_face(
     """Cut the crop out of a picture.
 
     Args:
-        image: (B, 3, H, W) float. transform: (B, 2, 3), crop units to its pixels.
+        image: (B, 3, H, W) float. transform: (B, 2, 3), maps crop units to its pixels.
         size: side of the crop in pixels.
-        density: samples along each side of a crop pixel, averaged: about source pixels per crop
-            pixel.
+        density: samples along each side of a crop pixel, which are averaged; should be about the
+            number of source pixels per crop pixel.
         view: what the crop shows.
 
     Returns:
@@ -147,16 +147,16 @@ def paste_face(
     """Warp a crop back onto a rectangle of the frame.
 
     Args:
-        crop: (B, C, S, S). transform: (B, 2, 3), crop units to rectangle pixels.
-        height, width: of the rectangle. density: crop pixels per rectangle pixel, rounded up, when
-            the face is shrunk.
+        crop: (B, C, S, S). transform: (B, 2, 3), maps crop units to rectangle pixels.
+        height, width: of the rectangle. density: when the face is shrunk, crop pixels per
+            rectangle pixel, rounded up.
         view: what the crop shows.
 
     Returns:
-        (B, C, height, width); outside the crop its edge pixels are repeated.
+        (B, C, height, width); outside the crop, its edge pixels are repeated.
     """
     side = crop.shape[2]
-    pixels = side / view.span  # in one crop unit
+    pixels = side / view.span  # per crop unit
     pixels_of_units = _scaling(pixels, side / 2, side / 2 - pixels * view.down, crop.device)
     matrix = compose(pixels_of_units, invert_similarity(transform))
     samples = pixel_centres(height, width, density, crop.device)
@@ -164,31 +164,32 @@ def paste_face(
 
 
 def _units_of_crop_pixels(size: int, view: View, device: torch.device) -> Tensor:
-    """The map (1, 2, 3) from a crop's pixels to crop units."""
+    """Matrix (1, 2, 3) that maps a crop's pixels to crop units."""
     half = 0.5 * view.span
     return _scaling(view.span / size, -half, view.down - half, device)
 
 
 def crop_positions(size: int, view: View = WHOLE) -> tuple[Tensor, Tensor]:
-    """Where the pixels of a crop are: x and y in crop units, each (size, size)."""
+    """Positions of a crop's pixels: x and y in crop units, each (size, size)."""
     line = (torch.arange(size) + 0.5) / size - 0.5
     y, x = torch.meshgrid(view.span * line + view.down, view.span * line, indexing="ij")
     return x, y
 
 
 def _scaling(scale: float, right: float, down: float, device: torch.device) -> Tensor:
-    """The map (1, 2, 3) of (x, y) to (scale * x + right, scale * y + down)."""
+    """Matrix (1, 2, 3) that maps (x, y) to (scale * x + right, scale * y + down)."""
     return written([scale, 0.0, right, 0.0, scale, down], device).view(1, 2, 3)
 
 
 def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
-    """Where the face's own outline is, for :func:`blend_polygon`.
+    """Measure the face's own outline, for :func:`blend_polygon`.
 
     Args:
         mesh: (B, 468, 2 or 3) in frame pixels. placement: (B, 4).
 
     Returns:
-        (B, BLEND_ANCHORS) in crop units: nose base down, left side, right side, chin down.
+        (B, BLEND_ANCHORS) in crop units: y of the nose base, x of the left and right side, y of
+            the chin.
     """
     delta = _points(mesh, BLEND_POINTS) - placement[:, None, :2]  # (B, 4, 2)
     c, s = torch.cos(placement[:, 3:]), torch.sin(placement[:, 3:])  # (B, 1)
@@ -199,14 +200,14 @@ def blend_anchors(mesh: Tensor, placement: Tensor) -> Tensor:
 
 
 def blend_polygon(anchors: Tensor) -> Tensor:
-    """Outline of what is replaced: from the tip of the nose, along the jaw, to where an open mouth
-    would take the chin.
+    """Outline of what is replaced: from the tip of the nose, along the jaw, to where the chin would
+    be with the mouth open.
 
-    The tip belongs to it: speech moves it a little, enough for the opening to be read off it.
+    The tip is included because speech moves it a little, enough to tell how far the mouth is open.
 
     Args:
-        anchors: (B, BLEND_ANCHORS) from :func:`blend_anchors`. They are kept within limits in which
-            the outline is convex and lies in the mask.
+        anchors: (B, BLEND_ANCHORS) from :func:`blend_anchors`. They are clamped to limits within
+            which the outline is convex and lies inside the mask.
 
     Returns:
         (B, P, 2) in crop units, clockwise as seen.
@@ -231,16 +232,16 @@ def blend_polygon(anchors: Tensor) -> Tensor:
 def soft_polygon(
     polygon: Tensor, softness: float, units_of_pixels: Tensor, height: int, width: int
 ) -> Tensor:
-    """A picture of a filled convex polygon whose edge is softened by a Gaussian.
+    """Draw a filled convex polygon whose edge is softened by a Gaussian.
 
     Args:
         polygon: (B, P, 2) in crop units, clockwise as seen (y down). softness: the Gaussian's
-            sigma, in crop units. units_of_pixels: (B or 1, 2, 3), the picture's pixels to crop
-            units. height, width: of the picture.
+            sigma, in crop units. units_of_pixels: (B or 1, 2, 3), maps the picture's pixels to
+            crop units. height, width: of the picture.
 
     Returns:
-        (B, 1, height, width) in [0, 1]; exactly 0 further than 2.5 sigma outside and exactly 1 as
-        far inside.
+        (B, 1, height, width) in [0, 1]; exactly 0 further than 2.5 sigma outside, and exactly 1
+        further than that inside.
     """
     ends = torch.roll(polygon, -1, dims=1)
     edge = ends - polygon  # (B, P, 2)
@@ -264,8 +265,8 @@ def crop_mask(size: int, softness: float, polygon: Tensor, view: View = WHOLE) -
 def visible(mask: Tensor) -> Tensor:
     """What a model may see: 1 where the soft mask is exactly 0, else 0.
 
-    Pixels under the mask's soft edge are weakened, not gone: a regressor still reads the mouth's
-    opening off them. So the soft edge serves the blending alone.
+    Pixels under the mask's soft edge are weakened, not removed: a regressor can still tell from
+    them how far the mouth is open. So the soft edge is used only for blending.
     """
     return (mask <= 0).to(mask.dtype)
 

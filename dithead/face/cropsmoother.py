@@ -1,4 +1,4 @@
-"""The ``crop_smoother`` graph: smooths the crop's placement and the blend's outline over time, with
+"""The ``crop_smoother`` graph: smooths the crop's placement and the blend's outline over time with
 a one-euro filter (Casiez et al., CHI 2012)."""
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dithead.face.crop import (
 _TRACKED = 4 + BLEND_ANCHORS
 
 STATE_SIZE = 2 * _TRACKED + 1
-"""Length of the state vector: smoothed placement (4) and anchors of the blend, their smoothed
-speeds, 1 once started."""
+"""Length of the state vector: smoothed placement (4) and blend anchors, their smoothed speeds, and
+a flag that is 1 once started."""
 
 
 class CropSmoother(nn.Module):
-    """Mesh and previous state -> smoothed crop transform, smoothed outline of the blend, new state.
+    """Mesh and previous state -> smoothed crop transform, smoothed blend outline, new state.
     Causal, no weights."""
 
     template: Tensor
@@ -39,7 +39,7 @@ class CropSmoother(nn.Module):
 
     @staticmethod
     def initial_state(device: torch.device | None = None) -> Tensor:
-        """State before the first face: (STATE_SIZE,) zeros."""
+        """The state before the first face: zeros (STATE_SIZE,)."""
         return torch.zeros(STATE_SIZE, device=device)
 
     def forward(
@@ -52,8 +52,8 @@ class CropSmoother(nn.Module):
                 since the last frame.
 
         Returns:
-            Transform (2, 3) from crop units to frame pixels; polygon (P, 2) in crop units, of what
-            is to be replaced; new state (STATE_SIZE,).
+            Transform (2, 3) from crop units to frame pixels; polygon (P, 2) in crop units, the
+            outline of what is replaced; new state (STATE_SIZE,).
         """
         placement = placement_from_mesh(mesh[None], self.template)  # (1, 4)
         raw = torch.cat([placement, blend_anchors(mesh[None], placement)], dim=1)[0]  # (8,)

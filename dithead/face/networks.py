@@ -1,4 +1,4 @@
-"""The graphs that look for faces, run eagerly, where no whole model is loaded."""
+"""The graphs that find faces, run eagerly, for use when no complete model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dithead.face.mesh import FaceLandmarks, FaceMesh, FaceRegion, load_face_mes
 
 
 class FaceNetworks:
-    """The face detector and the mesh network, and the graphs made of them."""
+    """The face detector, the mesh network, and the graphs built from them."""
 
     def __init__(self, detector: FaceDetector, mesh: FaceMesh) -> None:
         self.detector = detector
@@ -20,11 +20,11 @@ class FaceNetworks:
 
     @classmethod
     def load(cls) -> FaceNetworks:
-        """The packaged ones."""
+        """Load the packaged networks."""
         return cls(load_face_detector(), load_face_mesh())
 
     def build(self, name: str) -> nn.Module:
-        """A graph, such as ``face_region.2``. Raises ConfigError: no such graph."""
+        """Build a graph, such as ``face_region.2``. Raises ConfigError: no such graph."""
         kind, _, samples = name.partition(".")
         if kind == "face_region" and samples.isdigit():
             return FaceRegion(int(samples))

@@ -1,4 +1,4 @@
-"""Which frame the model is shown of a person: a lit, sharp one, from the front."""
+"""Chooses the frame of a person that the model is shown: well lit, sharp, and from the front."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from dithead.face.judge import Measures
 from dithead.face.tracker import TrackedFace
 
 BETTER = 0.35
-"""A frame replaces the reference where its quality is higher by so much,"""
+"""A frame replaces the reference if its quality is higher by more than this,"""
 SHARPER = 2.2
-"""or where it is so many times as sharp. Within a clip of ordinary footage it is 1.7 at most."""
+"""or if it is more than this many times as sharp. Within a clip of ordinary footage, this ratio is
+1.7 at most."""
 REPLACED_OVER = 10
-"""Over so many frames a reference gives way to the next."""
+"""A reference gives way to the next over this many frames."""
 FAINT = 3.0
-"""Where the standard deviation of the face's levels is smaller, there is nothing to be seen: too
+"""If the standard deviation of the face's levels is smaller, nothing can be seen: the face is too
 dark, washed out, or out of focus."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What the model is shown beside a frame."""
+    """What the model is shown along with a frame."""
 
     looks: Tensor
-    """Of that: LOOKS_SHAPE."""
+    """LOOKS_SHAPE, the looks of what is shown."""
     taken: bool
     """Whether this frame becomes the reference."""
     share: float
-    """How much the latest reference counts against the one before, in (0, 1]."""
+    """Weight of the latest reference against the one before, in (0, 1]."""
 
 
 class ReferenceChoice:
-    """Chooses the reference as the frames of one person come."""
+    """Chooses the reference for one person, frame by frame."""
 
     def __init__(self) -> None:
-        self._before: Tensor | None = None  # looks that the latest reference gives way from
+        self._before: Tensor | None = None  # looks that give way to the latest reference
         self._latest: Tensor | None = None
         self._quality = 0.0
         self._sharpness = 0.0
         self._frames = 0  # since the latest reference
 
     def __call__(self, face: TrackedFace, anew: bool = False) -> Shown:
-        """What goes with a face. ``anew``: the reference is bad, whatever it looked like."""
+        """What to show along with a face. ``anew``: the reference is bad, whatever its quality."""
         found, seen = quality(face.measures), face.measures
         sharper = found > self._quality - 0.1 and seen.sharpness > SHARPER * self._sharpness
         taken = anew or self._latest is None or found > self._quality + BETTER or sharper
@@ -67,7 +68,7 @@ class ReferenceChoice:
 
 
 def quality(seen: Measures) -> float:
-    """What a frame is worth as a reference, in [0, 1]."""
+    """How good a frame is as a reference, in [0, 1]."""
     lit = _rise(seen.level, 12.0, 90.0) * (1.0 - _rise(seen.level, 215.0, 245.0))
     clear = _rise(seen.contrast, FAINT, 12.0)
     frontal = 1.0 - _rise(abs(seen.turn), 0.4, 0.75)
@@ -75,5 +76,5 @@ def quality(seen: Measures) -> float:
 
 
 def _rise(value: float, low: float, high: float) -> float:
-    """0 up to ``low``, 1 from ``high`` on, and linear between them."""
+    """0 up to ``low``, 1 from ``high`` on, linear in between."""
     return min(1.0, max(0.0, (value - low) / (high - low)))

@@ -1,8 +1,8 @@
-"""Resampling pictures at positions that are affine in the output's pixels, each as one matrix
-product.
+"""Resamples pictures at positions that are affine functions of the output's pixels, computed as one
+matrix product.
 
-An affine map is a matrix of coefficients whose last column stands for the constant: it is applied
-to (x, y, 1).
+An affine map is a matrix of coefficients whose last column is the constant term: it is applied to
+(x, y, 1).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def pixel_centres(height: int, width: int, density: int, device: torch.device) -> Tensor:
-    """Centres of density x density sub-pixels: (3, height * density * width * density), the rows x
-    and y in pixels and 1."""
+    """Centres of density x density sub-pixels per pixel: (3, height * density * width * density).
+    The rows are x and y in pixels, and 1."""
     ys = (torch.arange(height * density, device=device) + 0.5) / density
     xs = (torch.arange(width * density, device=device) + 0.5) / density
     x, y = torch.meshgrid(xs, ys, indexing="xy")
@@ -43,25 +43,25 @@ def resample(
     density: int = 1,
     padding_mode: str = "border",
 ) -> Tensor:
-    """Bilinear samples of a picture, averaged density x density.
+    """Sample a picture bilinearly and average density x density samples per output pixel.
 
     Args:
         image: (B, C, H, W) float.
-        matrix: (B, 2, K), what positions in the picture's pixels, x and y, are made of; or (B, R,
+        matrix: (B, 2, K), maps coordinates to positions x and y in the picture's pixels; or (B, R,
             2, K) for R results from each picture.
-        coordinates: (K, N), for each of the N = height * density * width * density samples, row by
-            row; the last of the K is 1.
+        coordinates: (K, N), of the N = height * density * width * density samples, row by row; the
+            last of the K is 1.
         width: of the result.
         padding_mode: what lies outside the picture, ``"border"`` or ``"zeros"``.
 
     Returns:
-        (B, C, height, width) float; R results lie one below the other.
+        (B, C, height, width) float; R results are stacked one below the other.
     """
     size = frame_size(image)[:, None]  # (2, 1)
     linear, offset = matrix[..., :-1] * (2.0 / size), matrix[..., -1:] * (2.0 / size) - 1.0
     positions = torch.cat([linear, offset], dim=-1) @ coordinates  # (B, ..., 2, N) in [-1, 1]
     if padding_mode == "border":
-        # Half a pixel within the edge, what lies beyond has no weight.
+        # Half a pixel inside the edge, what lies outside has no weight.
         limit = 1.0 - 1.0 / size
         positions = torch.minimum(torch.maximum(positions, -limit), limit)
     grid = positions.transpose(-1, -2).reshape(matrix.shape[0], -1, width * density, 2)
@@ -70,6 +70,6 @@ def resample(
 
 
 def frame_size(frames: Tensor) -> Tensor:
-    """Width and height of (..., H, W) frames as a tensor (2,): dynamic in a traced graph."""
+    """Width and height of (..., H, W) frames as a tensor (2,): stays dynamic in a traced graph."""
     height, width = frames.shape[-2:]
     return torch.stack([frames.new_full((), width), frames.new_full((), height)])

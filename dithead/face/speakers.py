@@ -1,4 +1,4 @@
-"""Who speaks when, by times and places, for a video of several people."""
+"""Who speaks when in a video of several people, given by times and places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dithead.errors import ConfigError
 from dithead.face.choice import Box
 
 NOBODY: Box = (0.0, 0.0, 0.0, 0.0)
-"""Where nobody speaks."""
+"""The box that stands for nobody speaking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,12 @@ class Turn:
     start_s: float
     end_s: float
     box: Box
-    """Where that person's face is."""
+    """Where this person's face is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speakers:
-    """Turns in the order of time, none of which begins before the one before has ended."""
+    """Turns in order of time; none begins before the previous one has ended."""
 
     turns: tuple[Turn, ...]
 
@@ -48,11 +48,11 @@ class Speakers:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Speakers:
-        """Read a text file with a line for each turn: start and end in seconds, then left, top,
-        right, bottom in pixels, between commas or blanks. ``#`` begins a remark.
+        """Read a text file with one line per turn: start and end in seconds, then left, top,
+        right, bottom in pixels, separated by commas or blanks. ``#`` begins a comment.
 
         Raises:
-            ConfigError: the file cannot be read, or a line is something else.
+            ConfigError: the file cannot be read, or a line has a different form.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -77,6 +77,6 @@ class Speakers:
         return cls(tuple(sorted(turns, key=lambda turn: turn.start_s)))
 
     def box_at(self, time_s: float) -> Box:
-        """Where the one who speaks at a time is; NOBODY between turns."""
+        """Box of the person who speaks at a time; NOBODY between turns."""
         at = bisect_right(self.turns, time_s, key=lambda turn: turn.start_s) - 1
         return self.turns[at].box if at >= 0 and time_s < self.turns[at].end_s else NOBODY
