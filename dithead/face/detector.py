@@ -1,8 +1,8 @@
-"""Find faces in a frame: MediaPipe's short-range BlazeFace with its weighted suppression.
+"""Finds faces in a frame: MediaPipe's short-range BlazeFace with its weighted suppression.
 
 The network is described in Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on
-Mobile GPUs" (2019). Coordinates are frame pixels measured from the top left corner of the frame, so
-the centre of the first pixel is (0.5, 0.5).
+Mobile GPUs" (2019). Coordinates are in frame pixels, measured from the top left corner of the
+frame, so the centre of the first pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dithead import checkpoint
 from dithead.errors import ConfigError
 from dithead.face.sampling import frame_size, resample
 
-INPUT_SIZE = 128  # pixels, the side of the square picture the network sees
+INPUT_SIZE = 128  # pixels, the side of the square picture that the network sees
 KEYPOINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
 """Order of a detection's key points; right and left are the person's own."""
 _SCORE_LOGIT_LIMIT = 100.0
@@ -30,13 +30,13 @@ _FIRST_STAGE = 11  # blocks before the first pair of heads
 
 @dataclass(frozen=True, slots=True)
 class DetectorConfig:
-    """How raw detections become faces. The defaults are MediaPipe's.
+    """How raw detections are turned into faces. The defaults are MediaPipe's.
 
     Attributes:
-        max_faces: rows of the result.
+        max_faces: number of rows of the result.
         candidates: how many of the 896 raw detections, best first, take part in the suppression.
         min_score: raw detections below this score are ignored; in [0, 1].
-        max_iou: two raw detections that overlap more than this are one face; in [0, 1].
+        max_iou: two raw detections that overlap by more than this are one face; in [0, 1].
     """
 
     max_faces: int = 16
@@ -65,13 +65,13 @@ def pad_for_stride(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class BlazeBlock(nn.Module):
-    """Depthwise 3x3 and pointwise convolution, with a shortcut that is pooled and padded to fit.
+    """Depthwise 3x3 and pointwise convolution with a shortcut, which is pooled and padded to fit.
 
     Args:
         channels_in: channels of the input.
-        channels_out: channels of the output, at least as many.
+        channels_out: channels of the output, at least as many as of the input.
         stride: 1 or 2.
-        activation: makes the activation for a number of channels.
+        activation: makes the activation for a given number of channels.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class BlazeFace(nn.Module):
             picture: (B, 3, 128, 128) RGB in [-1, 1].
 
         Returns:
-            Scores (B, 896) as logits and regressors (B, 896, 16) in input pixels: box centre
+            Scores (B, 896) as logits, and regressors (B, 896, 16) in input pixels: box centre
             relative to the anchor's centre, box size, then six key points relative to the anchor's
-            centre, x before y throughout.
+            centre; always x before y.
         """
         x = F.relu(self.stem(pad_for_stride(picture, 5, 2)))  # (B, 24, 64, 64)
         scores, regressors = [], []
@@ -140,7 +140,8 @@ class BlazeFace(nn.Module):
 
 
 def anchor_centers() -> Tensor:
-    """Centres (896, 2) of the anchors in input pixels: 2 on each 8-pixel cell, 6 on each 16."""
+    """Centres (896, 2) of the anchors in input pixels: 2 in each 8-pixel cell, 6 in each 16-pixel
+    cell."""
     centers = []
     for stride, per_cell in ((8, 2), (16, 6)):
         cell = torch.arange(0, INPUT_SIZE, stride) + stride / 2
@@ -155,17 +156,17 @@ def crop_rotated(
 ) -> Tensor:
     """Cut rotated rectangles out of frames and resize them.
 
-    Each output pixel is the mean of ``samples`` x ``samples`` bilinear samples. They coincide where
-    the picture is not shrunk, so enlarging is plain bilinear, and spread over the pixel's footprint
-    the more it is shrunk.
+    Each output pixel is the mean of ``samples`` x ``samples`` bilinear samples. Where the picture
+    is not shrunk they coincide, so enlarging is plain bilinear. The more it is shrunk, the more
+    they spread over the pixel's footprint.
 
     Args:
         frames: (B, 3, H, W) float.
-        roi: (B, R, 5), R rectangles on each frame: centre x, centre y, width, height in frame
+        roi: (B, R, 5), R rectangles per frame: centre x, centre y, width, height in frame
             pixels, rotation in radians (positive turns the x axis towards the y axis).
         size: side of the result in pixels.
-        samples: samples along each axis of an output pixel; enough up to a shrinkage of about twice
-            this.
+        samples: samples along each axis of an output pixel; they suffice up to a shrinkage of about
+            twice this number.
         padding_mode: what lies outside the frame, ``"border"`` or ``"zeros"``.
 
     Returns:
@@ -173,7 +174,7 @@ def crop_rotated(
     """
     batch, per_frame = roi.shape[0], roi.shape[1]
     center, extent, angle = roi[..., :2], roi[..., 2:4], roi[..., 4]  # (B, R, 2), (B, R, 2), (B, R)
-    # How far the samples reach over their pixel, (B, R, 2): 0 = all in its middle, 1 = all over it.
+    # How far the samples spread in their pixel, (B, R, 2): 0 = all at its centre, 1 = all over it.
     spread = (1 - size / extent.clamp_min(1e-6)).clamp_min(0)
 
     scale = extent / size  # (B, R, 2), frame pixels per output pixel
@@ -187,7 +188,7 @@ def crop_rotated(
     n = size * samples
     pixel = torch.arange(size, device=roi.device, dtype=roi.dtype) + 0.5
     within = (torch.arange(samples, device=roi.device, dtype=roi.dtype) + 0.5) / samples - 0.5
-    # A sample's pixel, and where in that pixel it is: (2, n).
+    # For each sample its pixel, and its position within that pixel: (2, n).
     line = torch.stack([pixel.repeat_interleave(samples), within.repeat(size)])
     x, y = line[:, None, :].expand(-1, n, -1), line[:, :, None].expand(-1, -1, n)
     coordinates = torch.cat([x, y, torch.ones_like(x[:1])]).flatten(1)  # (5, n * n)
@@ -197,7 +198,7 @@ def crop_rotated(
 
 
 class FaceDetector(nn.Module):
-    """Faces of one frame of any size, in one traceable call.
+    """Finds the faces of one frame of any size in one traceable call.
 
     Faces narrower than about an eighth of the frame's longer side are missed.
     """
@@ -219,7 +220,7 @@ class FaceDetector(nn.Module):
         Returns:
             With K = ``max_faces``, best first: boxes (K, 4) as left, top, right, bottom; scores
             (K,) in [0, 1], where 0 marks a row without a face; key points (K, 6, 2) in the order of
-            ``KEYPOINTS``. In frame pixels.
+            ``KEYPOINTS``. Boxes and key points are in frame pixels.
         """
         frame = frame.to(self.centers.dtype).permute(2, 0, 1)[None]  # (1, 3, H, W)
         size = frame_size(frame)  # (2,)
@@ -237,8 +238,8 @@ class FaceDetector(nn.Module):
     def decode(self, logits: Tensor, regressors: Tensor) -> tuple[Tensor, Tensor]:
         """Turn raw outputs (896,), (896, 16) into scores (896,) and points (896, 8, 2).
 
-        The points, in input pixels, are the box's top left and bottom right corner and the six key
-        points. Scores below the threshold become 0.
+        The points, in input pixels, are the top left and bottom right corners of the box and the
+        six key points. Scores below the threshold become 0.
         """
         scores = logits.clamp(-_SCORE_LOGIT_LIMIT, _SCORE_LOGIT_LIMIT).sigmoid()
         scores = scores * (scores >= self.config.min_score).to(scores.dtype)
@@ -248,16 +249,16 @@ class FaceDetector(nn.Module):
         return scores, torch.cat([middle - half, middle + half, keypoints], 1)
 
     def merge(self, scores: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted suppression: the best detection takes in all that overlap it, weighted by score.
+        """Weighted suppression: the best detection absorbs all that overlap it, weighted by score.
 
-        Then the best of those left does the same, and so on.
+        Then the best of the remaining detections does the same, and so on.
 
         Args:
             scores: (A,), 0 where there is no detection.
-            points: (A, 8, 2), the first two being the box.
+            points: (A, 8, 2); the first two are the box.
 
         Returns:
-            Scores (K,), falling, and points (K, 8, 2).
+            Scores (K,), in falling order, and points (K, 8, 2).
         """
         scores, order = scores.topk(self.config.candidates)  # (N,)
         points = points[order].flatten(1)  # (N, 16)
@@ -265,10 +266,10 @@ class FaceDetector(nn.Module):
         taken_by = (overlap > self.config.max_iou).to(scores.dtype)
         index = torch.arange(self.config.candidates, device=scores.device)
 
-        left = scores  # scores of the detections that belong to no face yet
+        left = scores  # scores of the detections that do not belong to a face yet
         face_scores, face_points = [], []
         for _ in range(self.config.max_faces):
-            best = left[None].argmax(1)  # (1,); TensorRT takes no argmax of one dimension
+            best = left[None].argmax(1)  # (1,); TensorRT does not support argmax of one dimension
             taken = torch.maximum(taken_by[best][0], (index == best).to(left.dtype))  # (N,) 0 or 1
             members = taken * left  # (N,) weights
             face_scores.append(left[best][0])
@@ -278,7 +279,7 @@ class FaceDetector(nn.Module):
 
 
 def box_iou(boxes: Tensor) -> Tensor:
-    """Intersection over union (N, N) of each two of (N, 4) boxes (left, top, right, bottom)."""
+    """Intersection over union (N, N) of each pair of boxes (N, 4) (left, top, right, bottom)."""
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp_min(0).prod(-1)  # (N, N)
@@ -289,7 +290,7 @@ def box_iou(boxes: Tensor) -> Tensor:
 def load_face_detector(
     path: str | Path | None = None, config: DetectorConfig | None = None
 ) -> FaceDetector:
-    """Make a detector with the packaged weights, or those at ``path``, ready for inference.
+    """Make a detector with the packaged weights or those at ``path``, ready for inference.
 
     Raises:
         CheckpointError: the file is missing or does not fit.

@@ -1,8 +1,8 @@
-"""The ``face_judge`` graph: what a fitted face looks like, and what may be thought of it.
+"""The ``face_judge`` graph: takes down what a fitted face looks like, and judges the fit.
 
-A mesh network fits a mesh to anything. Whether that is the person who was followed, how well lit
-and how sharp the face is, and how far it is turned away, is read here from the upper half of the
-face: speech does not move it, and a hand at the mouth does not hide it.
+A mesh network fits a mesh to anything. From the upper half of the face, this graph tells whether it
+is the person who was followed, how well lit and how sharp the face is, and how far it is turned
+away. Speech does not move that half, and a hand at the mouth does not hide it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from dithead.face.crop import (
 from dithead.face.mesh import INPUT_SIZE
 
 LOOKS_SHAPE = (3, 18, 24)
-"""Looks of a face: colours, rows and columns."""
-_VIEW = View(0.84, -0.29)  # of crop units; what is cut out of it lies from the hair to the nose
+"""Shape of a face's looks: colours, rows and columns."""
+_VIEW = View(0.84, -0.29)  # in crop units; the part cut out of it is from the hair to the nose
 _FIRST_ROW = 3
 _DENSITY = 4
 _SHARP_ROWS, _SHARP_COLUMNS = slice(40, 112), slice(48, 144)  # of the picture: eyes and nose
-_CLIPPED = 250.0  # levels from which on a picture may have lost what it showed
+_CLIPPED = 250.0  # levels; from here on a picture may have lost detail
 _FAINT = 3.0  # levels; contrast below it is noise
 _TEMPLES, _NOSE_TIP = (127, 356), 1
 LIGHT_STEADY, LIGHT_CHANGED = 0.15, 0.30
-"""Light that differs from the reference's by less is taken for the same, by more for another, as
-logarithm of its level; its contrast, which also changes as a head turns, counts half. In 40 clips
-it wanders by 0.13 at most."""
+"""Light that differs from the reference's by less than the first counts as the same; by more than
+the second, as different. The difference is a logarithm of the level. Contrast counts half, because
+it also changes when a head turns. In 40 clips the light wanders by 0.13 at most."""
 MOST_LIGHT = 8.0
-"""Contrast is brought up or down by this at most."""
+"""Contrast is raised or lowered by this factor at most."""
 GALLERY = 6
-"""A person is known by so many looks, and so many looks of the mouth."""
+"""How many looks of a person are stored, and how many of the mouth."""
 _BELOW: tuple[int, ...] = (
     200,
     199,
@@ -61,46 +61,46 @@ _BELOW: tuple[int, ...] = (
 )
 _BELOW += (202, 422, 204, 424, 210, 430, 211, 431)
 _SPOTS = tuple(point for row in MOUTH_ROWS for point in row) + _BELOW
-_LIPS = len(MOUTH_ROWS[0]) + len(MOUTH_ROWS[1])  # the first of them; as many on the skin follow
+_LIPS = len(MOUTH_ROWS[0]) + len(MOUTH_ROWS[1])  # spots on the lips; then as many on skin
 _SPOT = 2.0  # half the side of a spot, in pixels of the mesh network's picture
 MOUTH_SHAPE = (3, len(_SPOTS))
-"""Looks of a mouth: colours, spots on the lips and round them, which move with the lips."""
+"""Shape of a mouth's looks: colours, and spots on and round the lips that move with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """A judgement on the host."""
+    """A judgement, on the host."""
 
     score: float
-    """The mesh network's own, in [0, 1]."""
+    """The mesh network's own score, in [0, 1]."""
     moved: float
-    """How far the mesh is from the last one, as a share of its width."""
+    """How far the mesh has moved from the last one, as a share of its width."""
     unlike_last: float
-    """How little the face looks like the last one, in [0, 2]."""
+    """How unlike the face is to the last one, in [0, 2]."""
     unlike_person: float
-    """And how little like the person who is followed."""
+    """How unlike it is to the person who is followed, likewise."""
     light_step: float
-    """Logarithm of how much brighter or darker it is than the last one, by the colour that changed
-    most."""
+    """How much brighter or darker it is than the last one: logarithm of the ratio, for the colour
+    that changed most."""
     level: float
     """Mean of its pixels, in 0..255."""
     contrast: float
     """Their standard deviation."""
     sharpness: float
-    """What bends between neighbouring pixels of the mesh network's picture, in terms of the
-    contrast."""
+    """How much the levels bend between neighbouring pixels of the mesh network's picture, relative
+    to the contrast."""
     unlike_mouth: float
-    """How much the mouth differs from all that it was seen to look like: root of the mean square of
-    the logarithms of its colours' ratios."""
+    """How much the mouth differs from all its stored looks: root mean square of the logarithms of
+    its colours' ratios."""
     redness: float
     """How much redder the lips are than the skin round them, as a logarithm."""
     turn: float
-    """How far the head is turned: from -1, where the nose covers the temple on the left, over 0,
+    """How far the head is turned: from -1, where the nose covers the temple on the left, through 0
     to 1."""
 
 
 class FaceJudge(nn.Module):
-    """``face_judge``. No weights."""
+    """The ``face_judge`` graph. It has no weights."""
 
     template: Tensor
     spots: Tensor
@@ -131,12 +131,13 @@ class FaceJudge(nn.Module):
             picture: (1, 3, 192, 192) in [0, 1], of ``region`` (1, 5), from
                 :class:`~dithead.face.mesh.FaceRegion`. mesh: (1, 468, 3) in frame pixels; score:
                 (1,). last_mesh: (468, 3). last_looks, reference: LOOKS_SHAPE, of the last frame
-                and of the frame that the model is shown (zeros: of none). person: (GALLERY,
-                *LOOKS_SHAPE), who is followed. mouths: (GALLERY, *MOUTH_SHAPE), likewise.
+                and of the frame that the model is shown (zeros: there is none). person: (GALLERY,
+                *LOOKS_SHAPE), looks of the person who is followed. mouths: (GALLERY,
+                *MOUTH_SHAPE), looks of that person's mouth.
 
         Returns:
-            Looks, LOOKS_SHAPE, in levels; looks of the mouth, MOUTH_SHAPE; light (2, 3), factor
-            and offset that bring colours in [-1, 1] to those of the reference; measures, in the
+            Looks, LOOKS_SHAPE, in levels; looks of the mouth, MOUTH_SHAPE; light (2, 3), the factor
+            and offset that bring colours in [-1, 1] to the reference's light; measures, in the
             order of :class:`Measures`.
         """
         points = _in_picture(mesh, region)  # (1, 468, 2)
@@ -166,8 +167,8 @@ class FaceJudge(nn.Module):
         return looks, mouth, light, torch.stack(measures)
 
     def mouth(self, picture: Tensor, points: Tensor, looks: Tensor, light: Tensor) -> Tensor:
-        """Colours of lips and skin, MOUTH_SHAPE: logarithms of their ratios to the upper face's, in
-        the reference's light."""
+        """Colours of lips and skin, MOUTH_SHAPE: logarithms of their ratios to the colours of the
+        upper face, in the reference's light."""
         places = torch.index_select(points[0], 0, self.spots)[:, None] + self.around  # (P, 9, 2)
         grid = places * (2.0 / INPUT_SIZE) - 1.0
         seen = F.grid_sample(picture, grid[None], padding_mode="border", align_corners=False)
@@ -178,13 +179,13 @@ class FaceJudge(nn.Module):
 
 
 def unlikeness(before: Tensor, after: Tensor) -> Tensor:
-    """1 less the correlation of looks (N, *LOOKS_SHAPE) with others, LOOKS_SHAPE: (N,). Neither
-    brightness nor contrast count, nor what one of them has clipped. The less can be seen of both,
-    the nearer it is to 0.
+    """1 minus the correlation of looks (N, *LOOKS_SHAPE) with other looks, LOOKS_SHAPE: (N,).
+    Brightness and contrast do not count, nor does what is clipped in either of them. The less can
+    be seen of both, the closer the result is to 0.
 
-    Within the 40 clips at hand a face differs from the frame before by 0.08 at most (25 to 30
-    frames a second), and from any other frame mostly by less than 0.1. Of pairs of different people
-    1 in 100 differs by less than 0.22, half of them by more than 0.7.
+    Within the 40 clips at hand (25 to 30 frames a second), a face differs from the frame before by
+    0.08 at most, and from any other frame mostly by less than 0.1. Of pairs of different people,
+    1 in 100 differs by less than 0.22, and half differ by more than 0.7.
     """
     both = (torch.maximum(before, after).amax(1, keepdim=True) < _CLIPPED).to(after.dtype)
     count = both.sum((2, 3), keepdim=True)  # (N, 1, 1, 1), with both (N, 1, rows, columns)
@@ -200,8 +201,8 @@ def unlikeness(before: Tensor, after: Tensor) -> Tensor:
 
 def light_to(reference: Tensor, looks: Tensor) -> Tensor:
     """Factor and offset (2, 3) that bring a picture's colours in [-1, 1] to the light of a
-    reference: none, (1, 0), as long as the two differ little. By mean and contrast of each colour,
-    of what neither of the looks has clipped."""
+    reference. As long as the two differ little they are (1, 0), which changes nothing. They come
+    from the mean and contrast of each colour, where neither of the looks is clipped."""
     both = (torch.maximum(reference, looks).amax(0) < _CLIPPED).to(looks.dtype)
     count = both.sum().clamp(min=1)
     stacked = torch.stack([reference, looks])  # (2, 3, rows, columns)
@@ -220,7 +221,7 @@ def light_to(reference: Tensor, looks: Tensor) -> Tensor:
 
 
 def _in_picture(mesh: Tensor, region: Tensor) -> Tensor:
-    """A mesh (1, 468, 3) of the frame in pixels of the picture of its region: (1, 468, 2)."""
+    """Map a mesh (1, 468, 3) from frame pixels to pixels of its region's picture: (1, 468, 2)."""
     off = mesh[..., :2] - region[:, None, :2]
     cos, sin = region[:, 4:].cos(), region[:, 4:].sin()  # (1, 1)
     x = off[..., 0] * cos + off[..., 1] * sin
@@ -250,7 +251,7 @@ def _redness(mouth: Tensor) -> Tensor:
 
 
 def _turn(points: Tensor, placement: Tensor) -> Tensor:
-    """From a mesh (468, 2) and its placement (4,): ()."""
+    """The turn of a head, from its mesh (468, 2) and placement (4,): ()."""
     along = torch.stack([placement[3].cos(), placement[3].sin()])
     left, right = (points[temple] @ along for temple in _TEMPLES)
     nose = points[_NOSE_TIP] @ along

@@ -1,8 +1,8 @@
-"""Fit a 468-point face mesh: MediaPipe's face landmark network and the way to its crop and back.
+"""Fits a 468-point face mesh: MediaPipe's face landmark network, its crop, and the mapping back.
 
 The network is described in Kartynnik et al., "Real-time Facial Surface Geometry from Monocular
-Video on Mobile GPUs" (2019). Coordinates are frame pixels measured from the top left corner of the
-frame, so the centre of the first pixel is (0.5, 0.5). A *region* (roi) is a rotated rectangle:
+Video on Mobile GPUs" (2019). Coordinates are in frame pixels, measured from the top left corner of
+the frame, so the centre of the first pixel is (0.5, 0.5). A *region* (roi) is a rotated rectangle:
 centre x, centre y, width, height in frame pixels, rotation in radians (positive turns the x axis
 towards the y axis).
 """
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.face.detector import BlazeBlock, crop_rotated, pad_for_stride
 
-INPUT_SIZE = 192  # pixels, the side of the square crop the network sees
+INPUT_SIZE = 192  # pixels, the side of the square crop that the network sees
 POINTS = 468
 MOST_SAMPLES = 2
-"""Samples along each side of a pixel of the network's picture."""
+"""Most samples along each side of a pixel of the network's picture."""
 SHRUNK_LITTLE = 1.5
-"""Up to this shrinkage one sample does: it moves a mesh by less than 0.01 pixels of the picture on
-average, half a pixel of the region by 0.13."""
+"""Up to this shrinkage one sample is enough: it moves a mesh by less than 0.01 pixels of the
+picture on average, while moving the region by half a pixel moves it by 0.13."""
 _TRUNK_CHANNELS = (16, 16, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128)
 _HALVING_BLOCKS = (2, 5, 8, 11)
 _ROI_SCALE = 1.5  # side of the crop relative to the face
-_OUTER_EYE_CORNERS = (33, 263)  # on the left and the right of a picture of an upright face
+_OUTER_EYE_CORNERS = (33, 263)  # on the left and on the right in a picture of an upright face
 
 INNER_UPPER: tuple[int, ...] = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
-"""The upper lip's inner edge, from corner to corner."""
+"""Inner edge of the upper lip, from corner to corner."""
 INNER_LOWER: tuple[int, ...] = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
-"""And the lower lip's; the corners belong to both."""
+"""Inner edge of the lower lip; the corners belong to both."""
 
 LANDMARKS_68: tuple[int, ...] = (
     *(127, 234, 93, 58, 172, 136, 149, 176),  # 0-7, jaw from the left of the picture
@@ -49,11 +49,11 @@ LANDMARKS_68: tuple[int, ...] = (
     *(78, 82, 13, 312, 308),  # 60-64, inner edge of the upper lip
     *(317, 14, 87),  # 65-67, inner edge of the lower lip
 )
-"""Mesh point of each of the 68 iBUG landmarks (Sagonas et al., "300 Faces in-the-Wild", 2013)."""
+"""Mesh points of the 68 iBUG landmarks (Sagonas et al., "300 Faces in-the-Wild", 2013)."""
 
 
 class FaceMeshNet(nn.Module):
-    """The mesh network: a trunk, one head for the points and one for whether there is a face."""
+    """The mesh network: a trunk, one head for the points, and one for whether there is a face."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ class FaceMeshNet(nn.Module):
             crop: (B, 3, 192, 192) RGB in [0, 1].
 
         Returns:
-            Landmarks (B, 468, 3): x and y in crop pixels 0..192, and z in the same scale, smaller
-            is nearer; scores (B,) in [0, 1].
+            Landmarks (B, 468, 3): x and y in crop pixels 0..192, and z on the same scale (smaller
+            is nearer); scores (B,) in [0, 1].
         """
-        # The order in which a CPU reads one pixel's channels: depthwise convolutions are faster so.
+        # With each pixel's channels side by side, depthwise convolutions are faster on a CPU.
         crop = crop.contiguous(memory_format=torch.channels_last)
         x = self.stem_activation(self.stem(pad_for_stride(crop, 3, 2)))  # (B, 16, 96, 96)
         x = self.trunk(x)  # (B, 128, 6, 6)
@@ -100,10 +100,10 @@ class FaceMeshNet(nn.Module):
 
 
 class FaceRegion(nn.Module):
-    """``face_region.SAMPLES``: cuts regions of a frame out for the mesh network. No weights.
+    """``face_region.SAMPLES``: cuts regions out of a frame for the mesh network. No weights.
 
     Args:
-        samples: along each side of a pixel, see :func:`~dithead.face.detector.crop_rotated`.
+        samples: number along each side of a pixel, see :func:`~dithead.face.detector.crop_rotated`.
     """
 
     def __init__(self, samples: int) -> None:
@@ -111,7 +111,7 @@ class FaceRegion(nn.Module):
         self.samples = samples
 
     def forward(self, frame: Tensor, roi: Tensor) -> Tensor:
-        """Cut out of one frame.
+        """Cut regions out of one frame.
 
         Args:
             frame: (H, W, 3) RGB in 0..255, uint8 or float.
@@ -132,15 +132,15 @@ class FaceLandmarks(nn.Module):
         self.net = net
 
     def forward(self, picture: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, 192, 192) of regions (B, 5) -> meshes (B, 468, 3) in frame pixels, z in
+        """Pictures (B, 3, 192, 192) of regions (B, 5) -> meshes (B, 468, 3) in frame pixels, z on
         the same scale; scores (B,) in [0, 1]."""
         landmarks, score = self.net(picture)
         return to_frame(landmarks, roi), score
 
 
 class FaceMesh(nn.Module):
-    """Meshes of the faces in given regions of a frame, in frame pixels: region and landmarks in one
-    call, with samples enough for any size."""
+    """Fits meshes, in frame pixels, to the faces in given regions of a frame: cuts out the regions
+    and finds the landmarks in one call, with enough samples for any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,13 +154,13 @@ class FaceMesh(nn.Module):
             roi: (B, 5) regions, see the top of this file.
 
         Returns:
-            Meshes (B, 468, 3) in frame pixels, z in the same scale; scores (B,) in [0, 1].
+            Meshes (B, 468, 3) in frame pixels, z on the same scale; scores (B,) in [0, 1].
         """
         frame = frame.to(roi.dtype)
         return self._fit(frame[None], roi[None])
 
     def forward_batch(self, frames: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
-        """Fit a mesh in one region (B, 5) of each frame (B, H, W, 3), else as :meth:`forward`."""
+        """Fit a mesh in one region (B, 5) per frame (B, H, W, 3); otherwise as :meth:`forward`."""
         frames = frames.to(roi.dtype)
         return self._fit(frames, roi[:, None])
 
@@ -172,13 +172,13 @@ class FaceMesh(nn.Module):
 
 
 def samples_for(roi: Tensor) -> int:
-    """How many samples along each side of a pixel a region (1, 5) on the host takes: one where the
-    picture is shrunk little or not at all."""
+    """How many samples along each side of a pixel a region (1, 5) on the host needs: one if the
+    picture is shrunk only a little or not at all."""
     return 1 if float(roi[0, 2:4].amax()) <= SHRUNK_LITTLE * INPUT_SIZE else MOST_SAMPLES
 
 
 def to_frame(landmarks: Tensor, roi: Tensor) -> Tensor:
-    """Map landmarks (B, 468, 3) in pixels of crops of regions ``roi`` (B, 5) to frame pixels."""
+    """Map landmarks (B, 468, 3), in pixels of the crops of regions (B, 5), to frame pixels."""
     center, extent, angle = roi[:, None, :2], roi[:, None, 2:4], roi[:, None, 4]
     x, y = ((landmarks[..., :2] / INPUT_SIZE - 0.5) * extent).unbind(-1)  # (B, 468)
     cos, sin = angle.cos(), angle.sin()
@@ -187,11 +187,10 @@ def to_frame(landmarks: Tensor, roi: Tensor) -> Tensor:
 
 
 def roi_from_detection(keypoints: Tensor, box: Tensor) -> Tensor:
-    """Region for the first fit to a face: level with the eyes, square, 1.5 times the detected box.
+    """Region for the first fit to a face: square, level with the eyes, 1.5 times the detected box.
 
     Args:
-        keypoints: (B, 6, 2) in frame pixels, as :class:`~dithead.face.detector.FaceDetector` gives
-            them.
+        keypoints: (B, 6, 2) in frame pixels, from :class:`~dithead.face.detector.FaceDetector`.
         box: (B, 4), left, top, right, bottom in frame pixels.
 
     Returns:
@@ -201,7 +200,8 @@ def roi_from_detection(keypoints: Tensor, box: Tensor) -> Tensor:
 
 
 def roi_from_mesh(mesh: Tensor) -> Tensor:
-    """Region (B, 5) for the next frame from meshes (B, 468, 2 or 3): likewise, round all points."""
+    """Region (B, 5) for the next frame, from meshes (B, 468, 2 or 3): the same, but round all
+    points."""
     xy = mesh[..., :2]
     left_eye, right_eye = _OUTER_EYE_CORNERS
     return _square_roi(xy.amin(1), xy.amax(1), xy[:, left_eye], xy[:, right_eye])
@@ -215,7 +215,7 @@ def _square_roi(low: Tensor, high: Tensor, left_eye: Tensor, right_eye: Tensor) 
 
 
 def load_face_mesh(path: str | Path | None = None) -> FaceMesh:
-    """Make a mesh fitter with the packaged weights, or those at ``path``, ready for inference.
+    """Make a mesh fitter with the packaged weights or those at ``path``, ready for inference.
 
     Raises:
         CheckpointError: the file is missing or does not fit.
