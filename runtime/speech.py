@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -117,6 +118,7 @@ class Speech:
         self._speaking: str | None = None  # the piece that is going out
         self._spoken: deque[tuple[int, int]] = deque()  # where speech is, in pushed samples
         self._starts_s = Fraction(0)  # where sound of a rate that is not known yet will begin
+        self._pushed_s = -math.inf  # when speech came last, on the clock
         self._finished = False
         self._paused = False
         self._stopped = False
@@ -154,6 +156,8 @@ class Speech:
             if self._rate_hz is None:
                 self._rate_hz = rate_hz
                 self._begin_anew(round(self._starts_s * rate_hz))
+            if array.size:
+                self._pushed_s = self._clock()
             self._note_spoken(self._given.end, self._given.end + array.size)
             self._add(array.copy())
 
@@ -189,7 +193,7 @@ class Speech:
             The pieces that lost sound, or that had not ended.
         """
         with self._changed:
-            kept = self._out
+            kept, self._pushed_s = self._out, -math.inf
             if first_s is not None and self._rate_hz is None:
                 self._starts_s = max(first_s, Fraction(0))
             elif first_s is not None:
@@ -283,7 +287,7 @@ class Speech:
 
     def read(self, picture: Picture) -> Tensor | None:
         """See :class:`dithead.runtime.schedule.stages.Sound`. If nothing has come for longer than a
-        frame's patience, the next moment is silent."""
+        frame's patience, since it arrived and since the last push, the next moment is silent."""
         with self._changed:
             while self._heard.end == self._read:
                 if self._stopped or self._paused:
@@ -293,6 +297,8 @@ class Speech:
                 wait_s = None
                 if self._patience_s is not None:
                     arrived_s = picture.arrived_s if isinstance(picture, PushedPicture) else 0.0
+                    if arrived_s > 0:  # speech that comes as it is spoken is not torn apart
+                        arrived_s = max(arrived_s, self._pushed_s)
                     wait_s = arrived_s + self._patience_s - self._clock()
                     if wait_s <= 0:
                         start = self._given.end

@@ -427,6 +427,29 @@ def test_silence_comes_when_patience_ends() -> None:
     )
 
 
+def test_speech_that_comes_as_it_is_spoken_is_not_torn_apart() -> None:
+    speech = Speech(patience_s=30, clock=lambda: 100.0)
+    late = picture(10.0)  # its patience ended long ago
+    found = speech.read(late)
+    assert found is not None
+    assert not found.any()  # nobody has spoken yet: silence
+    speech.push(voice(0.02), RATE)
+    assert speech.read(late) is not None
+    heard_next: list[torch.Tensor | None] = []
+    reader = threading.Thread(target=lambda: heard_next.append(speech.read(late)))
+    reader.start()
+    speech.push(warble(0.02), RATE)
+    reader.join(30)
+    assert heard_next[0] is not None
+    assert np.array_equal(heard_next[0].numpy(), warble(0.02))
+    speech.push(voice(0.02), RATE)
+    assert speech.read(late) is not None
+    speech.cut()
+    found = speech.read(late)
+    assert found is not None
+    assert not found.any()  # what was dropped is not waited for
+
+
 def test_what_was_cut_is_not_heard() -> None:
     speech = Speech(memory=1000)
     first, second = voice(0.5), warble(0.5)
