@@ -62,9 +62,9 @@ def measure(case: Case) -> dict[str, Any]:
     graphs = open_graphs(
         case.backend,
         checkpoint=case.checkpoint,
-        bundle=None if case.bundle is None else Path(case.bundle),
+        bundle=case.bundle,
         device=case.device,
-        audio_weights=None if case.audio_weights is None else Path(case.audio_weights),
+        audio_weights=case.audio_weights,
         threads=case.threads,
     )
     loaded_s = time.perf_counter() - start

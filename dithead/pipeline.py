@@ -11,13 +11,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from dithead.audio import (
-    encode_audio,
-)
+from dithead.audio import encode_audio
 from dithead.generator import FrameGenerator, Prepared
-from dithead.graphs import (
-    Graphs,
-)
+from dithead.graphs import Graphs
 from dithead.options import Options
 from dithead.patch import put_patch
 from dithead.torchgraphs import SpeechGraph

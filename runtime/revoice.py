@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -144,9 +143,9 @@ def revoice(
         graphs = open_graphs(
             backend,
             checkpoint=os.fspath(checkpoint or "tiny"),
-            bundle=None if bundle is None else Path(bundle),
+            bundle=bundle,
             device=device,
-            audio_weights=None if audio_weights is None else Path(audio_weights),
+            audio_weights=audio_weights,
             threads=threads,
             attention=attention,
         )

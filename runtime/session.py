@@ -97,9 +97,9 @@ class Session:
             open_graphs(
                 backend,
                 checkpoint=checkpoint,
-                bundle=None if bundle is None else Path(bundle),
+                bundle=bundle,
                 device=checked_device(device),
-                audio_weights=None if audio_weights is None else Path(audio_weights),
+                audio_weights=audio_weights,
                 threads=threads,
                 attention=attention,
             ),

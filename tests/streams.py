@@ -27,10 +27,20 @@ BLANK = 5
 """The one among them that shows no face."""
 
 
+RATE = 16_000
+"""Samples a second of the sounds below."""
+
+
 def warble(seconds: float) -> np.ndarray:
     """A warbling tone, (S,) float32 at 16 kHz."""
     time_s = np.arange(round(16000 * seconds)) / 16000
     return (0.3 * np.sin(2 * np.pi * (220 + 90 * np.sin(7 * time_s)) * time_s)).astype(np.float32)
+
+
+def voice(seconds: float, pitch: float = 300.0) -> np.ndarray:
+    """Another sound than :func:`warble`."""
+    time_s = np.arange(round(RATE * seconds)) / RATE
+    return (0.25 * np.sin(2 * np.pi * pitch * time_s * (1 + 0.1 * time_s))).astype(np.float32)
 
 
 def alike(image: np.ndarray, other: np.ndarray) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streams import FPS, moving, true_within, warble
+from streams import FPS, RATE, moving, true_within, warble
 
 from dithead.errors import ConfigError, MediaError, StreamError
 from dithead.generator import FrameGenerator
@@ -25,8 +25,6 @@ from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.session import Session
 from dithead.runtime.speech import Speech
 from dithead.runtime.stream import Stream
-
-RATE = 16_000
 
 
 def ones(seconds: float) -> np.ndarray:

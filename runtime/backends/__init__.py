@@ -3,6 +3,7 @@ bundle."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -37,9 +38,9 @@ def open_graphs(
     backend: Backend,
     *,
     checkpoint: str = "tiny",
-    bundle: Path | None = None,
+    bundle: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
-    audio_weights: Path | None = None,
+    audio_weights: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     attention: AttentionBackend | None = None,
 ) -> RuntimeGraphs:
@@ -72,7 +73,8 @@ def open_graphs(
             )
         from dithead.torchgraphs import TorchGraphs
 
-        return TorchGraphs.load(checkpoint, where, audio_weights, attention or "sdpa")
+        weights = None if audio_weights is None else Path(audio_weights)
+        return TorchGraphs.load(checkpoint, where, weights, attention or "sdpa")
     if attention is not None:
         raise ConfigError(
             f"the back end {backend!r} takes its attention from the bundle",
@@ -86,11 +88,11 @@ def open_graphs(
     if backend == "onnxruntime":
         from dithead.runtime.backends.onnxruntime import OnnxGraphs
 
-        graphs = OnnxGraphs(bundle, where, threads)
+        graphs = OnnxGraphs(Path(bundle), where, threads)
         graphs.preload()
         return graphs
     from dithead.runtime.backends.tensorrt import EngineGraphs
 
-    engines = EngineGraphs(bundle, where, backend)
+    engines = EngineGraphs(Path(bundle), where, backend)
     engines.preload()
     return engines

@@ -111,7 +111,7 @@ class Scheduler:
         *,
         in_flight: int,
         overlap: bool = True,
-        source_name: str = "decode video",
+        source_name: str,
         waits: Sequence[Stoppable] = (),
         ended: Callable[[], None] | None = None,
         trace: Trace | None = None,
@@ -167,11 +167,8 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def wait(self, timeout_s: float | None = None) -> bool:
+    def wait(self) -> None:
         """Wait until all frames have passed through; without overlap, run them through.
-
-        Returns:
-            False if that did not happen in time.
 
         Raises:
             DitheadError: a stage failed; the message names it and the frame.
@@ -179,24 +176,14 @@ class Scheduler:
         if not self._threads:
             self._guard(self._in_turn, self._lanes)
         # In slices: on some platforms, Ctrl-C cannot interrupt a wait without an end.
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._done.wait(
-            0.1 if end is None else max(0.0, min(0.1, end - time.monotonic()))
-        ):
-            if end is not None and time.monotonic() >= end:
-                return False
+        while not self._done.wait(0.1):
+            pass
         self.raise_error()
-        return True
 
     def raise_error(self) -> None:
         """Raise the error of the stage that failed, if one did."""
         if self._error is not None:
             raise self._error
-
-    @property
-    def failed(self) -> bool:
-        """Whether a stage has failed."""
-        return self._error is not None
 
     def stop(self) -> bool:
         """Stop wherever the frames are, and wait until the threads are gone. Frees the buffers.
