@@ -125,6 +125,11 @@ class AsyncStream:
         while (frame := await self.pull()) is not None:
             yield frame
 
+    @property
+    def queued_s(self) -> float:
+        """See :attr:`Stream.queued_s`."""
+        return self._stream.queued_s
+
     async def mark(self, piece: str | None) -> None:
         """See :meth:`Stream.mark`."""
         self._stream.mark(piece)
@@ -140,7 +145,7 @@ class AsyncStream:
         loop: str | os.PathLike[str] | None = None,
     ) -> None:
         """See :meth:`Stream.set_source`."""
-        self._stream.set_source(portrait=portrait, loop=loop)
+        await asyncio.to_thread(self._stream.set_source, portrait=portrait, loop=loop)
 
     async def finish_audio(self) -> None:
         """See :meth:`Stream.finish_audio`."""

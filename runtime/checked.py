@@ -38,8 +38,8 @@ def checked_device(name: torch.device | str) -> torch.device:
     return device
 
 
-def checked_picture(image: np.ndarray) -> np.ndarray:
-    """A picture, contiguous. Raises StreamError: another shape or type."""
+def checked_picture(image: np.ndarray, raises: type[DitheadError] = StreamError) -> np.ndarray:
+    """A picture, contiguous. Raises the given error type: another shape or type."""
     fits = (
         isinstance(image, np.ndarray)
         and image.ndim == 3
@@ -49,7 +49,7 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     )
     if not fits:
         found = getattr(image, "shape", type(image)), getattr(image, "dtype", "")
-        raise StreamError(f"expected a picture (H, W, 3) uint8 RGB, found {found[0]} {found[1]}")
+        raise raises(f"expected a picture (H, W, 3) uint8 RGB, found {found[0]} {found[1]}")
     return np.ascontiguousarray(image)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -139,6 +139,12 @@ Shown = tuple[Fraction, Fraction, np.ndarray]
 Footage = Callable[[], Iterator[Shown]]
 """Starts what a stream shows by itself, at time 0, without end."""
 
+LATE_S = 0.25
+"""A picture of a stream's own whose turn passed longer ago than this is left out."""
+
+STOOD_STILL_S = 1.0
+"""If it passed longer ago than this, nobody pulled: the stream goes on where it stood."""
+
 
 class OwnPictures:
     """Pictures that a stream shows by itself: a portrait or a clip, until another is set.
@@ -146,23 +152,30 @@ class OwnPictures:
     Args:
         footage: what to show first.
         clock: returns the time in seconds; None if frames need not wait for their time.
+
+    Raises:
+        MediaError: the first picture cannot be read.
     """
 
     def __init__(self, footage: Footage, clock: Callable[[], float] | None = None) -> None:
-        self._frames = footage()
+        self._frames = _begun(footage)
         self._clock = clock
         self._began_s: float | None = None
         self._index = 0
         self._offset_s = self._end_s = Fraction(0)
-        self._next: Footage | None = None
+        self._next: Generator[Shown, None, None] | None = None
         self._early: PushedPicture | None = None  # whose turn has not come yet
         self._changed = threading.Condition()
         self._turned_away = False
 
     def change(self, footage: Footage) -> None:
-        """Show something else from the next frame on."""
+        """Show something else from the next frame on. Raises MediaError: its first picture cannot
+        be read; then nothing changes."""
+        frames = _begun(footage)
         with self._changed:
-            self._next = footage
+            unseen, self._next = self._next, frames
+        if unseen is not None:
+            unseen.close()
 
     def __iter__(self) -> Iterator[PushedPicture]:
         return self
@@ -170,17 +183,30 @@ class OwnPictures:
     def __next__(self) -> PushedPicture:
         picture = self._early or self._begin_next()
         if self._clock is not None:
+            picture = self._in_time(picture, self._clock)
             self._early = picture
             self._wait_until(picture.arrived_s, self._clock)
             self._early = None
+        self._index += 1
+        return replace(picture, index=self._index - 1)
+
+    def _in_time(self, picture: PushedPicture, clock: Callable[[], float]) -> PushedPicture:
+        """The picture, or a later one if its turn has passed: a machine that is too slow must not
+        fall behind for ever."""
+        late_s = clock() - picture.arrived_s
+        if late_s > STOOD_STILL_S and self._began_s is not None:
+            self._began_s += late_s
+            return replace(picture, arrived_s=picture.arrived_s + late_s)
+        while clock() - picture.arrived_s > LATE_S:
+            picture = self._begin_next()
         return picture
 
     def _begin_next(self) -> PushedPicture:
         with self._changed:
-            footage, self._next = self._next, None
-        if footage is not None:
-            self.shut()
-            self._frames, self._offset_s = footage(), self._end_s
+            following, self._next = self._next, None
+        if following is not None:
+            self._frames.close()
+            self._frames, self._offset_s = following, self._end_s
         since_s, until_s, image = next(self._frames)
         time_s, self._end_s = self._offset_s + since_s, self._offset_s + until_s
         due_s = 0.0
@@ -188,8 +214,7 @@ class OwnPictures:
             if self._began_s is None:
                 self._began_s = self._clock() - float(time_s)
             due_s = self._began_s + float(time_s)
-        self._index += 1
-        return PushedPicture(self._index - 1, time_s, image, arrived_s=due_s, end_s=self._end_s)
+        return PushedPicture(self._index, time_s, image, arrived_s=due_s, end_s=self._end_s)
 
     def _wait_until(self, due_s: float, clock: Callable[[], float]) -> None:
         """Wait for a frame's turn. Raises Stopped: the thread is turned away before it."""
@@ -201,10 +226,10 @@ class OwnPictures:
 
     def shut(self) -> None:
         """Close what is shown. Call it when nobody takes pictures any more."""
-        close = getattr(self._frames, "close", None)
-        if close is not None:
-            with suppress(ValueError):  # a thread hangs in it
-                close()
+        for frames in (self._frames, self._next):
+            if frames is not None:
+                with suppress(ValueError):  # a thread hangs in it
+                    frames.close()
 
     def stop(self) -> None:
         """See :class:`dithead.runtime.schedule.scheduler.Stoppable`."""
@@ -222,6 +247,23 @@ class OwnPictures:
             self._turned_away = False
 
 
+def _begun(footage: Footage) -> Generator[Shown, None, None]:
+    """Footage whose first picture has been read, so that what is broken is told at once."""
+    frames = footage()
+    first = next(frames)
+
+    def shown() -> Generator[Shown, None, None]:
+        try:
+            yield first
+            yield from frames
+        finally:
+            close = getattr(frames, "close", None)
+            if close is not None:
+                close()
+
+    return shown()
+
+
 def still(image: np.ndarray, rate: Fraction) -> Footage:
     """One picture (H, W, 3) uint8, repeated."""
 
@@ -236,8 +278,8 @@ def clip(path: str | os.PathLike[str], layout: Layout) -> Footage:
     """A video file, forwards and backwards in turn, at its own rate.
 
     Raises:
-        MediaError: it cannot be read, or the layout does not allow its size; raised when the
-            footage begins.
+        MediaError: it cannot be read, or the layout does not allow its size; raised when its first
+            picture is read.
     """
 
     def frames() -> Iterator[Shown]:
@@ -262,7 +304,7 @@ def chosen_footage(
     if portrait is not None and loop is not None:
         raise raises("a stream shows a portrait or a loop, not both")
     if portrait is not None:
-        image = checked_picture(portrait).copy()
+        image = checked_picture(portrait, raises).copy()
         if not _fits(image.shape[1], image.shape[0], layout):
             raise raises(f"a portrait: {_misfit(image.shape[1], image.shape[0])}")
         return still(image, rate)

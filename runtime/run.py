@@ -73,6 +73,7 @@ class Run:
         self._ended = ended
         self._trace = trace
         self._pauses = pauses or ()
+        self._busy_s: dict[str, float] = {}  # before the latest rewind
         self._waits: list[Stoppable] = [*waits, *self._pauses]
         if self._member is not None:
             self._waits.append(self._member)
@@ -129,7 +130,8 @@ class Run:
     @property
     def busy_s(self) -> dict[str, float]:
         """Seconds that each stage has worked, by name."""
-        return self._scheduler.busy_s
+        now = self._scheduler.busy_s
+        return {stage: seconds + self._busy_s.get(stage, 0.0) for stage, seconds in now.items()}
 
     def start(self) -> None:
         """Start the threads."""
@@ -150,6 +152,10 @@ class Run:
             self._lanes.clear()
         if self._member is not None:
             self._member.leave()
+
+    def give_up(self) -> None:
+        """Let a :meth:`rewind` that waits for a stage end at once, with a StreamError."""
+        self._scheduler.give_up()
 
     def rewind(self, cut: Callable[[], Sequence[Frame]]) -> None:
         """Undo the work on the latest frames that depends on the sound, and go on from there.
@@ -188,5 +194,6 @@ class Run:
             paused.resume()
         if self._member is not None:
             self._member.come_back()
+        self._busy_s = self.busy_s
         self._scheduler = self._schedule(again, self._scheduler.taken_in)
         self._scheduler.start()

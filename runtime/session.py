@@ -152,7 +152,8 @@ class Session:
                 moment counts as silent; None takes what the model must hear ahead plus 0.1 s. A
                 portrait or loop without ``realtime`` does not wait.
             realtime: with ``rest`` and ``pass``, whether a portrait or loop runs at the pace of the
-                clock; otherwise it runs as fast as frames are pulled.
+                clock, leaving frames out where the machine is too slow; otherwise it runs as fast
+                as frames are pulled.
             sample_rate_hz: rate of pushed sound; None takes that of the first push, or 16 kHz with
                 ``rest`` and ``pass``, where sound goes out before the first push.
             trace: where every stage's work is recorded. lanes: what orders the stages' work; None
@@ -160,6 +161,7 @@ class Session:
 
         Raises:
             ConfigError: an option is invalid, or two contradict each other.
+            MediaError: the clip to loop cannot be read.
         """
         if interpolate not in (1, 2):
             raise ConfigError(f"interpolate must be 1 or 2, not {interpolate}")

@@ -25,6 +25,7 @@ from dithead.runtime.schedule.frame import Picture
 
 _PIECE_SAMPLES = SPEECH_RATE_HZ  # sound is taken in and encoded in pieces of at most a second
 _SILENCE_S = Fraction(1, 50)  # inserted at a time where no speech comes
+_GAP_S = 1  # from the sound to the frame that needs it, beyond which silence fills the whole gap
 _NEAR_S = Fraction(1, 4)  # from speech, where the mouth still moves
 
 
@@ -132,6 +133,12 @@ class Speech:
     def rate_hz(self) -> int:
         """Sample rate of what is pushed and given out."""
         return self._rate_hz or SPEECH_RATE_HZ
+
+    @property
+    def queued_s(self) -> float:
+        """See :attr:`dithead.runtime.stream.Stream.queued_s`."""
+        with self._changed:
+            return max(0, self._given.end - self._out) / self.rate_hz
 
     def push(self, samples: np.ndarray | Tensor, sample_rate_hz: int) -> None:
         """Take in sound; see :meth:`dithead.runtime.stream.Stream.push_audio`."""
@@ -302,7 +309,9 @@ class Speech:
                     wait_s = arrived_s + self._patience_s - self._clock()
                     if wait_s <= 0:
                         start = self._given.end
-                        self._add(np.zeros(round(_SILENCE_S * self.rate_hz), np.float32))
+                        gap_s = picture.time_s - Fraction(start, self.rate_hz)
+                        silence_s = gap_s if gap_s > _GAP_S else _SILENCE_S
+                        self._add(np.zeros(round(silence_s * self.rate_hz), np.float32))
                         self._put_off(start)
                         continue
                 self._changed.wait(wait_s)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NoReturn, get_args
@@ -37,6 +38,8 @@ from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.speech import Speech
 
 IdleMode = Literal["wait", "rest", "pass"]
+LONGEST_GAP_S = 600.0
+"""From one pushed frame to the next in a stream that idles."""
 IDLE_MODES: tuple[IdleMode, ...] = get_args(IdleMode)
 
 
@@ -101,6 +104,12 @@ class Stream:
                 stage.
         """
         self._run.push_audio(samples, sample_rate_hz)
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds of pushed sound that have not gone out with a frame yet. In a live stream that
+        idles this grows when sound comes late; :meth:`flush_audio` brings it back to 0."""
+        return self._run.queued_s
 
     def mark(self, piece: str | None) -> None:
         """Name the piece of speech that is pushed from now on; None ends it.
@@ -175,6 +184,7 @@ class Stream:
 
         Raises:
             StreamError: this stream takes pushed frames, or neither or both were given.
+            MediaError: the clip cannot be read; the stream goes on with what it shows.
         """
         footage = chosen_footage(
             portrait, loop, self._settings.rate, self._settings.layout, StreamError
@@ -207,7 +217,8 @@ class Stream:
         self._run.finish()
 
     def reset(self) -> None:
-        """Forget everything, including frames in progress: the stream is then like a new one.
+        """Forget everything, including frames in progress: the stream is then like a new one, and
+        shows the portrait or clip that it was opened with.
 
         Raises:
             StreamError: the stream is closed.
@@ -220,6 +231,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop, wherever the frames are. Does nothing if already closed."""
+        self._run.give_up()
         with self._changing:
             self._closed = True
             self._run.stop()
@@ -281,6 +293,10 @@ class _StreamRun:
         except Stopped:
             self._raise_stopped()
 
+    @property
+    def queued_s(self) -> float:
+        return self._speech.queued_s
+
     def mark(self, piece: str | None) -> None:
         try:
             self._speech.mark(piece)
@@ -321,6 +337,7 @@ class _StreamRun:
             )
         box = None if face_box is None else checked_box(face_box)
         rgb = to_rgb(image, self._settings.layout)
+        self._check_gap(at)
         picture = PushedPicture(self._pushed, at, rgb, box, time.monotonic())
         if self._pushed == 0:
             self._first_s = at
@@ -331,6 +348,17 @@ class _StreamRun:
         if taken:
             self._pushed, self._last_s = self._pushed + 1, at
         return taken
+
+    def _check_gap(self, at: Fraction) -> None:
+        # With no sound, all of a gap is filled with silence.
+        gap_s = float(at - (self._last_s or 0))
+        if self._settings.idle != "wait" and gap_s > LONGEST_GAP_S:
+            since = "the last one" if self._pushed else "the first sample of sound"
+            raise StreamError(
+                f"a frame at {float(at):g} s, {gap_s:g} s after {since}: a stream that idles "
+                f"allows {LONGEST_GAP_S:g} s",
+                hint="count times from the start of the sound, and call reset() after a long pause",
+            )
 
     def set_source(self, footage: Footage) -> None:
         if self._own is None:
@@ -346,22 +374,32 @@ class _StreamRun:
         left_s = checked_wait(timeout_s)
         end_s = None if left_s is None else time.monotonic() + left_s
         while True:
-            with self._giving:
-                if self._half is not None:
-                    return self._give(self._half)
             try:
-                edition, frame = self._outbox.get(
-                    None if end_s is None else max(0.0, end_s - time.monotonic())
-                )
+                with self._turn(end_s):
+                    if self._half is not None:
+                        return self._give(self._half)
+                edition, frame = self._outbox.get(_left(end_s))
+                with self._turn(end_s):
+                    if edition == self._edition:  # else it is made anew
+                        return self._give_between(frame) or self._give(frame)
             except Closed:
                 return None
             except TimeoutError:
                 raise TimeoutError(f"no frame was finished within {timeout_s} s") from None
             except Stopped:
                 self._raise_stopped()
-            with self._giving:
-                if edition == self._edition:  # else it is made anew
-                    return self._give_between(frame) or self._give(frame)
+
+    @contextmanager
+    def _turn(self, end_s: float | None) -> Iterator[None]:
+        """Hold the lock of whoever gives frames or drops speech. Raises TimeoutError: not by
+        then."""
+        left_s = _left(end_s)
+        if not self._giving.acquire(timeout=-1 if left_s is None else left_s):
+            raise TimeoutError
+        try:
+            yield
+        finally:
+            self._giving.release()
 
     def _give_between(self, frame: Frame) -> OutputFrame | None:
         """The picture between the last frame and this one; None where there is none to give."""
@@ -416,6 +454,9 @@ class _StreamRun:
         if self._pushes is not None:
             self._pushes.inbox.close()
 
+    def give_up(self) -> None:
+        self._run.give_up()
+
     def stop(self, why: str = "the stream is closed") -> None:
         self._stopped = self._stopped or why
         self._run.stop()
@@ -438,3 +479,8 @@ class _StreamRun:
         frame.kept = True
         self._taken[frame.index] = frame
         self._outbox.put((self._edition, frame))
+
+
+def _left(end_s: float | None) -> float | None:
+    """Seconds from now to a time; None is no limit."""
+    return None if end_s is None else max(0.0, end_s - time.monotonic())

@@ -143,6 +143,27 @@ def test_margins_are_silence() -> None:
     assert not torch.equal(features.window(0.2), silent.window(0.0))
 
 
+def test_silence_is_encoded_once() -> None:
+    encoded: list[int] = []
+
+    class Counting(PowerEncoder):
+        def encode(self, samples: torch.Tensor) -> torch.Tensor:
+            encoded.append(len(samples))
+            return super().encode(samples)
+
+    encoder = Counting(CONFIG)
+    sound = torch.cat([torch.zeros(640_000), voiced(0.5), torch.zeros(640_000)])
+    whole = encode_audio(encoder, sound)
+    encoded.clear()
+    stream = AudioFeatureStream(encoder)
+    for number in range(0, len(sound), 16_000):
+        stream.push(sound[number : number + 16_000])
+        time_s = min(number / 16_000, stream.available_s)
+        assert torch.equal(stream.window(time_s), whole.window(time_s))
+    stream.finish()
+    assert sum(encoded) < 10
+
+
 def test_bad_samples_do_not_spread(whisper: AudioEncoder) -> None:
     sound = voiced(0.5) * 40.0  # clips
     sound[1000], sound[2000] = torch.nan, torch.inf

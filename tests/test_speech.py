@@ -17,6 +17,14 @@ def picture(arrived_s: float) -> PushedPicture:
     return PushedPicture(0, Fraction(0), np.zeros((2, 2, 3), np.uint8), arrived_s=arrived_s)
 
 
+def ones(seconds: float) -> np.ndarray:
+    return np.ones(round(RATE * seconds), np.float32)
+
+
+def told(speech: Speech, end_s: Fraction) -> list[tuple[str, str, float]]:
+    return [(e.kind, e.piece, float(e.time_s)) for e in speech.give(end_s)[1]]
+
+
 def test_silence_comes_when_patience_ends() -> None:
     now = [10.0]
     speech = Speech(patience_s=0.5, clock=lambda: now[0])
@@ -76,3 +84,45 @@ def test_what_was_cut_is_not_heard() -> None:
     speech.finish()
     speech.cut()
     assert speech.read(picture(0)) is None
+
+
+def test_an_empty_piece_at_the_end_of_a_frame_is_told_once() -> None:
+    speech = Speech()
+    speech.push(ones(0.04), RATE)
+    speech.mark("empty")
+    speech.mark("full")
+    speech.push(ones(0.2), RATE)
+    assert told(speech, Fraction(1, 25)) == []
+    assert told(speech, Fraction(2, 25)) == [
+        ("began", "empty", 0.04),
+        ("ended", "empty", 0.04),
+        ("began", "full", 0.04),
+    ]
+
+
+def test_a_second_drop_does_not_hide_the_first() -> None:
+    speech = Speech()
+    speech.mark("hello")
+    speech.push(ones(0.4), RATE)
+    assert told(speech, Fraction(1, 25)) == [("began", "hello", 0.0)]
+    assert speech.cut() == ["hello"]
+    assert speech.cut() == []
+    speech.push(ones(0.4), RATE)
+    assert told(speech, Fraction(2, 25)) == [("interrupted", "hello", 0.04)]
+
+
+def test_a_piece_begins_with_its_first_sample() -> None:
+    speech = Speech(patience_s=0, clock=lambda: 1.0)
+    speech.mark("hello")
+    assert speech.read(picture(0)) is not None
+    speech.push(ones(0.4), RATE)
+    assert told(speech, Fraction(2, 25)) == [("began", "hello", 0.02)]
+
+
+def test_a_gap_is_filled_at_once() -> None:
+    speech = Speech(patience_s=0, clock=lambda: 1.0)
+    late = PushedPicture(0, Fraction(50), np.zeros((2, 2, 3), np.uint8))
+    found = speech.read(late)
+    assert found is not None
+    assert found.numel() == RATE  # it is heard a second at a time
+    assert speech.length_s == 50

@@ -342,6 +342,9 @@ class AudioFeatureStream:
         if hop in self.state.features:
             return self.state.features[hop]
         assert hop < self.config.first_hop or hop >= self.state.next_hop, "a needed hop was dropped"
+        return self._silent_hop()
+
+    def _silent_hop(self) -> Tensor:
         if self._silence is None:
             silence = torch.zeros(1, self.config.chunk_samples)
             self._silence = _encode_chunks(self.encoder, silence)[0]
@@ -353,7 +356,9 @@ class AudioFeatureStream:
         start = 0
         while pending.numel() - start >= config.chunk_samples:
             chunk = pending[start : start + config.chunk_samples]
-            state.features[state.next_hop] = _encode_chunks(self.encoder, chunk[None])[0]
+            silent = not chunk.any()  # then there is nothing to compute: idle streams cost little
+            encoded = self._silent_hop() if silent else _encode_chunks(self.encoder, chunk[None])[0]
+            state.features[state.next_hop] = encoded
             state.next_hop += 1
             start += config.hop_samples
         state.pending = pending[start:].clone()

@@ -29,6 +29,9 @@ STOP_S = 2.0
 HALT_S = 60.0
 """Time within which :meth:`Scheduler.halt` expects a stage to finish its current step."""
 
+LOOK_S = 0.02
+"""How often :meth:`Scheduler.halt` looks whether it should give up."""
+
 
 def make_lanes_for(source_name: str, stages: Sequence[Stage], lanes: Lanes) -> list[Lane]:
     """The lane of a source, then one for each stage."""
@@ -146,6 +149,7 @@ class Scheduler:
             name: 0.0 for name in (source_name, *(s.name for s in stages))
         }
         self._error: BaseException | None = None
+        self._given_up = False
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._lanes = list(lanes)
@@ -212,16 +216,24 @@ class Scheduler:
             The frames in progress, in order.
 
         Raises:
-            StreamError: a stage takes too long. Also raises the error of a failed stage.
+            StreamError: a stage takes too long, or :meth:`give_up` was called. Also raises the
+                error of a failed stage.
         """
         self._stop_inboxes()
         end = time.monotonic() + HALT_S
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            while thread.is_alive() and time.monotonic() < end and not self._given_up:
+                thread.join(LOOK_S)
         self.raise_error()
+        if self._given_up:
+            raise StreamError("the stream was closed")
         if any(thread.is_alive() for thread in self._threads):
             raise StreamError(f"a stage was still at work after {HALT_S:.0f} s")
         return sorted(self._flying, key=lambda frame: frame.index)
+
+    def give_up(self) -> None:
+        """Let a :meth:`halt` that waits for a stage end at once, with a StreamError."""
+        self._given_up = True
 
     def _stop_inboxes(self) -> None:
         self._room.stop()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -38,15 +35,6 @@ class Trace:
         """Record a span."""
         with self._lock:
             self._spans.append(Span(stage, frame, start_s, end_s))
-
-    @contextmanager
-    def timed(self, stage: str, frame: int) -> Iterator[None]:
-        """Record the time spent inside the block."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, frame, start, time.perf_counter())
 
     def to_chrome(self) -> dict[str, object]:
         """The spans as Chrome's trace events, one row a stage (chrome://tracing, Perfetto)."""
