@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dithead.config import preset
@@ -19,7 +20,10 @@ def test_opening_cannot_be_read_off_masked_crops(shared_footage: Path, tmp_path:
     train, held_out = footage.split("train"), footage.split("validation")
     assert len(train) >= 55
     assert len(held_out) >= 12
-    secret = leak_correlation(footage, train, held_out, config.face)
+    # The mean of three regressors: one alone differs from another by 0.03.
+    secret = np.mean(
+        [leak_correlation(footage, train, held_out, config.face, seed=seed) for seed in range(3)]
+    )
     control = leak_correlation(footage, train, held_out, config.face, masked=False)
     assert control >= 0.6, "the regressor is too weak to prove anything"
     assert secret <= 0.3
