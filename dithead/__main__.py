@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dithead import __version__
 
@@ -42,6 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def stream(argv: list[str] | None = None, prog: str = "dithead-stream") -> int:
+    """Entry point of ``dithead-stream``. Returns the exit code, see :func:`main`."""
+    from dithead.runtime.cli import main as command
+
+    return command(argv, prog, _adapted_to)
+
+
+def _adapted_to(*arguments: Any, **options: Any) -> Any:
+    # Training is above the runtime, and takes a second to import.
+    from dithead.train.adapt import adapted_to
+
+    return adapted_to(*arguments, **options)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``dithead``.
 
@@ -49,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         What the command returns: 0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
     given = sys.argv[1:] if argv is None else argv
+    if given and given[0] == "stream":
+        return stream(given[1:], prog="dithead stream")
     if given and given[0] in COMMANDS:
         command = import_module(COMMANDS[given[0]][0]).main
         code: int = command(given[1:], prog=f"dithead {given[0]}")

@@ -3,6 +3,7 @@ Never pickles."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from dithead.jsontext import parse_json
 
 ASSETS = Path(__file__).parent / "assets"
 _CONFIG_KEY = "dithead_config"
+_BASE_KEY, _BASE_HASH_KEY = "dithead_base", "dithead_base_sha256"
+UP, DOWN = ".up", ".down"
+"""In an adapted checkpoint, the change of a weight W (R, C) is ``W.up`` (R, K) times ``W.down`` (K,
+C)."""
 
 
 def asset_path(name: str) -> Path:
@@ -39,13 +44,18 @@ def asset_path(name: str) -> Path:
     return path
 
 
+def asset_named(source: str | Path) -> bool:
+    """Whether this is a name of packaged weights, not a path."""
+    return not ("/" in str(source) or str(source).endswith(".safetensors"))
+
+
 def resolve(source: str | Path) -> Path:
     """Path of a checkpoint: the name of a packaged one (``"tiny"``), or a path.
 
     Raises:
         CheckpointError: no packaged checkpoint has this name.
     """
-    if "/" in str(source) or str(source).endswith(".safetensors"):
+    if not asset_named(source):
         return Path(source)
     from dithead.config import PRESETS  # which in turn needs the encoders, and those this file
 
@@ -96,8 +106,36 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
+def save_adapted(
+    path: str | Path,
+    changes: Mapping[str, torch.Tensor],
+    base: str | Path,
+    provenance: Mapping[str, str] | None = None,
+) -> None:
+    """Write only what differs from another checkpoint, which :func:`load` then looks for again: by
+    its name if it is packaged, otherwise beside the new file.
+
+    Args:
+        changes: tensors that take the place of the base's, or pairs of factors (:data:`UP`,
+            :data:`DOWN`) whose product is added to one.
+        base: name or path of the other checkpoint.
+    """
+    whole = resolve(base)
+    _, config = load(whole)
+    named = str(base) if asset_named(base) else whole.name
+    origin = {_BASE_KEY: named, _BASE_HASH_KEY: sha256(whole)}
+    save(path, changes, config, {**(provenance or {}), **origin})
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a checkpoint written by :func:`save`.
+    """Read a checkpoint written by :func:`save` or :func:`save_adapted`; the latter's base is read,
+    too, and what comes back is whole.
 
     Returns:
         The tensors (floating ones as float32, on the CPU) and the configuration.
@@ -131,7 +169,38 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             raise ValueError(f"expected settings by name, found {type(config).__name__}")
     except ValueError as error:
         raise CheckpointError(f"{path} carries a damaged configuration ({error})") from error
-    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, config
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    if _BASE_KEY in metadata:
+        whole = _base_of(path, metadata[_BASE_KEY], metadata.get(_BASE_HASH_KEY, ""))
+        tensors = _changed(load(whole)[0], tensors, path)
+    return tensors, config
+
+
+def _base_of(path: Path, name: str, digest: str) -> Path:
+    """The checkpoint that an adapted one changes."""
+    base = asset_path(name) if asset_named(name) else path.parent / Path(name).name
+    hint = "adapt again, to the checkpoint that is there"
+    if not base.is_file():
+        raise CheckpointError(f"{path} changes {base}, which is not there", hint=hint)
+    if sha256(base) != digest:
+        raise CheckpointError(f"{path} changes another version of {base}", hint=hint)
+    return base
+
+
+def _changed(
+    base: dict[str, torch.Tensor], changes: Mapping[str, torch.Tensor], path: Path
+) -> dict[str, torch.Tensor]:
+    """A base's tensors with the changes of an adapted checkpoint."""
+    for name, value in changes.items():
+        if name.endswith(DOWN):
+            continue
+        of = name.removesuffix(UP)
+        if name.endswith(UP):
+            value = value @ changes.get(f"{of}{DOWN}", value.new_zeros(0, 0))
+        if of not in base or base[of].shape != value.shape:
+            raise CheckpointError(f"{path} does not fit the checkpoint that it changes: {of}")
+        base[of] = base[of] + value if name.endswith(UP) else value
+    return base
 
 
 def load_into(

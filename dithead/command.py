@@ -142,3 +142,21 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="speech encoder of a checkpoint that does not use the packaged one (wav2vec2)",
     )
+
+
+def face_choice(text: str) -> str | int | tuple[float, ...]:
+    """The value of ``--face``: see :data:`dithead.face.choice.FaceChoice`."""
+    if text == "largest":
+        return text
+    if text.isdigit():
+        return int(text)
+    try:
+        place = tuple(float(edge) for edge in text.split(","))
+    except ValueError:
+        place = ()
+    if len(place) in (2, 4):
+        return place
+    raise argparse.ArgumentTypeError(
+        "expected 'largest', an index from 0, a point X,Y or a box LEFT,TOP,RIGHT,BOTTOM, "
+        f"found {text!r}"
+    )

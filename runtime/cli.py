@@ -5,36 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dithead.command import CommandParser, add_checkpoint_arguments, run_command
-from dithead.errors import ConfigError
+from dithead.command import CommandParser, add_checkpoint_arguments, face_choice, run_command
+from dithead.errors import ConfigError, MediaError
 from dithead.runtime.defaults import IN_FLIGHT
-from dithead.runtime.progress import WANTED, Progress
+from dithead.runtime.progress import WANTED, Progress, TaskProgress
 
 if TYPE_CHECKING:
     from dithead.runtime.media.inputs import Input
     from dithead.runtime.pipeline import Summary
-
-
-def _face(text: str) -> str | int | tuple[float, ...]:
-    if text == "largest":
-        return text
-    if text.isdigit():
-        return int(text)
-    try:
-        place = tuple(float(edge) for edge in text.split(","))
-    except ValueError:
-        place = ()
-    if len(place) in (2, 4):
-        return place
-    raise argparse.ArgumentTypeError(
-        "expected 'largest', an index from 0, a point X,Y or a box LEFT,TOP,RIGHT,BOTTOM, "
-        f"found {text!r}"
-    )
 
 
 def _rate(text: str) -> Fraction:
@@ -108,6 +92,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="what runs the model; never replaced by another (default: torch, or onnxruntime "
         "with --bundle)",
     )
+    parser.add_argument(
+        "--adapt",
+        metavar="MINUTES",
+        type=float,
+        help="first adapt the checkpoint to the face in IN, whose own sound is what it learns "
+        "from, for so long; the result is kept beside IN for the next time",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--attention",
@@ -138,7 +129,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--face",
-        type=_face,
+        type=face_choice,
         default="largest",
         help="which face: 'largest', an index from the left, a point X,Y or a box "
         "LEFT,TOP,RIGHT,BOTTOM in pixels of the first frame that shows the face; that person is "
@@ -294,7 +285,38 @@ def _inputs(args: argparse.Namespace) -> tuple[Input, Input]:
     return video, replace(audio, audio_track=args.audio_track)
 
 
-def _run(args: argparse.Namespace) -> Summary:
+Adapt = Callable[..., tuple[Path, str]]
+"""Makes a checkpoint that is adapted to a video, or finds it, and says what was gained; see
+:func:`dithead.train.adapt.adapted_to`."""
+
+
+def _adapted(args: argparse.Namespace, adapt: Adapt) -> tuple[str, list[str]]:
+    """The checkpoint to run, adapted to the video if possible; notes on that."""
+    base = getattr(args, "checkpoint", "tiny")
+    if args.bundle is not None or args.backend not in (None, "torch"):
+        raise ConfigError("--adapt adapts a checkpoint: it needs the back end torch, and no bundle")
+    if args.faces is not None:
+        raise ConfigError("--adapt adapts to one face: leave --faces out")
+    told = sys.stderr.isatty() and args.progress == "auto" and not args.quiet
+    progress = TaskProgress(sys.stderr) if told else None
+    try:
+        path, gain = adapt(
+            Path(args.video),
+            args.adapt,
+            base=base,
+            audio_weights=args.audio_weights,
+            face=args.face,
+            tell=None if progress is None else progress.show,
+        )
+    except MediaError as error:
+        return base, [f"not adapted: {error}"]
+    finally:
+        if progress is not None:
+            progress.end()
+    return str(path), [f"adapted, {path}: {gain}"]
+
+
+def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
     from dithead.runtime.media.outputs import Encoding
     from dithead.runtime.revoice import revoice
 
@@ -302,10 +324,15 @@ def _run(args: argparse.Namespace) -> Summary:
     if args.output == "-" and sys.stdout.isatty():
         raise ConfigError("standard output is a terminal", hint="send it to a program or a file")
     as_json = args.progress == "json"
+    notes: list[str] = []
+    if args.adapt is not None:
+        if adapt is None:
+            raise ConfigError("--adapt is an option of the command dithead stream")
+        args.checkpoint, notes = _adapted(args, adapt)
     show = as_json or (args.progress == "auto" and sys.stderr.isatty() and not args.quiet)
     progress = Progress(sys.stderr, as_json) if show else None
     try:
-        return revoice(
+        summary = revoice(
             video,
             audio,
             args.output,
@@ -338,6 +365,8 @@ def _run(args: argparse.Namespace) -> Summary:
     finally:
         if progress is not None:
             progress.end()
+    summary.notes[:0] = notes
+    return summary
 
 
 def _as_text(summary: Summary) -> str:
@@ -374,8 +403,13 @@ def _as_json(summary: Summary) -> str:
     )
 
 
-def main(argv: list[str] | None = None, prog: str = "dithead-stream") -> int:
-    """Entry point of ``dithead-stream``.
+def main(
+    argv: list[str] | None = None, prog: str = "dithead-stream", adapt: Adapt | None = None
+) -> int:
+    """``dithead-stream``.
+
+    Args:
+        adapt: what ``--adapt`` calls.
 
     Returns:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
@@ -384,7 +418,7 @@ def main(argv: list[str] | None = None, prog: str = "dithead-stream") -> int:
     report = sys.stderr if args.output == "-" else sys.stdout
 
     def run() -> None:
-        summary = _run(args)
+        summary = _run(args, adapt)
         if args.json:
             print(_as_json(summary), file=report)
         elif not args.quiet:

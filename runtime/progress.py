@@ -75,3 +75,31 @@ class Progress:
         with suppress(OSError, ValueError):
             self._to.write(text)
             self._to.flush()
+
+
+class TaskProgress:
+    """Shows on a terminal what a long task is doing, in one line that is updated."""
+
+    def __init__(self, to: TextIO) -> None:
+        self._to = to
+        self._start = time.monotonic()
+        self._last = 0.0
+
+    def show(self, what: str, share: float) -> None:
+        """Report what is being done, and how far the whole is: 0 to 1."""
+        now = time.monotonic()
+        if now - self._last < _EVERY_S:
+            return
+        self._last = now
+        left_s = (now - self._start) * (1.0 - share) / max(share, 1e-3)
+        left = f", {left_s:.0f} s left" if share > 0.02 else ""
+        self._write(f"\r{what}: {100 * share:.0f} %{left}   ")
+
+    def end(self) -> None:
+        """Clear the line."""
+        self._write("\r" + " " * 60 + "\r")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._to.write(text)
+            self._to.flush()

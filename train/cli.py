@@ -1,5 +1,5 @@
 """``dithead-train``: prepare footage, make people from stills, train the two VQGANs and the shape
-head, cache latents, train the denoiser, pack a checkpoint."""
+head, cache latents, train the denoiser, pack a checkpoint, adapt it to one person."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import argparse
 import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from dithead import checkpoint
+from dithead.command import face_choice
 from dithead.config import preset
 from dithead.errors import ConfigError, DitheadError
 from dithead.model import DitHead
+from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
 from dithead.train.dit import DiTTraining, train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
@@ -139,6 +141,30 @@ def _dit(args: argparse.Namespace) -> None:
         args.shape,
     )
     print(json.dumps({"weights": str(path)}))
+
+
+def _adapt(args: argparse.Namespace) -> None:
+    from dithead.train.adapt import Adaptation, adapt
+
+    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
+        raise ConfigError(f"{args.out}: expected a .safetensors file in a folder that exists")
+    progress = TaskProgress(sys.stderr) if sys.stderr.isatty() else None
+    try:
+        gain = adapt(
+            args.videos,
+            args.out,
+            Adaptation(minutes=_minutes(args), seed=args.seed),
+            base=args.checkpoint,
+            audio_weights=args.audio_weights,
+            latents=args.latents,
+            face=args.face,
+            tell=None if progress is None else progress.show,
+        )
+    finally:
+        if progress is not None:
+            progress.end()
+    size = args.out.stat().st_size
+    print(json.dumps({"checkpoint": str(args.out), "bytes": size, **asdict(gain)}))
 
 
 def _pack(args: argparse.Namespace) -> None:
@@ -276,6 +302,24 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="share of each batch whose generated outputs become references of later samples",
     )
     stage(dit, 60, 32, 6e-4)
+
+    adapt = command("adapt", _adapt, "fit a checkpoint to one person's own footage")
+    adapt.add_argument("videos", metavar="VIDEO", type=Path, nargs="+", help="with sound")
+    adapt.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("me.safetensors"),
+        help="file to write, with a sheet beside it; an interrupted run goes on where it was",
+    )
+    adapt.add_argument("--minutes", type=float, default=5.0, help="all of it")
+    adapt.add_argument("--checkpoint", default="tiny", help="name, or a .safetensors file")
+    adapt.add_argument("--audio-weights", type=Path, help="speech encoder (wav2vec2)")
+    adapt.add_argument("--latents", type=Path, help="general footage to mix in, from latents")
+    adapt.add_argument(
+        "--face", type=face_choice, default="largest", help="whose, as for dithead stream"
+    )
+    adapt.add_argument("--seed", type=int, default=0)
 
     pack = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):

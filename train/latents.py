@@ -239,16 +239,24 @@ def _audio_encoder(config: AudioConfig, weights: Path | None) -> AudioEncoder:
     return load_audio_encoder(config, weights)
 
 
-@torch.inference_mode()
 def _hear(job: _Sound) -> None:
     encoder = _audio_encoder(job.config, job.weights)
-    track = _footage(job.roots).track(job.clip)
+    windows, silent = clip_windows(encoder, _footage(job.roots).track(job.clip), job.seed)
+    np.savez(job.out, windows=windows, silent=silent)
+
+
+@torch.inference_mode()
+def clip_windows(
+    encoder: AudioEncoder, track: dict[str, np.ndarray], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A clip's windows as recorded and with a changed level and added noise, (2, T, window_frames,
+    features) float16; which of its frames are silent, (T,)."""
     audio, times = track["audio"].astype(np.float32), track["time_s"]
     variants = []
-    for samples in (audio, _disturb(audio, np.random.default_rng(job.seed))):
+    for samples in (audio, _disturb(audio, np.random.default_rng(seed))):
         features = encode_audio(encoder, samples, batch=16)
         variants.append(torch.stack([features.window(t) for t in times]).half().numpy())
-    np.savez(job.out, windows=np.stack(variants), silent=_silent_frames(audio, times))
+    return np.stack(variants), _silent_frames(audio, times)
 
 
 def cache_windows(
@@ -275,10 +283,14 @@ def cache_windows(
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for _ in pool.imap_unordered(_hear, jobs):
             pass
-    encoder = load_audio_encoder(config.audio, audio_weights)
-    with torch.inference_mode():
-        silence = encode_audio(encoder, np.zeros(32000, np.float32)).window(1.0)
+    silence = silence_window(load_audio_encoder(config.audio, audio_weights))
     np.save(out / "silence.npy", silence.numpy())
+
+
+@torch.inference_mode()
+def silence_window(encoder: AudioEncoder) -> Tensor:
+    """The window of digital silence: (window_frames, features)."""
+    return encode_audio(encoder, np.zeros(32000, np.float32)).window(1.0)
 
 
 def _disturb(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:

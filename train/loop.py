@@ -4,6 +4,7 @@ weights, the log."""
 from __future__ import annotations
 
 import json
+import logging
 import math
 import queue
 import threading
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
+
+log = logging.getLogger(__name__)
 
 
 class Stage:
@@ -57,7 +60,7 @@ class Stage:
         return peak * warm * fall
 
     def log(self, **values: Any) -> None:
-        """Append a line to the log and to standard output."""
+        """Append a line to the stage's file, and report it."""
         row = {
             "step": self.step,
             "minutes": round(self.elapsed_s / 60, 2),
@@ -67,7 +70,7 @@ class Stage:
         }
         with self.log_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        log.info("%s", json.dumps(row))
 
 
 class MovingAverage:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 
 from dithead.config import DitHeadConfig, FaceConfig
 from dithead.errors import MediaError
+from dithead.face.choice import FaceChoice
 from dithead.face.crop import STABLE_POINTS, crop_face
 from dithead.face.cropsmoother import CropSmoother
 from dithead.face.networks import FaceNetworks
@@ -128,22 +129,42 @@ def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:
 
 
 @torch.inference_mode()
-def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
-    """Prepare one video or still. Raises MediaError: unreadable, a video without audio, or a frame
-    without a face."""
-    locate = FaceTracker(FaceNetworks.load().run)
+def prepare_clip(
+    source: Source,
+    out: Path,
+    config: DitHeadConfig,
+    *,
+    face: FaceChoice = "largest",
+    skip_faceless: bool = False,
+    going: Callable[[int], bool] = lambda frames: frames < MAX_VIDEO_FRAMES,
+) -> Clip:
+    """Prepare one video or still.
+
+    Args:
+        face: whose face.
+        skip_faceless: leave frames without a face out; otherwise they are an error.
+        going: whether to go on after so many frames.
+
+    Raises:
+        MediaError: unreadable, a video without audio, a frame without a face, or no face at all.
+    """
+    locate = FaceTracker(FaceNetworks.load().run, face)
     tracker = CropSmoother(config.face)
     state = tracker.initial_state()
     crops, transforms, meshes = [], [], []
     times: list[float] = []
     with VideoSource(source.path) as video:
         for frame in video:
-            if len(times) == MAX_VIDEO_FRAMES:
+            if not going(len(times)):
                 break
             image = torch.from_numpy(frame.rgb())
             found = locate(image)
+            if found is None and skip_faceless:
+                continue
             if found is None:
                 raise MediaError(f"no face in frame {frame.index}")
+            if found.changed:
+                state = tracker.initial_state()
             mesh = found.mesh
             elapsed = float(frame.time_s) - times[-1] if times else 0.0
             transform, _, state = tracker(mesh, state, torch.tensor(elapsed))
@@ -151,6 +172,8 @@ def prepare_clip(source: Source, out: Path, config: DitHeadConfig) -> Clip:
             transforms.append(transform.numpy())
             meshes.append(mesh[:, :2].numpy())
             times.append(float(frame.time_s))
+    if not times:
+        raise MediaError(f"{source.path} shows no face")
     blocks = [] if source.still else list(AudioSource(source.path).blocks())
     samples = delayed(np.concatenate([np.zeros(0, np.float32), *blocks]), source.sound_delay_ms)
     name = source.path.stem

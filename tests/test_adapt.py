@@ -1,0 +1,207 @@
+"""A checkpoint that is fitted to one person's footage: what it gains, what is stored, and what an
+interrupted run, bad footage or another base does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from streams import RATE, moving, voice
+
+from dithead import checkpoint
+from dithead.__main__ import stream
+from dithead.errors import CheckpointError, ConfigError, MediaError
+from dithead.model import DitHead
+from dithead.train.adapt import Adaptation, adapt, run
+from dithead.train.cli import main
+
+FRAMES = 40
+SHORT = Adaptation(steps=20, batch=8)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little speech to practise with."""
+    monkeypatch.setattr(run, "practice_windows", lambda _: np.zeros((9, 11, 768), np.float32))
+
+
+@pytest.fixture
+def talker(tmp_path: Path, astronaut: np.ndarray) -> Callable[..., Path]:
+    """Writes a video of a moving portrait with sound: (name, pictures, sound) -> its path."""
+
+    def write(
+        name: str = "talker.mp4",
+        pictures: list[np.ndarray] | None = None,
+        sound: np.ndarray | None = None,
+    ) -> Path:
+        if pictures is None:
+            pictures = [image for image in moving(astronaut, FRAMES // 4) for _ in range(4)]
+        sound = voice(FRAMES / 25) if sound is None else sound
+        path = tmp_path / name
+        with av.open(str(path), "w") as container:
+            video = container.add_stream("libx264", rate=25, options={"crf": "12"})
+            video.height, video.width = pictures[0].shape[:2]
+            audio = container.add_stream("aac", rate=RATE, layout="mono") if sound.size else None
+            for image in pictures:
+                container.mux(video.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+            container.mux(video.encode())
+            if audio is not None:
+                frame = av.AudioFrame.from_ndarray(sound[None], "fltp", "mono")
+                frame.sample_rate = RATE
+                container.mux(audio.encode(frame))
+                container.mux(audio.encode())
+        return path
+
+    return write
+
+
+def test_only_what_changed_is_stored(talker: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "me.safetensors"
+    gain = adapt([talker()], out, SHORT)
+    assert gain.mouth_db > gain.mouth_db_before
+    assert gain.lips_off < gain.lips_off_before
+    assert out.stat().st_size < 8e6
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "me.png",
+        "me.safetensors",
+        "talker.mp4",
+    ]
+    base, adapted = (DitHead.load(source).state_dict() for source in ("tiny", out))
+    changed = {name for name, value in base.items() if not torch.equal(value, adapted[name])}
+    assert {name.split(".")[0] for name in changed} == {"dit", "face_vqgan"}
+    assert all(".decoder." in name for name in changed if name.startswith("face_vqgan"))
+    assert all(name.endswith(".weight") for name in changed if name.startswith("dit"))
+
+
+def test_an_interrupted_run_goes_on(talker: Callable[..., Path], tmp_path: Path) -> None:
+    video, out = talker(), tmp_path / "me.safetensors"
+    told: list[str] = []
+
+    def tell(what: str, share: float) -> None:
+        told.append(what)
+        if told.count("learning the lips") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt([video], out, SHORT, tell=tell)
+    assert not out.exists()
+    assert (tmp_path / ".me.adapting").is_dir()
+    again: list[tuple[str, float]] = []
+    adapt([video], out, SHORT, tell=lambda what, share: again.append((what, share)))
+    assert {what for what, _ in again} == {"learning the lips"}  # the rest is done
+    assert again[0][1] > 0
+    assert out.is_file()
+    assert not (tmp_path / ".me.adapting").exists()
+
+
+def test_other_settings_begin_anew(talker: Callable[..., Path], tmp_path: Path) -> None:
+    video, out = talker(), tmp_path / "me.safetensors"
+
+    def stop(what: str, share: float) -> None:
+        if what == "learning the picture":
+            raise KeyboardInterrupt
+
+    for batch in (6, 8):
+        told: list[str] = []
+
+        def tell(what: str, share: float, told: list[str] = told) -> None:
+            told.append(what)
+            stop(what, share)
+
+        with pytest.raises(KeyboardInterrupt):
+            adapt([video], out, Adaptation(batch=batch), tell=tell)
+        assert told[0] == "looking at the footage"
+
+
+def test_footage_that_nothing_can_be_learnt_from(
+    talker: Callable[..., Path], astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    out, grey = tmp_path / "me.safetensors", [np.full((128, 128, 3), 90, np.uint8)] * 30
+    for video, message in [
+        (talker("faceless.mp4", grey), "shows no face"),
+        (talker("mute.mp4", sound=np.zeros(0, np.float32)), "audio"),
+        (talker("silent.mp4", sound=np.zeros(RATE, np.float32)), "no sound to learn from"),
+        (talker("short.mp4", moving(astronaut, 20)), "17 frames with a face to learn from"),
+    ]:
+        with pytest.raises(MediaError, match=message):
+            adapt([video], out, SHORT)
+        assert not (tmp_path / ".me.adapting").exists()
+    with pytest.raises(ConfigError, match="minutes must be above 0"):
+        Adaptation(minutes=0)
+
+
+def test_frames_without_a_face_are_left_out(
+    talker: Callable[..., Path], astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    pictures = moving(astronaut, FRAMES)
+    for number in (0, 17, 18):
+        pictures[number] = np.full_like(pictures[0], 90)
+    adapt([talker(pictures=pictures)], tmp_path / "me.safetensors", Adaptation(steps=1, batch=4))
+
+
+def test_what_an_adapted_checkpoint_changes_must_be_there(
+    checkpoint_file: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.safetensors"
+    base.write_bytes(checkpoint_file.read_bytes())
+    tensors, _ = checkpoint.load(base)
+    name = "dit.patch_out.weight"
+    rows, columns = tensors[name].shape
+    up, down = torch.randn(rows, 2), torch.randn(2, columns)
+    out = tmp_path / "adapted.safetensors"
+    changes = {f"{name}.up": up, f"{name}.down": down, "dit.patch_out.bias": torch.ones(rows)}
+    checkpoint.save_adapted(out, changes, base)
+    found, _ = checkpoint.load(out)
+    assert found.keys() == tensors.keys()
+    assert torch.allclose(found[name], tensors[name] + up @ down, atol=1e-2)
+    assert torch.equal(found["dit.patch_out.bias"], torch.ones(rows))
+    base.write_bytes(base.read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"changes another version of .*base\.safetensors"):
+        checkpoint.load(out)
+    base.unlink()
+    with pytest.raises(CheckpointError, match="which is not there: adapt again"):
+        checkpoint.load(out)
+    base.write_bytes(checkpoint_file.read_bytes())
+    checkpoint.save_adapted(out, {f"{name}.up": up, f"{name}.down": down[:, 1:]}, base)
+    with pytest.raises(CheckpointError, match="does not fit the checkpoint that it changes"):
+        checkpoint.load(out)
+
+
+def test_the_command(
+    talker: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, out = str(talker()), tmp_path / "me.safetensors"
+    assert main(["adapt", video, "-o", str(out), "--minutes", "0.05", "--threads", "1"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["checkpoint"] == str(out)
+    assert told["bytes"] == out.stat().st_size
+    assert told["held_out_s"] == pytest.approx(0.15 * FRAMES / 25, abs=0.05)
+    assert main(["adapt", video, "-o", str(tmp_path / "no" / "me.safetensors")]) == 1
+    assert "in a folder that exists" in capsys.readouterr().err
+
+
+def test_a_stream_adapts_first(
+    talker: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = str(talker())
+
+    def notes(*arguments: str) -> list[str]:
+        out = str(tmp_path / "out.mp4")
+        assert stream([*arguments, "-o", out, "--json", "--steps", "1"]) == 0
+        found: list[str] = json.loads(capsys.readouterr().out)["notes"]
+        return found
+
+    first = notes(video, video, "--adapt", "0.05")
+    assert "adapted, " in first[0]
+    assert " dB in its last 0.2 s, which were not learnt from" in first[0]
+    assert "made before" in notes(video, video, "--adapt", "0.05")[0]
+    assert len(list((tmp_path / "dithead-adapted").glob("talker.0.05min.*.safetensors"))) == 1
+    mute = str(talker("mute.mp4", sound=np.zeros(0, np.float32)))
+    assert notes(mute, video, "--adapt", "0.05")[0].startswith("not adapted: ")
+    assert stream([video, video, "--adapt", "1", "--backend", "onnxruntime"]) == 2
+    assert "--adapt adapts a checkpoint" in capsys.readouterr().err

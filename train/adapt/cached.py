@@ -1,0 +1,59 @@
+"""Adaptations that are kept beside the video, for ``dithead stream --adapt``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from dithead import checkpoint
+from dithead.errors import MediaError
+from dithead.face.choice import FaceChoice
+from dithead.train.adapt.run import adapt
+from dithead.train.adapt.settings import Adaptation, Tell
+
+FOLDER = "dithead-adapted"
+"""Beside the video, or in the user's cache where its folder cannot be written."""
+
+
+def adapted_to(
+    video: Path,
+    minutes: float,
+    *,
+    base: str,
+    audio_weights: Path | None,
+    face: FaceChoice,
+    tell: Tell | None,
+) -> tuple[Path, str]:
+    """The checkpoint that is adapted to a video: made now, or before.
+
+    Returns:
+        The file; what was gained, in words.
+
+    Raises:
+        MediaError: there is no such file, or nothing can be learnt from it.
+    """
+    if not video.is_file():
+        raise MediaError(f"{video} is no file: only to a file can a model be adapted")
+    training = Adaptation(minutes=minutes)
+    made_from = [checkpoint.sha256(video), checkpoint.sha256(checkpoint.resolve(base)), repr(face)]
+    digest = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16]
+    out = _folder(video) / f"{video.stem}.{minutes:g}min.{digest}.safetensors"
+    if out.is_file():
+        return out, "made before"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    gain = adapt(
+        [video], out, training, base=base, audio_weights=audio_weights, face=face, tell=tell
+    )
+    return out, (
+        f"mouth {gain.mouth_db_before:.1f} -> {gain.mouth_db:.1f} dB in its last "
+        f"{gain.held_out_s:.1f} s, which were not learnt from"
+    )
+
+
+def _folder(video: Path) -> Path:
+    beside = video.resolve().parent / FOLDER
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "dithead" / "adapted"

@@ -1,0 +1,143 @@
+"""The person's footage: crops and sound on disk, latents and windows in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dithead.audio import AudioEncoder, encode_audio
+from dithead.errors import MediaError
+from dithead.face.choice import FaceChoice
+from dithead.face.crop import mask_out
+from dithead.footage import speech
+from dithead.model import DitHead
+from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource
+from dithead.train.adapt.settings import Adaptation, Tell
+from dithead.train.adapt.work import Work
+from dithead.train.appearance import (
+    Appearance,
+    plain_appearance,
+    render,
+    training_mask,
+    vary_pose,
+)
+from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
+from dithead.train.latents import LatentCache, Run, clip_windows, encode_pictures, silence_window
+from dithead.train.prepare import MAX_VIDEO_FRAMES, Source, prepare_clip
+
+MOST_ROWS = 1500
+"""Encoded pictures; a short video is encoded up to four times, in slightly different poses."""
+LEAST_FRAMES = 25
+LEAST_SOUND_S = 0.5
+PERSON = "person"
+
+
+def prepared(
+    videos: Sequence[Path],
+    work: Work,
+    training: Adaptation,
+    model: DitHead,
+    face: FaceChoice,
+    tell: Tell,
+) -> Footage:
+    """The videos' crops, tracks and sound; the end of each is held out.
+
+    Raises:
+        MediaError: a video cannot be read or has no sound, or too few frames show a face.
+    """
+    data = work.folder / "data"
+    if (data / "index.json").is_file():
+        return Footage(data)
+    make_folders(data)
+    clips: list[Clip] = []
+    for number, path in enumerate(videos):
+        until_s = work.seconds * training.prepare_share * (number + 1) / len(videos)
+
+        def going(frames: int, until_s: float = until_s) -> bool:
+            tell("looking at the footage", work.share)
+            few = frames < 4 * LEAST_FRAMES
+            return frames < MAX_VIDEO_FRAMES and (few or work.spent_s < until_s)
+
+        source = Source(path, PERSON, "train")
+        whole = prepare_clip(source, data, model.config, face=face, skip_faceless=True, going=going)
+        clips += _parted(data, whole, f"{number:03d}", training.held_out_share)
+    frames = sum(clip.frames for clip in clips if clip.split == "train")
+    if frames < LEAST_FRAMES:
+        raise MediaError(
+            f"{frames} frames with a face to learn from: at least {LEAST_FRAMES} are needed",
+            hint="give a longer video",
+        )
+    write_index(data, clips)
+    work.note()
+    return Footage(data)
+
+
+def _parted(data: Path, clip: Clip, name: str, held_out_share: float) -> list[Clip]:
+    """A prepared clip as two: what is learnt from, and its end."""
+    crops, track = np.load(data / "crops" / f"{clip.name}.npy"), _track(data, clip)
+    if len(track["audio"]) < LEAST_SOUND_S * SPEECH_RATE_HZ or not track["audio"].any():
+        raise MediaError(f"{clip.name} has no sound to learn from")
+    end = clip.frames - round(clip.frames * held_out_share)
+    parts = []
+    for split, rows in (("train", slice(0, end)), ("validation", slice(end, None))):
+        own = {key: track[key][rows] for key in ("transform", "mesh", "time_s")}
+        own["audio"] = track["audio"]
+        part = Clip(f"{name}.{split}", PERSON, split, len(own["time_s"]))
+        save_clip(data, part.name, crops[rows], own)
+        parts.append(part)
+    (data / "crops" / f"{clip.name}.npy").unlink()
+    (data / "track" / f"{clip.name}.npz").unlink()
+    return [part for part in parts if part.frames > 0]
+
+
+def _track(data: Path, clip: Clip) -> dict[str, np.ndarray]:
+    with np.load(data / "track" / f"{clip.name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+@torch.inference_mode()
+def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) -> LatentCache:
+    """Latents and windows of what is learnt from."""
+    clips, generator = footage.split("train"), torch.Generator().manual_seed(seed)
+    poses = max(1, min(4, MOST_ROWS // sum(clip.frames for clip in clips)))
+    faces, maskeds, runs, first = [], [], [], 0
+    windows, silent = {}, {}
+    for number, clip in enumerate(clips):
+        crops = torch.from_numpy(np.array(footage.crops(clip)))
+        windows[clip.name], silent[clip.name] = clip_windows(encoder, footage.track(clip), number)
+        for pose in range(poses):
+            look = plain_appearance(clip.frames)
+            if pose > 0:
+                look = replace(vary_pose(look, generator), turn=look.turn)
+            face, masked = encoded_crops(model, crops, look, generator)
+            faces.append(face)
+            maskeds.append(masked)
+            runs.append(Run(clip.name, PERSON, 0, pose, first, clip.frames, main=True))
+            first += clip.frames
+    silence = silence_window(encoder)
+    return LatentCache(runs, torch.cat(faces), torch.cat(maskeds), windows, silent, silence)
+
+
+def encoded_crops(
+    model: DitHead, crops: Tensor, look: Appearance, generator: torch.Generator, jitter: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Stored crops (B, S, S, 3) with a look -> latents of the faces and of the masked faces."""
+    face = model.config.face
+    image = render(crops, look, face.crop_px, face.view)
+    mask = training_mask(look, face.crop_px, face.mask_softness, generator, jitter, face.view)
+    hidden = mask_out(image, mask)
+    return encode_pictures(model.face_vqgan, image), encode_pictures(model.masked_vqgan, hidden)
+
+
+@torch.inference_mode()
+def practice_windows(encoder: AudioEncoder) -> np.ndarray:
+    """Windows of the packaged recording, 25 a second: (N, window_frames, features) float32."""
+    samples = np.concatenate(list(AudioSource(speech()).blocks()))
+    features = encode_audio(encoder, samples, batch=16)
+    times = np.arange(0.0, len(samples) / SPEECH_RATE_HZ, 0.04)
+    return torch.stack([features.window(float(time_s)) for time_s in times]).numpy()

@@ -1,0 +1,79 @@
+"""One adaptation from start to end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dithead import checkpoint
+from dithead.audio import load_audio_encoder
+from dithead.errors import ConfigError, MediaError
+from dithead.face.choice import FaceChoice
+from dithead.model import DitHead
+from dithead.train.adapt.fit import fit_decoder, fit_denoiser
+from dithead.train.adapt.gain import Gain, Held
+from dithead.train.adapt.person import encoded, practice_windows, prepared
+from dithead.train.adapt.settings import Adaptation, Tell
+from dithead.train.adapt.work import Work
+
+
+def adapt(
+    videos: Sequence[Path],
+    out: Path,
+    training: Adaptation | None = None,
+    *,
+    base: str = "tiny",
+    audio_weights: Path | None = None,
+    latents: Path | None = None,
+    face: FaceChoice = "largest",
+    tell: Tell | None = None,
+) -> Gain:
+    """Fit a checkpoint to the person in some videos, whose own sound is the words.
+
+    An interrupted call leaves a folder beside ``out``; the same call then goes on from there.
+
+    Args:
+        out: the .safetensors file to write; it holds only what changed. A sheet of frames that were
+            not learnt from is written beside it as a PNG: true, before, after.
+        base: name or path of the checkpoint.
+        audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
+        latents: folder of ``dithead train latents`` with general footage to mix in.
+        face: whose face, where a video shows several. tell: told what is being done.
+
+    Raises:
+        MediaError: a video cannot be read or has no sound, or too few frames show a face.
+        ConfigError: the checkpoint has no shape head.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    training, tell = training or Adaptation(), tell or _silent
+    model = DitHead.load(base)
+    if model.shape_head is None:
+        raise ConfigError(f"{base} has no shape head, so that lips cannot be compared")
+    torch.manual_seed(training.seed)
+    work = Work(out, videos, checkpoint.resolve(base), training, face)
+    encoder = load_audio_encoder(model.config.audio, audio_weights)
+    try:
+        footage = prepared(videos, work, training, model, face, tell)
+    except MediaError:
+        work.remove()  # nothing to go on with
+        raise
+    cache = encoded(footage, model, encoder, training.seed)
+    practice = practice_windows(encoder)
+    held = Held(footage, model, encoder, cache.face[:1].float())
+    learnt = copy.deepcopy(model)
+    decoder = fit_decoder(footage, learnt, work, training, tell)
+    denoiser = fit_denoiser(learnt, model, cache, practice, latents, work, training, tell)
+    changes = {f"face_vqgan.decoder.{name}": value for name, value in decoder.items()}
+    changes |= {f"dit.{name}": value for name, value in denoiser.items()}
+    origin = f"dithead train adapt, {training.minutes:g} minutes"
+    checkpoint.save_adapted(out, changes, base, {"origin": origin})
+    gain = held.compare(DitHead.load(out), out.with_suffix(".png"))
+    work.remove()
+    return gain
+
+
+def _silent(what: str, share: float) -> None:
+    """Tells nobody."""

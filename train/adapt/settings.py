@@ -1,0 +1,47 @@
+"""Settings of an adaptation, and how it tells what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dithead.errors import ConfigError
+
+Tell = Callable[[str, float], None]
+"""Told what is being done, and how far the whole is: 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """Settings of one adaptation."""
+
+    minutes: float = 5.0
+    """All of it, preparation included."""
+    steps: int | None = None
+    """End each of the two parts after this many steps, if that comes first."""
+    prepare_share: float = 0.25
+    """Of the time, at most: the rest of a long video is not used."""
+    decoder_share: float = 0.3
+    """Of the time that is left after preparation."""
+    rank: int = 16
+    """Of the changes of the denoiser's weights."""
+    batch: int = 24
+    learning_rate: float = 1e-3
+    """Of the denoiser's changes."""
+    decoder_learning_rate: float = 4e-4
+    practice_share: float = 0.25
+    """Other speech, for which the lips must stay as they were: rows for each row of footage."""
+    practice_weight: float = 0.2
+    general_share: float = 0.3
+    """Share of rows from general footage, if there is any."""
+    shape_weight: float = 0.1
+    """Weight of the face's shape, as the shape head reads it."""
+    first_step_share: float = 0.7
+    """Share of samples at the noisiest timestep."""
+    held_out_share: float = 0.15
+    """End of each video that is not learnt from, to measure what was gained."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < float("inf"):
+            raise ConfigError(f"minutes must be above 0, not {self.minutes:g}")
