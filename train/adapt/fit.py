@@ -5,25 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead import checkpoint
+from dithead.dit import DiT
 from dithead.model import DitHead
+from dithead.shape import ShapeHead
+from dithead.train.adapt.person import Person
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
 from dithead.train.data import Footage
 from dithead.train.dit import Batch, DiTTraining, LatentSampler, draw_timesteps, latent_weights
-from dithead.train.latents import LatentCache, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, precision, set_learning_rate
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.lowrank import add_low_rank
-from dithead.train.shape import shape_loss
+from dithead.train.motion import lips_apart
+from dithead.train.shape import GAP_WEIGHT, UNIT, shape_loss
 from dithead.train.vqgan import PictureSampler, VQGANTraining, mouth_weights
 
+CPU = torch.device("cpu")
+SHAPE_BATCH = 96
+LATENT_NOISE = 0.25
+"""Largest standard deviation of the noise on the latents that the shape head learns from."""
 KEEP_S = 15.0
 """How often the denoiser's changes are stored, for a run that goes on later."""
 
@@ -42,7 +49,7 @@ def fit_decoder(
     sampler = PictureSampler(footage, config, pictures)
     losses = ReconstructionLoss(
         mouth_weights(config.face.crop_px, pictures.mouth_weight, config.face.view),
-        *(0.0, 0.0, torch.device("cpu")),
+        *(0.0, 0.0, CPU),
     )
     decoder = vqgan.decoder.train().requires_grad_(True)
     vqgan.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,7 +63,7 @@ def fit_decoder(
                 optimiser, stage.learning_rate(training.decoder_learning_rate, warmup_steps=30)
             )
             image = next(samples).contiguous(memory_format=torch.channels_last)
-            with precision(torch.device("cpu")):
+            with precision(CPU):
                 found = vqgan(image, 0.0, pictures.latent_noise).image
             loss, parts = losses(image, found.float())
             optimiser.zero_grad(set_to_none=True)
@@ -74,71 +81,91 @@ def fit_decoder(
     return average.values
 
 
+def fit_shape_head(
+    person: Person, model: DitHead, work: Work, training: Adaptation, tell: Tell
+) -> dict[str, Tensor]:
+    """Train the shape head on the person's latents, in place; its weights."""
+    head = model.shape_head
+    assert head is not None
+    kept = work.kept("shape_head")
+    if kept is not None:
+        checkpoint.load_into(head, kept, work.folder)
+        return kept
+    head.train().requires_grad_(True)
+    average = MovingAverage(head, 0.98)
+    optimiser = torch.optim.AdamW(head.parameters(), weight_decay=1e-3)
+    minutes = training.shape_share * work.left_minutes(0.2)
+    stage = Stage(work.folder / "shape_head.log", minutes, training.steps)
+    while stage.running:
+        tell("learning the shape", work.share)
+        set_learning_rate(
+            optimiser, stage.learning_rate(training.shape_learning_rate, warmup_steps=30)
+        )
+        rows = torch.randint(len(person.face), (SHAPE_BATCH,))
+        latents = person.face[rows].float()
+        level = LATENT_NOISE * torch.rand(len(rows), 1, 1, 1)
+        with precision(CPU):
+            found = head(latents + level * torch.randn_like(latents))
+        loss = shape_loss(found.float(), person.meshes[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimiser.step()
+        average.update()
+        stage.step += 1
+        stage.samples += len(rows)
+        if stage.step % 100 == 0:
+            stage.log(loss=loss.item())
+    checkpoint.load_into(head, average.values, work.folder)
+    head.eval().requires_grad_(False)
+    work.keep("shape_head", average.values)
+    return average.values
+
+
 def fit_denoiser(
+    person: Person,
     model: DitHead,
-    before: DitHead,
-    cache: LatentCache,
-    practice: np.ndarray,
-    general: Path | None,
+    practice: Practice,
+    general: LatentSampler | None,
     work: Work,
     training: Adaptation,
     tell: Tell,
 ) -> dict[str, Tensor]:
-    """Train low-rank changes of the denoiser; the changes."""
-    config, dit, diffusion = model.config, model.dit, model.diffusion
-    head = model.shape_head
+    """Train low-rank changes of the denoiser, in place; the changes."""
+    config, dit, diffusion, head = model.config, model.dit, model.diffusion, model.shape_head
     assert head is not None
-    cpu = torch.device("cpu")
     changes = add_low_rank(dit, training.rank)
-    kept = work.kept("denoiser")
-    if kept is not None:
-        with torch.no_grad():
-            for name, value in kept.items():
-                changes[name].copy_(value)
-    settings = DiTTraining(
-        batch=training.batch,
-        seed=training.seed,
-        main_plain_share=0.5,
-        first_step_share=training.first_step_share,
-    )
-    samplers = [(1.0, LatentSampler(cache, settings))]
-    if general is not None:
-        share = training.general_share
-        samplers = [
-            (1.0 - share, LatentSampler(cache, settings)),
-            (share, LatentSampler(load_cache(general), settings)),
-        ]
+    for name, value in (work.kept("denoiser") or {}).items():
+        changes[name].data.copy_(value)
     random = np.random.default_rng(training.seed)
+    settings = DiTTraining(
+        batch=training.batch, first_step_share=training.first_step_share, seed=training.seed
+    )
     weights = latent_weights(config, settings)
     optimiser = torch.optim.AdamW(list(changes.values()), betas=(0.9, 0.98), weight_decay=0.0)
     stage = Stage(work.folder / "denoiser.log", work.left_minutes(0.05), training.steps)
     kept_s, running, off = 0.0, 0.0, 0.0
-    first = torch.full((training.batch,), config.diffusion.timesteps - 1)
     while stage.running:
         tell("learning the lips", work.share)
         set_learning_rate(optimiser, stage.learning_rate(training.learning_rate, warmup_steps=30))
-        batch = _joined([s.sample(round(share * training.batch)) for share, s in samplers])
+        own = training.batch
+        if general is not None:
+            own -= round(training.general_share * training.batch)
+        batch, rows = person.sample(own, random)
+        if general is not None:
+            batch = _joined([batch, general.sample(training.batch - own)])
         noise = torch.randn_like(batch.clean)
-        timestep = draw_timesteps(settings, diffusion, cpu)[: len(noise)]
+        timestep = draw_timesteps(settings, diffusion, CPU)
         noisy = diffusion.add_noise(batch.clean, noise, timestep)
-        with precision(cpu):
+        with precision(CPU):
             found = dit(noisy, batch.masked, batch.reference, timestep, batch.window).float()
         error = (found - diffusion.target(batch.clean, noise, timestep)).square()
         clean, _ = diffusion.split(noisy, found, timestep)
-        with precision(cpu):
-            shapes, true = head(clean), head(batch.clean)
-        shape = shape_loss(shapes.float(), true.float())
+        with precision(CPU):
+            shape = shape_loss(head(clean[:own]).float(), person.meshes[rows])
         loss = (weights * error).mean() + training.shape_weight * shape
-        count = round(training.practice_share * len(noise))
-        if count > 0:
-            windows = torch.from_numpy(practice[random.integers(len(practice), size=count)])
-            inputs = batch.masked[:count], batch.reference[:count], first[:count], windows
-            start = noise[:count]
-            with torch.no_grad(), precision(cpu):
-                wanted = head(diffusion.split(start, before.dit(start, *inputs), first[:count])[0])
-            with precision(cpu):
-                other = head(diffusion.split(start, dit(start, *inputs), first[:count])[0])
-            loss = loss + training.practice_weight * shape_loss(other.float(), wanted.float())
+        if training.practice_weight > 0:
+            loss = loss + training.practice_weight * practice(dit, head, batch, noise, random)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(changes.values()), 1.0)
@@ -154,6 +181,47 @@ def fit_denoiser(
             work.keep("denoiser", changes)
     work.keep("denoiser", changes)
     return {name: value.detach() for name, value in changes.items()}
+
+
+class Practice:
+    """Other speech, for which the lips must open and close as they did.
+
+    Args:
+        model: the checkpoint as it was. windows: of the speech, (N, window_frames, features).
+        rows: samples in a step.
+    """
+
+    def __init__(self, model: DitHead, windows: np.ndarray, rows: int) -> None:
+        self.model, self.windows, self.rows = model, windows, rows
+        self.last = torch.full((rows,), model.config.diffusion.timesteps - 1)
+
+    def __call__(
+        self,
+        dit: DiT,
+        head: ShapeHead,
+        batch: Batch,
+        noise: Tensor,
+        random: np.random.Generator,
+    ) -> Tensor:
+        """How differently the lips open and close, for the faces of a batch's first rows."""
+        count = min(self.rows, len(noise))
+        chosen = random.integers(len(self.windows), size=count)
+        windows = torch.from_numpy(self.windows[chosen])
+        start = noise[:count]
+        inputs = start, batch.masked[:count], batch.reference[:count], self.last[:count], windows
+        before = self.model.shape_head
+        assert before is not None
+        with torch.no_grad(), precision(CPU):
+            wanted = self._opened(self.model.dit(*inputs), before, start)
+        with precision(CPU):
+            found = self._opened(dit(*inputs), head, start)
+        return GAP_WEIGHT * F.smooth_l1_loss(UNIT * found, UNIT * wanted, beta=0.5)
+
+    def _opened(self, predicted: Tensor, head: ShapeHead, start: Tensor) -> Tensor:
+        """How much further apart the lips are than on average: (B, pairs)."""
+        clean, _ = self.model.diffusion.split(start, predicted, self.last[: len(start)])
+        apart = lips_apart(head(clean).float())
+        return apart - apart.mean(0)
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,19 @@ from dithead.train.appearance import (
     vary_pose,
 )
 from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
-from dithead.train.latents import LatentCache, Run, clip_windows, encode_pictures, silence_window
+from dithead.train.dit import Batch
+from dithead.train.latents import clip_windows, encode_pictures, silence_window
+from dithead.train.motion import to_crop
 from dithead.train.prepare import MAX_VIDEO_FRAMES, Source, prepare_clip
+from dithead.train.shape import posed_meshes
 
 MOST_ROWS = 1500
 """Encoded pictures; a short video is encoded up to four times, in slightly different poses."""
 LEAST_FRAMES = 25
+APART = 15
+"""Frames between a frame and its reference, at least."""
+DISTURBED_SHARE, SILENCE_SHARE = 0.5, 0.35
+"""Samples that hear disturbed sound; silent frames that hear digital silence."""
 LEAST_SOUND_S = 0.5
 PERSON = "person"
 
@@ -100,16 +107,60 @@ def _track(data: Path, clip: Clip) -> dict[str, np.ndarray]:
         return {key: file[key] for key in file.files}
 
 
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What is learnt from, encoded. N rows: every frame in each of its poses."""
+
+    face: Tensor
+    """(N, C, s, s) float16, latents."""
+    masked: Tensor
+    """(N, C, s, s) float16."""
+    meshes: Tensor
+    """(N, 468, 2) in crop units, as the mesh network found them."""
+    windows: Tensor
+    """(T, 2, window_frames, features) float16: as recorded, and with a changed level and noise."""
+    silence: Tensor
+    """(window_frames, features)."""
+    silent: Tensor
+    """(T,) bool: frames in silence."""
+    pose: Tensor
+    """(N,) which pose a row has; a reference must have the same."""
+    frame: Tensor
+    """(N,) its frame, of all clips together."""
+
+    def sample(self, batch: int, random: np.random.Generator) -> tuple[Batch, Tensor]:
+        """A random batch, and its rows (B,). A reference is a frame of another moment."""
+        rows, references, windows = [], [], []
+        for row in random.integers(len(self.face), size=batch).tolist():
+            frame = int(self.frame[row])
+            apart = (self.frame - frame).abs()
+            others = torch.nonzero((self.pose == self.pose[row]) & (apart >= APART)).flatten()
+            rows.append(row)
+            references.append(int(others[random.integers(len(others))]) if len(others) else row)
+            window = self.windows[frame, int(random.random() < DISTURBED_SHARE)].float()
+            quiet = bool(self.silent[frame]) and random.random() < SILENCE_SHARE
+            windows.append(self.silence if quiet else window)
+        chosen = torch.tensor(rows)
+        clean, masked, reference = (
+            values.float()
+            for values in (self.face[chosen], self.masked[chosen], self.face[references])
+        )
+        return Batch(clean, masked, reference, torch.stack(windows), self.pose[chosen]), chosen
+
+
 @torch.inference_mode()
-def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) -> LatentCache:
-    """Latents and windows of what is learnt from."""
+def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) -> Person:
+    """Encode what is learnt from."""
     clips, generator = footage.split("train"), torch.Generator().manual_seed(seed)
     poses = max(1, min(4, MOST_ROWS // sum(clip.frames for clip in clips)))
-    faces, maskeds, runs, first = [], [], [], 0
-    windows, silent = {}, {}
+    faces, maskeds, meshes, windows, silent, pose_of, frames = [], [], [], [], [], [], []
+    first = 0
     for number, clip in enumerate(clips):
-        crops = torch.from_numpy(np.array(footage.crops(clip)))
-        windows[clip.name], silent[clip.name] = clip_windows(encoder, footage.track(clip), number)
+        crops, track = torch.from_numpy(np.array(footage.crops(clip))), footage.track(clip)
+        heard, quiet = clip_windows(encoder, track, number)
+        windows.append(torch.from_numpy(heard).transpose(0, 1))
+        silent.append(torch.from_numpy(quiet))
+        mesh = crop_meshes(track)
         for pose in range(poses):
             look = plain_appearance(clip.frames)
             if pose > 0:
@@ -117,10 +168,28 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
             face, masked = encoded_crops(model, crops, look, generator)
             faces.append(face)
             maskeds.append(masked)
-            runs.append(Run(clip.name, PERSON, 0, pose, first, clip.frames, main=True))
-            first += clip.frames
-    silence = silence_window(encoder)
-    return LatentCache(runs, torch.cat(faces), torch.cat(maskeds), windows, silent, silence)
+            meshes.append(posed_meshes(mesh, look, model.config.face.view))
+            pose_of.append(torch.full((clip.frames,), pose))
+            frames.append(torch.arange(first, first + clip.frames))
+        first += clip.frames + APART
+        windows.append(torch.zeros(APART, *windows[-1].shape[1:], dtype=torch.float16))
+        silent.append(torch.zeros(APART, dtype=torch.bool))
+    return Person(
+        face=torch.cat(faces),
+        masked=torch.cat(maskeds),
+        meshes=torch.cat(meshes),
+        windows=torch.cat(windows),
+        silence=silence_window(encoder),
+        silent=torch.cat(silent),
+        pose=torch.cat(pose_of),
+        frame=torch.cat(frames),
+    )
+
+
+def crop_meshes(track: dict[str, np.ndarray]) -> Tensor:
+    """A clip's meshes in crop units: (T, 468, 2)."""
+    mesh, transform = (torch.from_numpy(track[name]).float() for name in ("mesh", "transform"))
+    return to_crop(mesh, transform)
 
 
 def encoded_crops(

@@ -13,11 +13,13 @@ from dithead.audio import load_audio_encoder
 from dithead.errors import ConfigError, MediaError
 from dithead.face.choice import FaceChoice
 from dithead.model import DitHead
-from dithead.train.adapt.fit import fit_decoder, fit_denoiser
+from dithead.train.adapt.fit import Practice, fit_decoder, fit_denoiser, fit_shape_head
 from dithead.train.adapt.gain import Gain, Held
 from dithead.train.adapt.person import encoded, practice_windows, prepared
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
+from dithead.train.dit import DiTTraining, LatentSampler
+from dithead.train.latents import load_cache
 
 
 def adapt(
@@ -60,13 +62,18 @@ def adapt(
     except MediaError:
         work.remove()  # nothing to go on with
         raise
-    cache = encoded(footage, model, encoder, training.seed)
-    practice = practice_windows(encoder)
-    held = Held(footage, model, encoder, cache.face[:1].float())
+    person = encoded(footage, model, encoder, training.seed)
+    held = Held(footage, model, encoder, person.face[:1].float())
     learnt = copy.deepcopy(model)
     decoder = fit_decoder(footage, learnt, work, training, tell)
-    denoiser = fit_denoiser(learnt, model, cache, practice, latents, work, training, tell)
+    head = fit_shape_head(person, learnt, work, training, tell)
+    practice = Practice(model, practice_windows(encoder), training.practice_rows)
+    general = None
+    if latents is not None:
+        general = LatentSampler(load_cache(latents), DiTTraining(seed=training.seed))
+    denoiser = fit_denoiser(person, learnt, practice, general, work, training, tell)
     changes = {f"face_vqgan.decoder.{name}": value for name, value in decoder.items()}
+    changes |= {f"shape_head.{name}": value for name, value in head.items()}
     changes |= {f"dit.{name}": value for name, value in denoiser.items()}
     origin = f"dithead train adapt, {training.minutes:g} minutes"
     checkpoint.save_adapted(out, changes, base, {"origin": origin})

@@ -23,18 +23,21 @@ class Adaptation:
     """Of the time, at most: the rest of a long video is not used."""
     decoder_share: float = 0.3
     """Of the time that is left after preparation."""
+    shape_share: float = 0.1
+    """Of the time that is left after the decoder."""
     rank: int = 16
     """Of the changes of the denoiser's weights."""
     batch: int = 24
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Of the denoiser's changes."""
     decoder_learning_rate: float = 4e-4
-    practice_share: float = 0.25
-    """Other speech, for which the lips must stay as they were: rows for each row of footage."""
-    practice_weight: float = 0.2
+    shape_learning_rate: float = 1e-3
+    practice_rows: int = 6
+    """Samples of other speech in a step, for which the lips must open and close as they did."""
+    practice_weight: float = 0.1
     general_share: float = 0.3
     """Share of rows from general footage, if there is any."""
-    shape_weight: float = 0.1
+    shape_weight: float = 0.3
     """Weight of the face's shape, as the shape head reads it."""
     first_step_share: float = 0.7
     """Share of samples at the noisiest timestep."""
