@@ -46,6 +46,10 @@ class Appearance:
         """The looks of the given rows."""
         return Appearance(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def to(self, device: str) -> Appearance:
+        """The same on a device."""
+        return Appearance(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     def where(self, keep: Tensor, other: Appearance) -> Appearance:
         """Another look in the rows where keep (B,) is true."""
         return Appearance(

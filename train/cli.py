@@ -103,6 +103,7 @@ def _latents(args: argparse.Namespace) -> None:
         args.other_looks,
         args.made_looks,
         workers=args.workers,
+        device=args.device,
     )
 
 
@@ -141,6 +142,20 @@ def _dit(args: argparse.Namespace) -> None:
         args.shape,
     )
     print(json.dumps({"weights": str(path)}))
+
+
+def _archive(args: argparse.Namespace) -> None:
+    from dithead.train.archive import archive
+
+    size = archive(Footage(*args.data), args.out)
+    print(json.dumps({"archive": str(args.out), "bytes": size}))
+
+
+def _restore(args: argparse.Namespace) -> None:
+    from dithead.train.archive import restore
+
+    clips = restore(args.archive, args.out)
+    print(json.dumps({"clips": len(clips), "frames": sum(clip.frames for clip in clips)}))
 
 
 def _adapt(args: argparse.Namespace) -> None:
@@ -233,6 +248,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--workers", type=int, default=2)
 
+    archive = command("archive", _archive, "prepared footage in one small file")
+    archive.add_argument("--data", type=Path, nargs="+", required=True, help="folders of prepare")
+    archive.add_argument("--out", type=Path, required=True, help="the .tar file to write")
+    restore = command("restore", _restore, "the folder of prepare, from an archive")
+    restore.add_argument("archive", type=Path, help="file written by archive")
+    restore.add_argument("--out", type=Path, required=True, help="folder to write")
+
     identities = command("identities", _identities, "talking clips of people in stills")
     identities.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     identities.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -279,6 +301,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     latents.add_argument("--other-looks", type=int, default=24)
     latents.add_argument("--made-looks", type=int, default=1, help="for people made from stills")
     latents.add_argument("--workers", type=int, default=2)
+    latents.add_argument("--device", default="cpu")
 
     shape = command("shape", _shape, "the head that reads the face's shape from its latent")
     shape.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dithead.dit import DiT
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.model import build_dit
 from dithead.train.latents import LatentCache, Run
-from dithead.train.loop import MovingAverage, Stage, load_part, precision, set_learning_rate
+from dithead.train.loop import MovingAverage, Stage, ahead, load_part, precision, set_learning_rate
 from dithead.train.shape import load_shape_head, shape_loss
 
 MAX_LATENT_STD = 2.0
@@ -281,11 +282,12 @@ def train_dit(
     path = out / "dit.safetensors"
     saved_s = 0.0
     running = shape_off = 0.0
+    batches = ahead(partial(sampler.sample, training.batch))
     while stage.running:
         set_learning_rate(
             optimiser, stage.learning_rate(training.learning_rate, training.warmup_steps)
         )
-        batch = _to(sampler.sample(training.batch), where)
+        batch = _to(next(batches), where)
         reference, noise = own.references(batch)
         timestep = draw_timesteps(training, diffusion, where)
         noisy = diffusion.add_noise(batch.clean, noise, timestep)
@@ -315,6 +317,7 @@ def train_dit(
         if stage.elapsed_s - saved_s > 600:
             saved_s = stage.elapsed_s
             checkpoint.save(path, average.values, config.to_dict(), dtype=None)
+    batches.close()
     checkpoint.save(path, average.values, config.to_dict(), dtype=None)
     return path
 

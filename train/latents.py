@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -143,9 +144,9 @@ def load_vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
 
 
 @torch.inference_mode()
-def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
-    face = load_vqgan(job.face, "face_vqgan", job.config)
-    masked = load_vqgan(job.masked, "masked_vqgan", job.config)
+def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    face = load_vqgan(job.face, "face_vqgan", job.config).to(device)
+    masked = load_vqgan(job.masked, "masked_vqgan", job.config).to(device)
     config = job.config.face
     crops = torch.from_numpy(np.array(_footage(job.roots).crops(job.clip)))
     generator = torch.Generator().manual_seed(job.seed)
@@ -154,17 +155,20 @@ def _encode(job: _Job) -> tuple[np.ndarray, np.ndarray]:
         strength = MADE_STRENGTH if job.clip.made else 1.0
         person = random_appearance(1, torch.Generator().manual_seed(job.look_seed), strength)
         look = follow(person, len(crops), generator)
-    image = render(crops, look, config.crop_px, config.view)
     mask = training_mask(look, config.crop_px, config.mask_softness, generator, view=config.view)
-    hidden = mask_out(image, mask)
-    return encode_pictures(face, image).numpy(), encode_pictures(masked, hidden).numpy()
+    with torch.device(device):
+        image = render(crops.to(device), look.to(device), config.crop_px, config.view)
+        hidden = mask_out(image, mask.to(device))
+    whole, part = encode_pictures(face, image), encode_pictures(masked, hidden)
+    return whole.cpu().numpy(), part.cpu().numpy()
 
 
 @torch.inference_mode()
 def encode_pictures(vqgan: VQGAN, pictures: Tensor) -> Tensor:
     """Pictures (B, 3, S, S) in [-1, 1] -> latents (B, C, s, s) float16."""
-    with precision(torch.device("cpu")):
-        latents = [vqgan.encode(part).half() for part in pictures.split(ENCODED_AT_ONCE)]
+    count = ENCODED_AT_ONCE if pictures.device.type == "cpu" else len(pictures)
+    with precision(pictures.device):
+        latents = [vqgan.encode(part).half() for part in pictures.split(count)]
     return torch.cat(latents)
 
 
@@ -180,6 +184,7 @@ def cache_latents(
     made_looks: int = 1,
     seed: int = 0,
     workers: int = 2,
+    device: str = "cpu",
 ) -> None:
     """Encode every training clip with its looks, whole and masked; the mask is shifted at random in
     every frame.
@@ -189,6 +194,7 @@ def cache_latents(
         main_looks, other_looks: random looks of the person with the most clips, and of each other
             person. made_looks: mild ones of each person made from a still.
         main_plain_share: share of the main person's groups that are also encoded as they are.
+        device: a GPU encodes by itself; CPUs share the clips.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "runs.json").unlink(missing_ok=True)  # written last: without it there is no cache
@@ -198,8 +204,15 @@ def cache_latents(
         for i, (clip, _, index, look, _) in enumerate(plan)
     ]
     faces, maskeds, runs, first = [], [], [], 0
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
-        for i, (whole, hidden) in enumerate(pool.imap(_encode, jobs)):
+    with ExitStack() as stack:
+        results: Iterator[tuple[np.ndarray, np.ndarray]]
+        if device == "cpu":
+            spawn = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(spawn.Pool(workers, initializer=single_thread))
+            results = pool.imap(_encode, jobs)
+        else:
+            results = (_encode(job, device) for job in jobs)
+        for i, (whole, hidden) in enumerate(results):
             clip, group, index, _, main = plan[i]
             faces.append(whole)
             maskeds.append(hidden)

@@ -85,6 +85,11 @@ def to_crop(mesh: Tensor, transform: Tensor) -> Tensor:
     return _apply(invert_similarity(transform), mesh)
 
 
+def from_crop(mesh: Tensor, transform: Tensor) -> Tensor:
+    """The reverse of :func:`to_crop`."""
+    return _apply(transform, mesh)
+
+
 def _apply(matrix: Tensor, points: Tensor) -> Tensor:
     return points @ matrix[:, :, :2].transpose(1, 2) + matrix[:, None, :, 2]
 

@@ -131,7 +131,7 @@ def load_shape_head(path: Path, config: DitHeadConfig) -> ShapeHead:
 
 def shape_loss(found: Tensor, true: Tensor) -> Tensor:
     """Meshes (B, 468, 2) in crop units -> scalar."""
-    weights = torch.ones(found.shape[1], 1)
+    weights = torch.ones(found.shape[1], 1, device=found.device)
     weights[[*INNER_UPPER, *INNER_LOWER]] = LIPS_WEIGHT
     off = F.smooth_l1_loss(UNIT * found, UNIT * true, beta=0.5, reduction="none")
     apart = F.smooth_l1_loss(UNIT * lips_apart(found), UNIT * lips_apart(true), beta=0.5)

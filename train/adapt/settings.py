@@ -28,13 +28,13 @@ class Adaptation:
     rank: int = 16
     """Of the changes of the denoiser's weights."""
     batch: int = 24
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Of the denoiser's changes."""
     decoder_learning_rate: float = 4e-4
     shape_learning_rate: float = 1e-3
-    practice_rows: int = 6
+    practice_rows: int = 4
     """Samples of other speech in a step, for which the lips must open and close as they did."""
-    practice_weight: float = 0.1
+    practice_weight: float = 0.02
     general_share: float = 0.3
     """Share of rows from general footage, if there is any."""
     shape_weight: float = 0.3
