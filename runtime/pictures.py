@@ -145,6 +145,10 @@ LATE_S = 0.25
 STOOD_STILL_S = 1.0
 """If it passed longer ago than this, nobody pulled: the stream goes on where it stood."""
 
+LEFT_OUT = 8
+"""Pictures that are left out in a row, at most. Where even reading them takes too long, the stream
+runs more slowly than the clock."""
+
 
 class OwnPictures:
     """Pictures that a stream shows by itself: a portrait or a clip, until another is set.
@@ -158,7 +162,7 @@ class OwnPictures:
     """
 
     def __init__(self, footage: Footage, clock: Callable[[], float] | None = None) -> None:
-        self._frames = _begun(footage)
+        self._frames = begun(footage)
         self._clock = clock
         self._began_s: float | None = None
         self._index = 0
@@ -171,7 +175,7 @@ class OwnPictures:
     def change(self, footage: Footage) -> None:
         """Show something else from the next frame on. Raises MediaError: its first picture cannot
         be read; then nothing changes."""
-        frames = _begun(footage)
+        frames = begun(footage)
         with self._changed:
             unseen, self._next = self._next, frames
         if unseen is not None:
@@ -193,12 +197,15 @@ class OwnPictures:
     def _in_time(self, picture: PushedPicture, clock: Callable[[], float]) -> PushedPicture:
         """The picture, or a later one if its turn has passed: a machine that is too slow must not
         fall behind for ever."""
-        late_s = clock() - picture.arrived_s
-        if late_s > STOOD_STILL_S and self._began_s is not None:
-            self._began_s += late_s
-            return replace(picture, arrived_s=picture.arrived_s + late_s)
-        while clock() - picture.arrived_s > LATE_S:
+        for _ in range(LEFT_OUT):
+            late_s = clock() - picture.arrived_s
+            if self._turned_away or not LATE_S < late_s <= STOOD_STILL_S:
+                break
             picture = self._begin_next()
+        late_s = clock() - picture.arrived_s
+        if late_s > LATE_S and self._began_s is not None:
+            self._began_s += late_s
+            picture = replace(picture, arrived_s=picture.arrived_s + late_s)
         return picture
 
     def _begin_next(self) -> PushedPicture:
@@ -247,10 +254,12 @@ class OwnPictures:
             self._turned_away = False
 
 
-def _begun(footage: Footage) -> Generator[Shown, None, None]:
+def begun(footage: Footage) -> Generator[Shown, None, None]:
     """Footage whose first picture has been read, so that what is broken is told at once."""
     frames = footage()
-    first = next(frames)
+    first = next(frames, None)
+    if first is None:
+        raise MediaError("the clip to loop shows nothing")
 
     def shown() -> Generator[Shown, None, None]:
         try:

@@ -138,7 +138,8 @@ class Speech:
     def queued_s(self) -> float:
         """See :attr:`dithead.runtime.stream.Stream.queued_s`."""
         with self._changed:
-            return max(0, self._given.end - self._out) / self.rate_hz
+            ahead = (max(0, end - max(start, self._out)) for start, end in self._spoken)
+            return sum(ahead) / self.rate_hz
 
     def push(self, samples: np.ndarray | Tensor, sample_rate_hz: int) -> None:
         """Take in sound; see :meth:`dithead.runtime.stream.Stream.push_audio`."""

@@ -25,6 +25,7 @@ from dithead.runtime.pictures import (
     OwnPictures,
     PushedPicture,
     PushedPictures,
+    begun,
     chosen_footage,
     from_rgb,
     to_rgb,
@@ -39,7 +40,7 @@ from dithead.runtime.speech import Speech
 
 IdleMode = Literal["wait", "rest", "pass"]
 LONGEST_GAP_S = 600.0
-"""From one pushed frame to the next in a stream that idles."""
+"""From sound and frames to the next pushed frame, in a stream that idles."""
 IDLE_MODES: tuple[IdleMode, ...] = get_args(IdleMode)
 
 
@@ -107,8 +108,8 @@ class Stream:
 
     @property
     def queued_s(self) -> float:
-        """Seconds of pushed sound that have not gone out with a frame yet. In a live stream that
-        idles this grows when sound comes late; :meth:`flush_audio` brings it back to 0."""
+        """Seconds of pushed sound that have not gone out with a frame yet; silence that the stream
+        filled in does not count. :meth:`flush_audio` brings it back to 0."""
         return self._run.queued_s
 
     def mark(self, piece: str | None) -> None:
@@ -222,10 +223,13 @@ class Stream:
 
         Raises:
             StreamError: the stream is closed.
+            MediaError: that clip cannot be read any more; then nothing changes.
         """
         with self._changing:
             if self._closed:
                 raise StreamError("the stream is closed", hint="open another")
+            if self._settings.footage is not None:
+                begun(self._settings.footage).close()
             self._run.stop("the stream was reset")
             self._run = _StreamRun(self._make(), self._settings)
 
@@ -257,6 +261,7 @@ class _StreamRun:
             memory=config.chunk_samples + config.hop_samples,
         )
         self._outbox: Channel[tuple[int, Frame]] = Channel(max(1, settings.in_flight), "writer")
+        self._popped: tuple[int, Frame] | None = None  # taken from there, but not given yet
         self._giving = threading.Lock()
         self._edition = 0  # increases each time that frames are made again
         self._taken: dict[int, Frame] = {}  # finished, but not pulled yet
@@ -351,12 +356,11 @@ class _StreamRun:
 
     def _check_gap(self, at: Fraction) -> None:
         # With no sound, all of a gap is filled with silence.
-        gap_s = float(at - (self._last_s or 0))
+        gap_s = float(at - max(self._last_s or 0, self._speech.length_s))
         if self._settings.idle != "wait" and gap_s > LONGEST_GAP_S:
-            since = "the last one" if self._pushed else "the first sample of sound"
             raise StreamError(
-                f"a frame at {float(at):g} s, {gap_s:g} s after {since}: a stream that idles "
-                f"allows {LONGEST_GAP_S:g} s",
+                f"a frame at {float(at):g} s, {gap_s:g} s after all that came before: a stream "
+                f"that idles allows {LONGEST_GAP_S:g} s",
                 hint="count times from the start of the sound, and call reset() after a long pause",
             )
 
@@ -378,8 +382,10 @@ class _StreamRun:
                 with self._turn(end_s):
                     if self._half is not None:
                         return self._give(self._half)
-                edition, frame = self._outbox.get(_left(end_s))
+                if self._popped is None:
+                    self._popped = self._outbox.get(_left(end_s))
                 with self._turn(end_s):
+                    (edition, frame), self._popped = self._popped, None
                     if edition == self._edition:  # else it is made anew
                         return self._give_between(frame) or self._give(frame)
             except Closed:
@@ -462,6 +468,7 @@ class _StreamRun:
         self._run.stop()
         with self._giving:
             self._forget_taken()
+            self._popped = None
         if self._own is not None:
             self._own.shut()
 

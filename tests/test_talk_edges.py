@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -241,6 +242,19 @@ def test_pictures_whose_turn_passed_are_left_out() -> None:
     assert (picture.index, picture.time_s) == (2, Fraction(7, 25))
 
 
+def test_a_clip_that_is_read_too_slowly_runs_slowly() -> None:
+    now = [5.0]
+
+    def slow() -> Iterator[tuple[Fraction, Fraction, np.ndarray]]:
+        for shown in still(np.zeros((2, 2, 3), np.uint8), Fraction(25))():
+            now[0] += 0.05
+            yield shown
+
+    pictures = OwnPictures(slow, lambda: now[0])
+    times = [float(next(pictures).time_s) for _ in range(100)]
+    assert times[-1] < 100 * 0.04 * 2  # less than half of them were left out
+
+
 def test_a_stream_stands_still_while_nobody_pulls() -> None:
     now = [5.0]
     pictures = still_pictures(now)
@@ -296,23 +310,42 @@ def test_a_source_that_cannot_be_read_changes_nothing(
 
 def test_a_gap_between_pushed_frames_is_silent(session: Session, drive: list[np.ndarray]) -> None:
     with session.open_stream(Options(steps=1), idle="rest", patience_s=0) as stream:
-        with pytest.raises(StreamError, match=r"1.7e\+09 s after the first sample of sound"):
+        with pytest.raises(StreamError, match=r"1.7e\+09 s after all that came before"):
             stream.push_frame(drive[0], 1_700_000_000)
         stream.push_frame(drive[0], 60)
         stream.push_frame(drive[1], Fraction(601, 10))
         assert next_frame(stream).time_s == 60
-        with pytest.raises(StreamError, match="after the last one: a stream that idles allows"):
+        with pytest.raises(StreamError, match="after all that came before: a stream that idles"):
             stream.push_frame(drive[2], 3600)
         stream.push_frame(drive[2], 600)
         frames = [next_frame(stream), next_frame(stream)]
         assert [frame.time_s for frame in frames] == [Fraction(601, 10), 600]
         sizes = [frame.samples.size for frame in frames if frame.samples is not None]
         assert sum(sizes) == pytest.approx((600 - 60) * RATE, abs=2 * RATE)
-        assert stream.queued_s < 2
+        assert stream.queued_s == 0  # silence does not count
         stream.push_audio(warble(3))
-        assert stream.queued_s >= 3
+        assert stream.queued_s == pytest.approx(3)
         stream.flush_audio()
         assert stream.queued_s == 0
+
+
+def test_a_source_that_has_gone_leaves_the_stream_as_it_is(
+    session: Session, drive: list[np.ndarray], tmp_path: Path
+) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "loop.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("ffv1", rate=FPS)
+        video.height, video.width = drive[0].shape[:2]
+        for image in drive[:4]:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(video.encode())
+    with session.open_stream(Options(steps=1), loop=path) as stream:
+        stream.push_audio(warble(1))
+        path.unlink()
+        with pytest.raises(MediaError, match="no such file"):
+            stream.reset()
+        assert next_frame(stream).index == 0
 
 
 def test_a_stage_that_hangs_in_a_drop_holds_nobody(
