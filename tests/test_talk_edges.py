@@ -337,7 +337,7 @@ def test_a_source_that_has_gone_leaves_the_stream_as_it_is(
     with av.open(str(path), "w") as container:
         video = container.add_stream("ffv1", rate=FPS)
         video.height, video.width = drive[0].shape[:2]
-        for image in drive[:4]:
+        for image in drive * 4:  # more than the stream reads ahead, or it would read them again
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(video.encode())
     with session.open_stream(Options(steps=1), loop=path) as stream:
