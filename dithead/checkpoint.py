@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dithead.errors import CheckpointError
+from dithead.errors import CheckpointError, ConfigError
 from dithead.jsontext import parse_json
 
 ASSETS = Path(__file__).parent / "assets"
@@ -113,18 +113,40 @@ def save_adapted(
     provenance: Mapping[str, str] | None = None,
 ) -> None:
     """Write only what differs from another checkpoint, which :func:`load` then looks for again: by
-    its name if it is packaged, otherwise beside the new file.
+    its name if it is packaged, otherwise by its path from the new file.
 
     Args:
         changes: tensors that take the place of the base's, or pairs of factors (:data:`UP`,
             :data:`DOWN`) whose product is added to one.
         base: name or path of the other checkpoint.
+
+    Raises:
+        ConfigError: the base itself, or one that it changes in turn, would be overwritten.
     """
+    check_not_a_base(path, base)
     whole = resolve(base)
     _, config = load(whole)
-    named = str(base) if asset_named(base) else whole.name
+    named = str(base)
+    if not asset_named(base):
+        named = os.path.join(
+            os.curdir, os.path.relpath(whole.resolve(), Path(path).resolve().parent)
+        )
     origin = {_BASE_KEY: named, _BASE_HASH_KEY: sha256(whole)}
     save(path, changes, config, {**(provenance or {}), **origin})
+
+
+def check_not_a_base(path: str | Path, base: str | Path) -> None:
+    """Raise ConfigError if a file is a checkpoint, or one that it changes in turn."""
+    whole: Path | None = resolve(base)
+    while whole is not None and whole.is_file():
+        if whole.resolve() == Path(path).resolve():
+            raise ConfigError(
+                f"{path} is needed: it is the checkpoint to adapt, or one that that changes",
+                hint="choose another name for the result",
+            )
+        with safe_open(whole, framework="pt") as file:
+            named = (file.metadata() or {}).get(_BASE_KEY)
+        whole = None if named is None or asset_named(named) else whole.parent / named
 
 
 def sha256(path: Path) -> str:
@@ -178,7 +200,7 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def _base_of(path: Path, name: str, digest: str) -> Path:
     """The checkpoint that an adapted one changes."""
-    base = asset_path(name) if asset_named(name) else path.parent / Path(name).name
+    base = asset_path(name) if asset_named(name) else path.parent / name
     hint = "adapt again, to the checkpoint that is there"
     if not base.is_file():
         raise CheckpointError(f"{path} changes {base}, which is not there", hint=hint)
@@ -192,15 +214,24 @@ def _changed(
 ) -> dict[str, torch.Tensor]:
     """A base's tensors with the changes of an adapted checkpoint."""
     for name, value in changes.items():
-        if name.endswith(DOWN):
-            continue
-        of = name.removesuffix(UP)
+        of = name.removesuffix(UP).removesuffix(DOWN)
+        shape = value.shape
+        if name != of:
+            shape = _product_shape(changes.get(f"{of}{UP}"), changes.get(f"{of}{DOWN}"))
+        if of not in base or base[of].shape != shape:
+            raise CheckpointError(f"{path} does not fit the checkpoint that it changes: {name}")
         if name.endswith(UP):
-            value = value @ changes.get(f"{of}{DOWN}", value.new_zeros(0, 0))
-        if of not in base or base[of].shape != value.shape:
-            raise CheckpointError(f"{path} does not fit the checkpoint that it changes: {of}")
-        base[of] = base[of] + value if name.endswith(UP) else value
+            base[of] = base[of] + value @ changes[f"{of}{DOWN}"]
+        elif name == of:
+            base[of] = value
     return base
+
+
+def _product_shape(up: torch.Tensor | None, down: torch.Tensor | None) -> torch.Size:
+    """The shape of ``up @ down``; of nothing, if there is no such product."""
+    if up is None or down is None or not up.dim() == down.dim() == 2 or len(up.T) != len(down):
+        return torch.Size([0])
+    return torch.Size([len(up), down.shape[1]])
 
 
 def load_into(

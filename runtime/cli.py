@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -290,13 +291,21 @@ Adapt = Callable[..., tuple[Path, str]]
 :func:`dithead.train.adapt.adapted_to`."""
 
 
-def _adapted(args: argparse.Namespace, adapt: Adapt) -> tuple[str, list[str]]:
-    """The checkpoint to run, adapted to the video if possible; notes on that."""
-    base = getattr(args, "checkpoint", "tiny")
+def _check_adapt(args: argparse.Namespace) -> None:
+    """Raise ConfigError if ``--adapt`` was given with what it cannot do."""
     if args.bundle is not None or args.backend not in (None, "torch"):
         raise ConfigError("--adapt adapts a checkpoint: it needs the back end torch, and no bundle")
     if args.faces is not None:
         raise ConfigError("--adapt adapts to one face: leave --faces out")
+    if not 0 < args.adapt < float("inf"):
+        raise ConfigError(f"--adapt takes minutes above 0, not {args.adapt:g}")
+
+
+def _adapted(args: argparse.Namespace, adapt: Adapt, notes: list[str]) -> str:
+    """The checkpoint to run, adapted to the video if possible; adds notes on that."""
+    base = getattr(args, "checkpoint", "tiny")
+    if not args.quiet:
+        print(f"adapting to {args.video}, for {args.adapt:g} minutes at most", file=sys.stderr)
     told = sys.stderr.isatty() and args.progress == "auto" and not args.quiet
     progress = TaskProgress(sys.stderr) if told else None
     try:
@@ -309,11 +318,15 @@ def _adapted(args: argparse.Namespace, adapt: Adapt) -> tuple[str, list[str]]:
             tell=None if progress is None else progress.show,
         )
     except MediaError as error:
-        return base, [f"not adapted: {error}"]
+        notes.append(f"not adapted: {error}")
+        if not args.quiet:
+            print(notes[-1], file=sys.stderr)
+        return base
     finally:
         if progress is not None:
             progress.end()
-    return str(path), [f"adapted, {path}: {gain}"]
+    notes.append(f"adapted, {path}: {gain}")
+    return str(path)
 
 
 def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
@@ -325,10 +338,12 @@ def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
         raise ConfigError("standard output is a terminal", hint="send it to a program or a file")
     as_json = args.progress == "json"
     notes: list[str] = []
+    checkpoint = getattr(args, "checkpoint", None)
     if args.adapt is not None:
         if adapt is None:
             raise ConfigError("--adapt is an option of the command dithead stream")
-        args.checkpoint, notes = _adapted(args, adapt)
+        _check_adapt(args)
+        checkpoint = partial(_adapted, args, adapt, notes)
     show = as_json or (args.progress == "auto" and sys.stderr.isatty() and not args.quiet)
     progress = Progress(sys.stderr, as_json) if show else None
     try:
@@ -336,7 +351,7 @@ def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
             video,
             audio,
             args.output,
-            checkpoint=getattr(args, "checkpoint", None),
+            checkpoint=checkpoint,
             bundle=args.bundle,
             backend=args.backend,
             device=args.device,

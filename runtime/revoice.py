@@ -32,7 +32,7 @@ def revoice(
     audio: PathLike | Input,
     out: PathLike | Output,
     *,
-    checkpoint: PathLike | None = None,
+    checkpoint: PathLike | Callable[[], PathLike] | None = None,
     bundle: PathLike | None = None,
     backend: Backend | None = None,
     device: torch.device | str = "cpu",
@@ -67,7 +67,8 @@ def revoice(
         audio: anything with an audio track, the video itself included.
         out: the file to write (.mp4, .m4v, .mov, .mkv, .webm, .ts, .flv), a URL, or "-" for
             standard output.
-        checkpoint: name of a packaged checkpoint, or a .safetensors file. None takes ``tiny``.
+        checkpoint: name of a packaged checkpoint, or a .safetensors file; or a function that makes
+            one, called when inputs and options have been checked. None takes ``tiny``.
         bundle: folder written by ``dithead export``, instead of a checkpoint.
         backend: what runs the model, never replaced by another: ``torch``, ``onnxruntime``,
             ``tensorrt`` or ``tensorrt-rtx``. None takes ``torch``, or ``onnxruntime`` for a bundle.
@@ -139,6 +140,8 @@ def revoice(
         )
     if backend is None:
         backend = "torch" if bundle is None else "onnxruntime"
+    if callable(checkpoint):
+        checkpoint = checkpoint()
     with _threads(backend, threads):
         graphs = open_graphs(
             backend,

@@ -17,7 +17,7 @@ from dithead import checkpoint
 from dithead.__main__ import stream
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.model import DitHead
-from dithead.train.adapt import Adaptation, adapt, run
+from dithead.train.adapt import Adaptation, adapt, person, run
 from dithead.train.cli import main
 
 FRAMES = 40
@@ -67,7 +67,7 @@ def test_only_what_changed_is_stored(talker: Callable[..., Path], tmp_path: Path
     assert gain.lips_off < gain.lips_off_before
     assert out.stat().st_size < 8e6
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "me.png",
+        "me.adapted.png",
         "me.safetensors",
         "talker.mp4",
     ]
@@ -127,6 +127,8 @@ def test_footage_that_nothing_can_be_learnt_from(
         (talker("mute.mp4", sound=np.zeros(0, np.float32)), "audio"),
         (talker("silent.mp4", sound=np.zeros(RATE, np.float32)), "no sound to learn from"),
         (talker("short.mp4", moving(astronaut, 20)), "17 frames with a face to learn from"),
+        (tmp_path / "missing.mp4", "is no file"),
+        (tmp_path, "is no file"),
     ]:
         with pytest.raises(MediaError, match=message):
             adapt([video], out, SHORT)
@@ -170,6 +172,58 @@ def test_what_an_adapted_checkpoint_changes_must_be_there(
     checkpoint.save_adapted(out, {f"{name}.up": up, f"{name}.down": down[:, 1:]}, base)
     with pytest.raises(CheckpointError, match="does not fit the checkpoint that it changes"):
         checkpoint.load(out)
+    for broken in ({f"{name}.up": up}, {f"{name}.down": down}, {f"{name}.up": up[0]}, {"x": up}):
+        checkpoint.save_adapted(out, broken, base)
+        with pytest.raises(CheckpointError, match="does not fit the checkpoint that it changes"):
+            checkpoint.load(out)
+
+
+def test_a_checkpoint_is_never_lost(checkpoint_file: Path, tmp_path: Path) -> None:
+    base = tmp_path / "models" / "base.safetensors"
+    base.parent.mkdir()
+    base.write_bytes(checkpoint_file.read_bytes())
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    bias = torch.ones_like(checkpoint.load(base)[0]["dit.patch_out.bias"])
+    checkpoint.save_adapted(first, {"dit.patch_out.bias": bias}, base)
+    checkpoint.save_adapted(second, {"dit.patch_out.bias": 2 * bias}, first)
+    assert torch.equal(checkpoint.load(second)[0]["dit.patch_out.bias"], 2 * bias)
+    for path in (base, first, tmp_path / "models" / ".." / "first.safetensors"):
+        with pytest.raises(ConfigError, match="choose another name for the result"):
+            checkpoint.save_adapted(path, {"dit.patch_out.bias": bias}, first)
+    with pytest.raises(ConfigError, match="choose another name"):
+        adapt([checkpoint_file], base, SHORT, base=str(base))
+
+
+def test_one_run_at_a_time(talker: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    video, out = talker(), tmp_path / "me.safetensors"
+
+    def tell(what: str, share: float) -> None:
+        with pytest.raises(ConfigError, match="another run is at work"):
+            adapt([video], out, SHORT)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt([video], out, SHORT, tell=tell)
+    (tmp_path / ".me.adapting" / "made_from.json").write_text("damaged")
+    adapt([video], out, SHORT)
+    assert out.is_file()
+
+
+def test_nothing_is_searched_for_long(
+    talker: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(person, "GRACE_S", 0.0)
+    grey = [np.full((128, 128, 3), 90, np.uint8)] * 200
+    told: list[str] = []
+    with pytest.raises(MediaError, match="shows no face"):
+        adapt(
+            [talker(pictures=grey)],
+            tmp_path / "me.safetensors",
+            Adaptation(minutes=0.001),
+            tell=lambda what, share: told.append(what),
+        )
+    assert len(told) < 20
 
 
 def test_the_command(
@@ -201,6 +255,8 @@ def test_a_stream_adapts_first(
     assert " dB in its last 0.2 s, which were not learnt from" in first[0]
     assert "made before" in notes(video, video, "--adapt", "0.05")[0]
     assert len(list((tmp_path / "dithead-adapted").glob("talker.0.05min.*.safetensors"))) == 1
+    assert stream([video, str(tmp_path / "none.wav"), "--adapt", "1"]) == 1  # before it adapts
+    assert "no such file" in capsys.readouterr().err
     mute = str(talker("mute.mp4", sound=np.zeros(0, np.float32)))
     assert notes(mute, video, "--adapt", "0.05")[0].startswith("not adapted: ")
     assert stream([video, video, "--adapt", "1", "--backend", "onnxruntime"]) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -100,6 +102,31 @@ def test_no_archive(footage: Footage, tmp_path: Path) -> None:
         pass
     with pytest.raises(MediaError, match="is no archive of footage"):
         restore(other, tmp_path / "out")
+    archive(footage, other)
+    with tarfile.open(other) as tar:
+        names = tar.getnames()
+        index = json.loads(tar.extractfile("index.json").read())  # type: ignore[union-attr]
+        parts = {name: tar.extractfile(name).read() for name in names}  # type: ignore[union-attr]
+
+    def written(**changes: bytes) -> Path:
+        with tarfile.open(other, "w") as tar:
+            for name, content in {**parts, **changes}.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        return other
+
+    index["clips"][0]["name"] = "../../escaped"
+    with pytest.raises(MediaError, match="no file's name"):
+        restore(written(**{"index.json": json.dumps(index).encode()}), tmp_path / "out")
+    index["clips"][0]["name"] = "clip0"
+    index["clips"][0]["frames"] = 7
+    with pytest.raises(MediaError, match="is damaged"):
+        restore(written(**{"index.json": json.dumps(index).encode()}), tmp_path / "out")
+    for damage in ({"index.json": b"[]"}, {"tracks.npz": b"x"}, {"index.json": b'{"clips": [1]}'}):
+        with pytest.raises(MediaError, match="is no archive"):
+            restore(written(**damage), tmp_path / "out")
+    assert not (tmp_path / "out" / "index.json").exists()
     write_index(footage.roots[0], [])
     with pytest.raises(MediaError, match="nothing to store"):
         archive(Footage(footage.roots[0]), other)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -33,6 +36,10 @@ DIRECTIONS = 96
 RATE = Fraction(25)
 """Of the stored video; a clip's true times are stored beside it."""
 STILLS = "stills"
+_DAMAGES = (
+    *(tarfile.TarError, zipfile.BadZipFile, av.FFmpegError),
+    *(KeyError, ValueError, TypeError, AttributeError, IndexError, OSError),
+)
 
 
 def archive(footage: Footage, out: Path) -> int:
@@ -75,31 +82,45 @@ def restore(source: Path, out: Path) -> list[Clip]:
         Its clips.
 
     Raises:
-        MediaError: the file is not an archive, or of another version.
+        MediaError: the file is not an archive, of another version, or damaged.
     """
     make_folders(out)
-    try:
-        with tarfile.open(source) as tar:
-            index = json.loads(_read(tar, "index.json"))
-            if index.get("version") != VERSION:
-                raise MediaError(f"{source} is an archive of another version: make it again")
-            clips = [Clip(**row) for row in index["clips"]]
-            moving = [clip for clip in clips if not clip.still]
-            tracks = _unpacked_tracks(_read(tar, "tracks.npz"))
-            for clip, track in zip(moving, tracks, strict=False):
-                crops, sound = _decoded(_read(tar, f"{clip.name}.mkv"))
-                track["audio"] = sound[: track.pop("samples")].astype(np.float16)
-                save_clip(out, clip.name, crops, track)
-            stills = clips[len(moving) :]
-            pictures = _decoded(_read(tar, f"{STILLS}.mkv"))[0] if stills else []
-            for clip, track, picture in zip(stills, tracks[len(moving) :], pictures, strict=True):
-                del track["samples"]
-                track["audio"] = np.zeros(0, np.float16)
-                save_clip(out, clip.name, picture[None], track)
-    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
-        raise MediaError(f"{source} is no archive of footage ({error})") from error
+    clips = []
+    for clip, crops, track in _stored(source):
+        save_clip(out, clip.name, crops, track)
+        clips.append(clip)
     write_index(out, clips)
     return clips
+
+
+def _stored(source: Path) -> Iterator[tuple[Clip, np.ndarray, dict[str, Any]]]:
+    """The clips of an archive, with their crops and tracks."""
+    with ExitStack() as stack:
+        try:
+            tar = stack.enter_context(tarfile.open(source))
+            index = json.loads(_read(tar, "index.json"))
+            if index["version"] != VERSION:
+                raise MediaError(f"{source} is an archive of another version: make it again")
+            clips = [Clip(**row) for row in index["clips"]]
+            tracks = _unpacked_tracks(_read(tar, "tracks.npz"))
+            stills = iter(_decoded(_read(tar, f"{STILLS}.mkv"))[0] if clips[-1].still else ())
+        except _DAMAGES as error:
+            raise MediaError(f"{source} is no archive of footage ({error})") from error
+        for clip, track in zip(clips, tracks, strict=True):
+            if Path(clip.name).name != clip.name:
+                raise MediaError(f"{source} names a clip {clip.name!r}: that is no file's name")
+            try:
+                samples, sound = int(track.pop("samples")), np.zeros(0, np.float32)
+                if clip.still:
+                    crops = next(stills)[None]
+                else:
+                    crops, sound = _decoded(_read(tar, f"{clip.name}.mkv"))
+                if len(crops) != len(track["time_s"]) or len(crops) != clip.frames:
+                    raise ValueError(f"{clip.name} has {len(crops)} frames, not {clip.frames}")
+            except (*_DAMAGES, StopIteration) as error:
+                raise MediaError(f"{source} is damaged ({error})") from error
+            track["audio"] = sound[:samples].astype(np.float16)
+            yield clip, crops, track
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -144,7 +165,7 @@ def _encoded(
 def _decoded(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The reverse: pictures (T, S, S, 3) uint8, sound (S,) float32 at 16 kHz, padded with zeros."""
     pictures, pieces = [], [np.zeros(0, np.float32)]
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
         for frame in container.decode():
             if isinstance(frame, av.VideoFrame):
@@ -183,7 +204,7 @@ def _packed_tracks(tracks: Sequence[dict[str, np.ndarray]]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpacked_tracks(content: bytes) -> list[dict[str, np.ndarray]]:
+def _unpacked_tracks(content: bytes) -> list[dict[str, Any]]:
     with np.load(io.BytesIO(content)) as file:
         held = {key: file[key] for key in file.files}
     shapes = held["coefficients"].astype(np.float32) @ held["directions"] + held["mean"]

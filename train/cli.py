@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -147,6 +148,8 @@ def _dit(args: argparse.Namespace) -> None:
 def _archive(args: argparse.Namespace) -> None:
     from dithead.train.archive import archive
 
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
     size = archive(Footage(*args.data), args.out)
     print(json.dumps({"archive": str(args.out), "bytes": size}))
 
@@ -343,6 +346,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--face", type=face_choice, default="largest", help="whose, as for dithead stream"
     )
     adapt.add_argument("--seed", type=int, default=0)
+    adapt.set_defaults(threads=os.cpu_count())
 
     pack = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):
@@ -364,4 +368,7 @@ def main(argv: list[str] | None = None, prog: str = "dithead-train") -> int:
     except DitheadError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
     return 0

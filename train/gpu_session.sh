@@ -41,6 +41,7 @@ stage 0.7 vqgan masked --data "$out/data" --start "$start" --device "$device" --
 
 say "wait for the people"
 wait "$making" || { cat "$out/identities.log"; exit 1; }
+trap - EXIT
 data=("$out/data" "$out/people")
 face=$out/vqgan_face.safetensors masked=$out/vqgan_masked.safetensors
 
@@ -49,7 +50,7 @@ stage 0.7 shape --data "${data[@]}" --face "$face" --start "$start" --out "$out"
 
 say "latents"
 dithead-train latents --data "${data[@]}" --face "$face" --masked "$masked" --out "$out/latents" \
-    --main-plain-share 0.35 --other-looks 4 --made-looks 0 --device "$device"
+    --main-plain-share 0.35 --other-looks 4 --made-looks 0 --device "$device" --workers "$workers"
 
 say "stage 2: the denoiser"
 stage 3.5 dit --latents "$out/latents" --start "$start" --shape "$out/shape_head.safetensors" \

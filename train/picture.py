@@ -36,4 +36,6 @@ def save_png(picture: Tensor, path: Path) -> None:
     codec.time_base = Fraction(1, 25)
     packets = [*codec.encode(frame), *codec.encode(None)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(bytes(p) for p in packets))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(b"".join(bytes(p) for p in packets))
+    partial.replace(path)

@@ -18,8 +18,9 @@ from dithead.errors import MediaError
 from dithead.face.choice import FaceChoice
 from dithead.face.crop import STABLE_POINTS, crop_face
 from dithead.face.cropsmoother import CropSmoother
+from dithead.face.judge import unlikeness
 from dithead.face.networks import FaceNetworks
-from dithead.face.tracker import FaceTracker
+from dithead.face.tracker import ANOTHER, FaceTracker
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.data import STORED_MARGIN, Clip, make_folders, read_index, save_clip, write_index
 from dithead.train.loop import single_thread
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 
 MAX_VIDEO_FRAMES = 1500
 """Only this many frames from the start of longer videos are used."""
+ENOUGH_FRAMES = 100
+"""With so many frames of one person, the rest of a video is not needed if it may show another."""
+AFTER_S = 3.0
+"""Sound that is kept after the last frame."""
 HELD_OUT_STILLS = 20
 """One in this many stills is held out."""
 
@@ -134,16 +139,19 @@ def prepare_clip(
     out: Path,
     config: DitHeadConfig,
     *,
+    name: str | None = None,
     face: FaceChoice = "largest",
-    skip_faceless: bool = False,
+    one_person: bool = False,
     going: Callable[[int], bool] = lambda frames: frames < MAX_VIDEO_FRAMES,
 ) -> Clip:
     """Prepare one video or still.
 
     Args:
+        name: of the clip; None takes the file's.
         face: whose face.
-        skip_faceless: leave frames without a face out; otherwise they are an error.
-        going: whether to go on after so many frames.
+        one_person: leave frames without a face out, which otherwise are an error, and end where
+            somebody else may be followed.
+        going: whether to go on after so many frames with a face; asked before each frame.
 
     Raises:
         MediaError: unreadable, a video without audio, a frame without a face, or no face at all.
@@ -151,20 +159,31 @@ def prepare_clip(
     locate = FaceTracker(FaceNetworks.load().run, face)
     tracker = CropSmoother(config.face)
     state = tracker.initial_state()
-    crops, transforms, meshes = [], [], []
+    crops: list[np.ndarray] = []
+    transforms: list[np.ndarray] = []
+    meshes: list[np.ndarray] = []
     times: list[float] = []
+    looks: torch.Tensor | None = None  # of the person, when that one was first seen
     with VideoSource(source.path) as video:
         for frame in video:
             if not going(len(times)):
                 break
             image = torch.from_numpy(frame.rgb())
             found = locate(image)
-            if found is None and skip_faceless:
+            if found is None and one_person:
                 continue
             if found is None:
                 raise MediaError(f"no face in frame {frame.index}")
+            looks = found.looks if looks is None else looks
             if found.changed:
                 state = tracker.initial_state()
+                other = float(unlikeness(looks[None], found.looks)) > ANOTHER
+                if other and one_person and len(times) >= ENOUGH_FRAMES:
+                    break
+                if other and one_person:
+                    looks = found.looks
+                    for values in (crops, transforms, meshes, times):
+                        values.clear()
             mesh = found.mesh
             elapsed = float(frame.time_s) - times[-1] if times else 0.0
             transform, _, state = tracker(mesh, state, torch.tensor(elapsed))
@@ -174,9 +193,13 @@ def prepare_clip(
             times.append(float(frame.time_s))
     if not times:
         raise MediaError(f"{source.path} shows no face")
-    blocks = [] if source.still else list(AudioSource(source.path).blocks())
-    samples = delayed(np.concatenate([np.zeros(0, np.float32), *blocks]), source.sound_delay_ms)
-    name = source.path.stem
+    blocks, wanted = [np.zeros(0, np.float32)], (times[-1] + AFTER_S) * SPEECH_RATE_HZ
+    for block in () if source.still else AudioSource(source.path).blocks():
+        blocks.append(block)
+        if sum(map(len, blocks)) > wanted:
+            break
+    samples = delayed(np.concatenate(blocks), source.sound_delay_ms)
+    name = name or source.path.stem
     track = {
         "transform": np.stack(transforms),
         "mesh": np.stack(meshes).astype(np.float32),

@@ -11,9 +11,14 @@ from dithead.errors import MediaError
 from dithead.face.choice import FaceChoice
 from dithead.train.adapt.run import adapt
 from dithead.train.adapt.settings import Adaptation, Tell
+from dithead.train.adapt.work import VERSION
 
 FOLDER = "dithead-adapted"
 """Beside the video, or in the user's cache where its folder cannot be written."""
+
+
+STEM_BYTES = 100
+"""Of the video's name, in the file's."""
 
 
 def adapted_to(
@@ -36,12 +41,17 @@ def adapted_to(
     if not video.is_file():
         raise MediaError(f"{video} is no file: only to a file can a model be adapted")
     training = Adaptation(minutes=minutes)
-    made_from = [checkpoint.sha256(video), checkpoint.sha256(checkpoint.resolve(base)), repr(face)]
-    digest = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16]
-    out = _folder(video) / f"{video.stem}.{minutes:g}min.{digest}.safetensors"
+    hashes = checkpoint.sha256(video), checkpoint.sha256(checkpoint.resolve(base))
+    made_from = repr((VERSION, *hashes, face, audio_weights, training))
+    digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    stem = video.stem.encode()[:STEM_BYTES].decode(errors="ignore")
+    out = _folder(video) / f"{stem}.{minutes:g}min.{digest}.safetensors"
     if out.is_file():
         return out, "made before"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{out.parent} cannot be made: {error}") from error
     gain = adapt(
         [video], out, training, base=base, audio_weights=audio_weights, face=face, tell=tell
     )

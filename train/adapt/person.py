@@ -41,6 +41,10 @@ APART = 15
 DISTURBED_SHARE, SILENCE_SHARE = 0.5, 0.35
 """Samples that hear disturbed sound; silent frames that hear digital silence."""
 LEAST_SOUND_S = 0.5
+AROUND_S = 2.0
+"""Sound that is kept before and after what a part's frames show."""
+GRACE_S = 10.0
+"""Time for which a face is searched for in each video, however little there is."""
 PERSON = "person"
 
 
@@ -63,15 +67,19 @@ def prepared(
     make_folders(data)
     clips: list[Clip] = []
     for number, path in enumerate(videos):
+        AudioSource(path)  # says so at once if there is none
         until_s = work.seconds * training.prepare_share * (number + 1) / len(videos)
+        grace_s = max(until_s, work.spent_s + GRACE_S)
 
-        def going(frames: int, until_s: float = until_s) -> bool:
+        def going(frames: int, until_s: float = until_s, grace_s: float = grace_s) -> bool:
             tell("looking at the footage", work.share)
-            few = frames < 4 * LEAST_FRAMES
-            return frames < MAX_VIDEO_FRAMES and (few or work.spent_s < until_s)
+            few = frames < 2 * LEAST_FRAMES
+            return frames < MAX_VIDEO_FRAMES and work.spent_s < (grace_s if few else until_s)
 
         source = Source(path, PERSON, "train")
-        whole = prepare_clip(source, data, model.config, face=face, skip_faceless=True, going=going)
+        whole = prepare_clip(
+            source, data, model.config, name="whole", face=face, one_person=True, going=going
+        )
         clips += _parted(data, whole, f"{number:03d}", training.held_out_share)
     frames = sum(clip.frames for clip in clips if clip.split == "train")
     if frames < LEAST_FRAMES:
@@ -89,11 +97,14 @@ def _parted(data: Path, clip: Clip, name: str, held_out_share: float) -> list[Cl
     crops, track = np.load(data / "crops" / f"{clip.name}.npy"), _track(data, clip)
     if len(track["audio"]) < LEAST_SOUND_S * SPEECH_RATE_HZ or not track["audio"].any():
         raise MediaError(f"{clip.name} has no sound to learn from")
-    end = clip.frames - round(clip.frames * held_out_share)
+    end = clip.frames - max(1, round(clip.frames * held_out_share))
     parts = []
     for split, rows in (("train", slice(0, end)), ("validation", slice(end, None))):
         own = {key: track[key][rows] for key in ("transform", "mesh", "time_s")}
-        own["audio"] = track["audio"]
+        start = max(0, round((own["time_s"][:1].sum() - AROUND_S) * SPEECH_RATE_HZ))
+        stop = round((own["time_s"][-1:].sum() + AROUND_S) * SPEECH_RATE_HZ)
+        own["audio"] = track["audio"][start:stop]
+        own["time_s"] = own["time_s"] - start / SPEECH_RATE_HZ
         part = Clip(f"{name}.{split}", PERSON, split, len(own["time_s"]))
         save_clip(data, part.name, crops[rows], own)
         parts.append(part)
@@ -136,7 +147,9 @@ class Person:
             apart = (self.frame - frame).abs()
             others = torch.nonzero((self.pose == self.pose[row]) & (apart >= APART)).flatten()
             rows.append(row)
-            references.append(int(others[random.integers(len(others))]) if len(others) else row)
+            if len(others) == 0:
+                others = torch.where(self.pose == self.pose[row], apart, -1).argmax()[None]
+            references.append(int(others[random.integers(len(others))]))
             window = self.windows[frame, int(random.random() < DISTURBED_SHARE)].float()
             quiet = bool(self.silent[frame]) and random.random() < SILENCE_SHARE
             windows.append(self.silence if quiet else window)

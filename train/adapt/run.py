@@ -39,23 +39,51 @@ def adapt(
 
     Args:
         out: the .safetensors file to write; it holds only what changed. A sheet of frames that were
-            not learnt from is written beside it as a PNG: true, before, after.
+            not learnt from is written beside it as .adapted.png: true, before, after.
         base: name or path of the checkpoint.
         audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
         latents: folder of ``dithead train latents`` with general footage to mix in.
         face: whose face, where a video shows several. tell: told what is being done.
 
     Raises:
-        MediaError: a video cannot be read or has no sound, or too few frames show a face.
-        ConfigError: the checkpoint has no shape head.
+        MediaError: a video cannot be read or has no sound, too few frames show a face, or the file
+            cannot be written.
+        ConfigError: the checkpoint has no shape head or would be overwritten, or the same file is
+            being made by another run.
         CheckpointError: the checkpoint cannot be used.
     """
     training, tell = training or Adaptation(), tell or _silent
+    for video in videos:
+        if not video.is_file():
+            raise MediaError(f"{video} is no file: only to a file can a model be adapted")
+    checkpoint.check_not_a_base(out, base)
     model = DitHead.load(base)
     if model.shape_head is None:
         raise ConfigError(f"{base} has no shape head, so that lips cannot be compared")
+    general = None
+    if latents is not None:
+        general = LatentSampler(load_cache(latents), DiTTraining(seed=training.seed))
     torch.manual_seed(training.seed)
-    work = Work(out, videos, checkpoint.resolve(base), training, face)
+    try:
+        return _adapt(videos, out, training, model, base, audio_weights, general, face, tell)
+    except OSError as error:
+        raise MediaError(f"{out} cannot be made: {error}") from error
+
+
+def _adapt(
+    videos: Sequence[Path],
+    out: Path,
+    training: Adaptation,
+    model: DitHead,
+    base: str,
+    audio_weights: Path | None,
+    general: LatentSampler | None,
+    face: FaceChoice,
+    tell: Tell,
+) -> Gain:
+    work = Work(
+        out, videos, checkpoint.resolve(base), training, (face, audio_weights, general is None)
+    )
     encoder = load_audio_encoder(model.config.audio, audio_weights)
     try:
         footage = prepared(videos, work, training, model, face, tell)
@@ -68,16 +96,13 @@ def adapt(
     decoder = fit_decoder(footage, learnt, work, training, tell)
     head = fit_shape_head(person, learnt, work, training, tell)
     practice = Practice(model, practice_windows(encoder), training.practice_rows)
-    general = None
-    if latents is not None:
-        general = LatentSampler(load_cache(latents), DiTTraining(seed=training.seed))
     denoiser = fit_denoiser(person, learnt, practice, general, work, training, tell)
     changes = {f"face_vqgan.decoder.{name}": value for name, value in decoder.items()}
     changes |= {f"shape_head.{name}": value for name, value in head.items()}
     changes |= {f"dit.{name}": value for name, value in denoiser.items()}
     origin = f"dithead train adapt, {training.minutes:g} minutes"
     checkpoint.save_adapted(out, changes, base, {"origin": origin})
-    gain = held.compare(DitHead.load(out), out.with_suffix(".png"))
+    gain = held.compare(DitHead.load(out), out.with_suffix(".adapted.png"))
     work.remove()
     return gain
 

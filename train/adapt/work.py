@@ -6,15 +6,21 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.face.choice import FaceChoice
+from dithead.errors import CheckpointError, ConfigError
 from dithead.train.adapt.settings import Adaptation
 from dithead.train.data import write_json
+
+VERSION = 1
+"""Increases when what is learnt, or how, changes."""
+LOCK = "lock"
 
 
 class Work:
@@ -22,8 +28,11 @@ class Work:
 
     Args:
         out: the file that is being made.
-        videos, base, face: what it is made from. If they or the settings differ from what the
+        videos, base, others: what it is made from. If they or the settings differ from what the
             folder was begun with, it begins anew.
+
+    Raises:
+        ConfigError: another run is at work there.
     """
 
     def __init__(
@@ -32,25 +41,37 @@ class Work:
         videos: Sequence[Path],
         base: Path,
         training: Adaptation,
-        face: FaceChoice,
+        others: object,
     ) -> None:
         self.folder = out.with_name(f".{out.stem}.adapting")
         self.seconds = 60.0 * training.minutes
         self._note = self.folder / "made_from.json"
         self._from = {
+            "version": VERSION,
             "videos": [checkpoint.sha256(video) for video in videos],
             "base": checkpoint.sha256(base),
             "training": asdict(training),
-            "face": face,
+            "others": repr(others),
         }
-        self._before_s = 0.0
-        noted = json.loads(self._note.read_text()) if self._note.is_file() else {}
-        if noted.get("from") == json.loads(json.dumps(self._from)):
-            self._before_s = float(noted["spent_s"])
-        elif self.folder.exists():
-            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
+        self._before_s = self._noted()
         self._since = time.monotonic()
+        self.note()
+
+    def _noted(self) -> float:
+        """The seconds that earlier runs have spent; what they left is removed if it is of no
+        use."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(self._note.read_text())
+            if noted["from"] == json.loads(json.dumps(self._from)):
+                return float(noted["spent_s"])
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        return 0.0
 
     @property
     def spent_s(self) -> float:
@@ -77,12 +98,32 @@ class Work:
 
     def kept(self, name: str) -> dict[str, Tensor] | None:
         """The tensors stored under a name, if there are any."""
-        path = self._path(name)
-        return checkpoint.load(path)[0] if path.is_file() else None
+        try:
+            return checkpoint.load(self._path(name))[0]
+        except CheckpointError:  # none, or one that was damaged
+            return None
 
     def remove(self) -> None:
-        """Remove the folder: the file is made."""
+        """Remove the folder: the file is made, or nothing can be."""
+        self._lock.close()
         shutil.rmtree(self.folder)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def _locked(folder: Path) -> TextIO:
+    """A file that only one run may hold."""
+    file = (folder / LOCK).open("w")
+    try:
+        import fcntl  # where there is none, two runs are not kept apart
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        raise ConfigError(
+            f"another run is at work in {folder}", hint="wait for it, or write another file"
+        ) from None
+    return file
