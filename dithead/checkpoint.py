@@ -3,7 +3,6 @@ Never pickles."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dithead.errors import CheckpointError, ConfigError
+from dithead.filehash import hash_file
 from dithead.jsontext import parse_json
 
 ASSETS = Path(__file__).parent / "assets"
@@ -123,20 +123,21 @@ def save_adapted(
     Raises:
         ConfigError: the base itself, or one that it changes in turn, would be overwritten.
     """
-    check_not_a_base(path, base)
     whole = resolve(base)
     _, config = load(whole)
+    check_not_a_base(path, base)
     named = str(base)
     if not asset_named(base):
         named = os.path.join(
             os.curdir, os.path.relpath(whole.resolve(), Path(path).resolve().parent)
         )
-    origin = {_BASE_KEY: named, _BASE_HASH_KEY: sha256(whole)}
+    origin = {_BASE_KEY: named, _BASE_HASH_KEY: hash_file(whole)}
     save(path, changes, config, {**(provenance or {}), **origin})
 
 
 def check_not_a_base(path: str | Path, base: str | Path) -> None:
-    """Raise ConfigError if a file is a checkpoint, or one that it changes in turn."""
+    """Raise ConfigError if a file is a checkpoint, or one that it changes in turn. The checkpoint
+    must be one that :func:`load` reads."""
     whole: Path | None = resolve(base)
     while whole is not None and whole.is_file():
         if whole.resolve() == Path(path).resolve():
@@ -147,12 +148,6 @@ def check_not_a_base(path: str | Path, base: str | Path) -> None:
         with safe_open(whole, framework="pt") as file:
             named = (file.metadata() or {}).get(_BASE_KEY)
         whole = None if named is None or asset_named(named) else whole.parent / named
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -204,7 +199,7 @@ def _base_of(path: Path, name: str, digest: str) -> Path:
     hint = "adapt again, to the checkpoint that is there"
     if not base.is_file():
         raise CheckpointError(f"{path} changes {base}, which is not there", hint=hint)
-    if sha256(base) != digest:
+    if hash_file(base) != digest:
         raise CheckpointError(f"{path} changes another version of {base}", hint=hint)
     return base
 

@@ -32,6 +32,7 @@ from dithead.export.reuse import (
 )
 from dithead.export.tensorrt import PORTABLE, build_engine, compute_capability_name, this_gpu
 from dithead.export.validate import TOLERANCES, run_torch, validate, validate_precision
+from dithead.filehash import hash_file
 from dithead.torchgraphs import TorchGraphs
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class _Exporter:
         new = mf.Manifest(
             config=config.to_dict(),
             checkpoint=source or f"random weights, preset {config.preset}",
-            checkpoint_sha256=mf.hash_file(checkpoint.resolve(source)) if source else "",
+            checkpoint_sha256=hash_file(checkpoint.resolve(source)) if source else "",
             precision=options.precision if "gpu" in options.targets else "fp32",
             targets=options.targets,
             largest_rectangle=options.largest_rectangle,
@@ -242,7 +243,7 @@ class _Exporter:
         )
 
     def _file(self, path: Path, key: str) -> mf.BundleFile:
-        return mf.BundleFile(path.name, mf.hash_file(path), path.stat().st_size, key)
+        return mf.BundleFile(path.name, hash_file(path), path.stat().st_size, key)
 
     def _engine(
         self, spec: GraphSpec, flavour: Flavour, source: mf.OnnxFile, batch: int

@@ -12,6 +12,14 @@ Wanted = Literal["auto", "none", "json"]
 WANTED: tuple[Wanted, ...] = get_args(Wanted)
 
 _EVERY_S = 0.5
+_CLEARED = "\r" + " " * 60 + "\r"
+
+
+def _write(to: TextIO, text: str) -> None:
+    """Write, whether or not anybody reads it."""
+    with suppress(OSError, ValueError):
+        to.write(text)
+        to.flush()
 
 
 class Progress:
@@ -49,7 +57,7 @@ class Progress:
         if self._as_json and self._done is not None:
             self._print()
         if not self._as_json:
-            self._write("\r" + " " * 60 + "\r")
+            _write(self._to, _CLEARED)
 
     def _print(self) -> None:
         assert self._done is not None
@@ -65,16 +73,11 @@ class Progress:
                 "fps": round(fps, 2),
                 "eta_s": None if eta_s is None else round(eta_s, 1),
             }
-            self._write(json.dumps(told) + "\n")
+            _write(self._to, json.dumps(told) + "\n")
             return
         of = "" if total is None else f" of {total}"
         left = "" if eta_s is None else f", {eta_s:.0f} s left"
-        self._write(f"\r{frames}{of} frames, {fps:.1f} fps{left}   ")
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self._to.write(text)
-            self._to.flush()
+        _write(self._to, f"\r{frames}{of} frames, {fps:.1f} fps{left}   ")
 
 
 class TaskProgress:
@@ -93,13 +96,8 @@ class TaskProgress:
         self._last = now
         left_s = (now - self._start) * (1.0 - share) / max(share, 1e-3)
         left = f", {left_s:.0f} s left" if share > 0.02 else ""
-        self._write(f"\r{what}: {100 * share:.0f} %{left}   ")
+        _write(self._to, f"\r{what}: {100 * share:.0f} %{left}   ")
 
     def end(self) -> None:
         """Clear the line."""
-        self._write("\r" + " " * 60 + "\r")
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self._to.write(text)
-            self._to.flush()
+        _write(self._to, _CLEARED)

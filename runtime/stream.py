@@ -39,9 +39,9 @@ from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.speech import Speech
 
 IdleMode = Literal["wait", "rest", "pass"]
+IDLE_MODES: tuple[IdleMode, ...] = get_args(IdleMode)
 LONGEST_GAP_S = 600.0
 """From sound and frames to the next pushed frame, in a stream that idles."""
-IDLE_MODES: tuple[IdleMode, ...] = get_args(IdleMode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,10 @@ def test_footage_that_nothing_can_be_learnt_from(
         with pytest.raises(MediaError, match=message):
             adapt([video], out, SHORT)
         assert not (tmp_path / ".me.adapting").exists()
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
+        adapt([talker()], out, SHORT, base=str(damaged))
     with pytest.raises(ConfigError, match="minutes must be above 0"):
         Adaptation(minutes=0)
 

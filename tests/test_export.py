@@ -28,6 +28,7 @@ from dithead.export.validate import (
     run_torch,
     to_arrays,
 )
+from dithead.filehash import hash_file
 from dithead.options import Options
 from dithead.pipeline import revoice
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
@@ -94,7 +95,7 @@ def test_every_shipped_engine_has_the_signature_of_its_graph(shipped_bundle: Pat
                     for n, m in zip(by_name[port.name].shape, port.shape, strict=True):
                         assert n in (m, "?")
             assert engine.file.bytes > 10_000
-            assert mf.hash_file(shipped_bundle / engine.file.path) == engine.file.sha256
+            assert hash_file(shipped_bundle / engine.file.path) == engine.file.sha256
             assert engine.executed is torch.cuda.is_available() or not engine.executed
     assert engines == sum(
         spec.engine

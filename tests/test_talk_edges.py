@@ -190,10 +190,9 @@ def test_nothing_is_held_after_the_end(
         stream.pull(0)
 
 
-def test_a_drop_that_fails_leaves_nobody_waiting(
-    session: Session, drive: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler, "HALT_S", 0.1)
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Holds the denoiser up: set once it is at work; to be set for it to go on."""
     at_work, go_on = threading.Event(), threading.Event()
     sample = FrameGenerator.sample
 
@@ -203,6 +202,17 @@ def test_a_drop_that_fails_leaves_nobody_waiting(
         return sample(*arguments)
 
     monkeypatch.setattr(FrameGenerator, "sample", slow)
+    return at_work, go_on
+
+
+def test_a_drop_that_fails_leaves_nobody_waiting(
+    session: Session,
+    drive: list[np.ndarray],
+    held_up: tuple[threading.Event, threading.Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "HALT_S", 0.1)
+    at_work, go_on = held_up
     with session.open_stream(Options(steps=1), waiting=len(drive)) as stream:
         stream.push_audio(warble(2))
         push(stream, drive)
@@ -349,17 +359,9 @@ def test_a_source_that_has_gone_leaves_the_stream_as_it_is(
 
 
 def test_a_stage_that_hangs_in_a_drop_holds_nobody(
-    session: Session, drive: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    session: Session, drive: list[np.ndarray], held_up: tuple[threading.Event, threading.Event]
 ) -> None:
-    at_work, go_on = threading.Event(), threading.Event()
-    sample = FrameGenerator.sample
-
-    def slow(*arguments: torch.Tensor) -> torch.Tensor:
-        at_work.set()
-        assert go_on.wait(60)
-        return sample(*arguments)
-
-    monkeypatch.setattr(FrameGenerator, "sample", slow)
+    at_work, go_on = held_up
     stream = session.open_stream(Options(steps=1), waiting=len(drive))
     stream.push_audio(warble(2))
     push(stream, drive)

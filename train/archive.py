@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 from dithead.errors import MediaError
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
-from dithead.train.motion import from_crop, to_crop
+from dithead.train.motion import crop_meshes, from_crop
 
 VERSION = 1
 CLIP_CRF, STILL_CRF = "18", "12"
@@ -186,7 +186,7 @@ def _resampled(sound: np.ndarray, rate_hz: int, to_hz: int) -> Iterator[av.Audio
 
 
 def _packed_tracks(tracks: Sequence[dict[str, np.ndarray]]) -> bytes:
-    meshes = torch.cat([to_crop(*_tensors(track)) for track in tracks]).flatten(1)  # (N, 936)
+    meshes = torch.cat([crop_meshes(track) for track in tracks]).flatten(1)  # (N, 936)
     mean = meshes.mean(0)
     count = min(DIRECTIONS, *meshes.shape)
     directions = torch.linalg.svd(meshes - mean, full_matrices=False)[2][:count]
@@ -223,7 +223,3 @@ def _unpacked_tracks(content: bytes) -> list[dict[str, Any]]:
             }
         )
     return tracks
-
-
-def _tensors(track: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(track["mesh"]).float(), torch.from_numpy(track["transform"]).float()

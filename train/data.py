@@ -86,8 +86,13 @@ class Footage:
     def track(self, clip: Clip) -> dict[str, np.ndarray]:
         """``transform`` (T, 2, 3), ``mesh`` (T, 468, 2) in frame pixels, ``time_s`` (T,), ``audio``
         (S,) 16 kHz, empty for a still."""
-        with np.load(self._root_of[clip.name] / "track" / f"{clip.name}.npz") as file:
-            return {key: file[key] for key in file.files}
+        return read_track(self._root_of[clip.name], clip.name)
+
+
+def read_track(root: Path, name: str) -> dict[str, np.ndarray]:
+    """The track of one clip of a folder; see :meth:`Footage.track`."""
+    with np.load(root / "track" / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
 
 
 def read_index(root: Path) -> list[Clip]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig
@@ -18,7 +18,15 @@ from dithead.dit import DiT
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.model import build_dit
 from dithead.train.latents import LatentCache, Run
-from dithead.train.loop import MovingAverage, Stage, ahead, load_part, precision, set_learning_rate
+from dithead.train.loop import (
+    MovingAverage,
+    Stage,
+    ahead,
+    descend,
+    load_part,
+    precision,
+    set_learning_rate,
+)
 from dithead.train.shape import load_shape_head, shape_loss
 
 MAX_LATENT_STD = 2.0
@@ -303,10 +311,7 @@ def train_dit(
             off = shape_loss(found.float(), true.float())
             loss = loss + training.shape_weight * off
             shape_off += off.item()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, optimiser, list(model.parameters()))
         average.update()
         own.generate(model, batch)
         stage.step += 1

@@ -267,9 +267,15 @@ def clip_windows(
     audio, times = track["audio"].astype(np.float32), track["time_s"]
     variants = []
     for samples in (audio, _disturb(audio, np.random.default_rng(seed))):
-        features = encode_audio(encoder, samples, batch=16)
-        variants.append(torch.stack([features.window(t) for t in times]).half().numpy())
+        variants.append(windows_at(encoder, samples, times).half().numpy())
     return np.stack(variants), _silent_frames(audio, times)
+
+
+@torch.inference_mode()
+def windows_at(encoder: AudioEncoder, samples: np.ndarray, times_s: np.ndarray) -> Tensor:
+    """The windows of a sound (S,) at some times (T,): (T, window_frames, features)."""
+    features = encode_audio(encoder, samples, batch=16)
+    return torch.stack([features.window(float(time_s)) for time_s in times_s])
 
 
 def cache_windows(

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,6 +127,14 @@ def ahead(make: Callable[[], T], count: int = 3) -> Generator[T, None, None]:
     finally:
         closed.set()
         thread.join()
+
+
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer, trained: Sequence[Tensor]) -> None:
+    """One step of an optimiser, with the gradient of the trained parameters limited to length 1."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(trained, 1.0)
+    optimiser.step()
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

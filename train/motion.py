@@ -6,6 +6,7 @@ by frame: in these units a head neither moves nor rolls. *Stored pixels* are tho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,12 @@ def to_stored(mesh: Tensor, transform: Tensor, size: int, config: FaceConfig) ->
 def to_crop(mesh: Tensor, transform: Tensor) -> Tensor:
     """Meshes (T, 468, 2) in frame pixels -> in crop units, by a track's transform (T, 2, 3)."""
     return _apply(invert_similarity(transform), mesh)
+
+
+def crop_meshes(track: Mapping[str, np.ndarray]) -> Tensor:
+    """A track's meshes in crop units: (T, 468, 2)."""
+    mesh, transform = (torch.from_numpy(track[name]).float() for name in ("mesh", "transform"))
+    return to_crop(mesh, transform)
 
 
 def from_crop(mesh: Tensor, transform: Tensor) -> Tensor:

@@ -193,10 +193,11 @@ def prepare_clip(
             times.append(float(frame.time_s))
     if not times:
         raise MediaError(f"{source.path} shows no face")
-    blocks, wanted = [np.zeros(0, np.float32)], (times[-1] + AFTER_S) * SPEECH_RATE_HZ
+    blocks, left = [np.zeros(0, np.float32)], (times[-1] + AFTER_S) * SPEECH_RATE_HZ
     for block in () if source.still else AudioSource(source.path).blocks():
         blocks.append(block)
-        if sum(map(len, blocks)) > wanted:
+        left -= len(block)
+        if left < 0:
             break
     samples = delayed(np.concatenate(blocks), source.sound_delay_ms)
     name = name or source.path.stem

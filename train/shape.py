@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig, View
@@ -28,8 +28,8 @@ from dithead.train.appearance import (
 )
 from dithead.train.data import Clip, Footage
 from dithead.train.latents import encode_pictures, load_vqgan
-from dithead.train.loop import Stage, ahead, load_part, precision, set_learning_rate
-from dithead.train.motion import lips_apart, to_crop
+from dithead.train.loop import Stage, ahead, descend, load_part, precision, set_learning_rate
+from dithead.train.motion import crop_meshes, lips_apart
 
 UNIT = 100.0
 """Lengths in the loss are in hundredths of the crop."""
@@ -87,9 +87,7 @@ class ShapeSampler:
     def mesh(self, clip: Clip) -> Tensor:
         """A clip's meshes in crop units: (T, 468, 2)."""
         if clip.name not in self._meshes:
-            track = self.footage.track(clip)
-            mesh, transform = (torch.from_numpy(track[n]).float() for n in ("mesh", "transform"))
-            self._meshes[clip.name] = to_crop(mesh, transform)
+            self._meshes[clip.name] = crop_meshes(self.footage.track(clip))
         return self._meshes[clip.name]
 
     def sample(self) -> tuple[Tensor, Tensor]:
@@ -199,10 +197,7 @@ def train_shape(
                     found = model(latents + level * torch.randn_like(latents))
                 loss = shape_loss(found.float(), meshes)
                 set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimiser.step()
+                descend(loss, optimiser, list(model.parameters()))
                 running += loss.item() / training.seen_again
             stage.step += 1
             stage.samples += training.batch

@@ -29,6 +29,7 @@ from dithead.train.loop import (
     MovingAverage,
     Stage,
     ahead,
+    descend,
     load_part,
     precision,
     set_learning_rate,
@@ -196,10 +197,7 @@ def train_vqgan(
         loss, parts = losses(image, reconstruction)
         if quantise and part is model:
             loss = loss + result.codebook_loss + 0.25 * result.commitment_loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        descend(loss, optimiser, trained)
         losses.train_discriminator(image, reconstruction.detach())
         average.update()
         stage.step += 1

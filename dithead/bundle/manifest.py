@@ -7,7 +7,6 @@ the bundle as it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError, ExportError
+from dithead.filehash import hash_file
 from dithead.jsontext import parse_json
 
 SCHEMA = 1
@@ -166,15 +166,6 @@ class Manifest:
                 yield from onnx.files()
             for engine in entry.engines:
                 yield engine.file
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def as_json(manifest: Manifest) -> str:

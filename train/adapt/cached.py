@@ -9,14 +9,13 @@ from pathlib import Path
 from dithead import checkpoint
 from dithead.errors import MediaError
 from dithead.face.choice import FaceChoice
-from dithead.train.adapt.run import adapt
+from dithead.filehash import hash_file
+from dithead.train.adapt.run import adapt, check_files
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import VERSION
 
 FOLDER = "dithead-adapted"
 """Beside the video, or in the user's cache where its folder cannot be written."""
-
-
 STEM_BYTES = 100
 """Of the video's name, in the file's."""
 
@@ -38,10 +37,9 @@ def adapted_to(
     Raises:
         MediaError: there is no such file, or nothing can be learnt from it.
     """
-    if not video.is_file():
-        raise MediaError(f"{video} is no file: only to a file can a model be adapted")
+    check_files([video])
     training = Adaptation(minutes=minutes)
-    hashes = checkpoint.sha256(video), checkpoint.sha256(checkpoint.resolve(base))
+    hashes = hash_file(video), hash_file(checkpoint.resolve(base))
     made_from = repr((VERSION, *hashes, face, audio_weights, training))
     digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     stem = video.stem.encode()[:STEM_BYTES].decode(errors="ignore")

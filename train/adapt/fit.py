@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dithead import checkpoint
 from dithead.dit import DiT
@@ -20,7 +20,7 @@ from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
 from dithead.train.data import Footage
 from dithead.train.dit import Batch, DiTTraining, LatentSampler, draw_timesteps, latent_weights
-from dithead.train.loop import MovingAverage, Stage, ahead, precision, set_learning_rate
+from dithead.train.loop import MovingAverage, Stage, ahead, descend, precision, set_learning_rate
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.lowrank import add_low_rank
 from dithead.train.motion import lips_apart
@@ -66,10 +66,7 @@ def fit_decoder(
             with precision(CPU):
                 found = vqgan(image, 0.0, pictures.latent_noise).image
             loss, parts = losses(image, found.float())
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-            optimiser.step()
+            descend(loss, optimiser, list(decoder.parameters()))
             average.update()
             stage.step += 1
             stage.samples += training.batch
@@ -107,10 +104,7 @@ def fit_shape_head(
         with precision(CPU):
             found = head(latents + level * torch.randn_like(latents))
         loss = shape_loss(found.float(), person.meshes[rows])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, optimiser, list(head.parameters()))
         average.update()
         stage.step += 1
         stage.samples += len(rows)
@@ -166,10 +160,7 @@ def fit_denoiser(
         loss = (weights * error).mean() + training.shape_weight * shape
         if training.practice_weight > 0:
             loss = loss + training.practice_weight * practice(dit, head, batch, noise, random)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(changes.values()), 1.0)
-        optimiser.step()
+        descend(loss, optimiser, list(changes.values()))
         running, off = running + loss.item(), off + shape.item()
         stage.step += 1
         stage.samples += len(noise)

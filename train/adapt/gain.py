@@ -13,10 +13,11 @@ from dithead.audio import AudioEncoder
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 from dithead.graphs import Noise
 from dithead.model import DitHead
-from dithead.train.adapt.person import crop_meshes, encoded_crops
+from dithead.train.adapt.person import encoded_crops
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
-from dithead.train.latents import ENCODED_AT_ONCE, clip_windows
+from dithead.train.latents import ENCODED_AT_ONCE, windows_at
+from dithead.train.motion import crop_meshes
 from dithead.train.picture import save_grid
 from dithead.train.vqgan import mouth_weights
 
@@ -52,7 +53,8 @@ class Held:
             true.append(render(crops, look(len(crops)), face.crop_px, face.view))
             hidden = encoded_crops(model, crops, look(len(crops)), torch.Generator(), 0.0)[1]
             masked.append(hidden.float())
-            windows.append(torch.from_numpy(clip_windows(encoder, track, 0)[0][0]).float())
+            heard = windows_at(encoder, track["audio"].astype(np.float32), track["time_s"])
+            windows.append(heard.half().float())  # as they are learnt from
             meshes.append(crop_meshes(track))
             times.append(track["time_s"][-1] - track["time_s"][0])
         self.true, self.masked, self.windows = (torch.cat(t) for t in (true, masked, windows))

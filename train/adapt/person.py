@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dithead.audio import AudioEncoder, encode_audio
+from dithead.audio import AudioEncoder
 from dithead.errors import MediaError
 from dithead.face.choice import FaceChoice
 from dithead.face.crop import mask_out
@@ -26,10 +26,10 @@ from dithead.train.appearance import (
     training_mask,
     vary_pose,
 )
-from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
+from dithead.train.data import Clip, Footage, make_folders, read_track, save_clip, write_index
 from dithead.train.dit import Batch
-from dithead.train.latents import clip_windows, encode_pictures, silence_window
-from dithead.train.motion import to_crop
+from dithead.train.latents import clip_windows, encode_pictures, silence_window, windows_at
+from dithead.train.motion import crop_meshes
 from dithead.train.prepare import MAX_VIDEO_FRAMES, Source, prepare_clip
 from dithead.train.shape import posed_meshes
 
@@ -94,7 +94,7 @@ def prepared(
 
 def _parted(data: Path, clip: Clip, name: str, held_out_share: float) -> list[Clip]:
     """A prepared clip as two: what is learnt from, and its end."""
-    crops, track = np.load(data / "crops" / f"{clip.name}.npy"), _track(data, clip)
+    crops, track = np.load(data / "crops" / f"{clip.name}.npy"), read_track(data, clip.name)
     if len(track["audio"]) < LEAST_SOUND_S * SPEECH_RATE_HZ or not track["audio"].any():
         raise MediaError(f"{clip.name} has no sound to learn from")
     end = clip.frames - max(1, round(clip.frames * held_out_share))
@@ -111,11 +111,6 @@ def _parted(data: Path, clip: Clip, name: str, held_out_share: float) -> list[Cl
     (data / "crops" / f"{clip.name}.npy").unlink()
     (data / "track" / f"{clip.name}.npz").unlink()
     return [part for part in parts if part.frames > 0]
-
-
-def _track(data: Path, clip: Clip) -> dict[str, np.ndarray]:
-    with np.load(data / "track" / f"{clip.name}.npz") as file:
-        return {key: file[key] for key in file.files}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +194,6 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
     )
 
 
-def crop_meshes(track: dict[str, np.ndarray]) -> Tensor:
-    """A clip's meshes in crop units: (T, 468, 2)."""
-    mesh, transform = (torch.from_numpy(track[name]).float() for name in ("mesh", "transform"))
-    return to_crop(mesh, transform)
-
-
 def encoded_crops(
     model: DitHead, crops: Tensor, look: Appearance, generator: torch.Generator, jitter: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -220,6 +209,5 @@ def encoded_crops(
 def practice_windows(encoder: AudioEncoder) -> np.ndarray:
     """Windows of the packaged recording, 25 a second: (N, window_frames, features) float32."""
     samples = np.concatenate(list(AudioSource(speech()).blocks()))
-    features = encode_audio(encoder, samples, batch=16)
     times = np.arange(0.0, len(samples) / SPEECH_RATE_HZ, 0.04)
-    return torch.stack([features.window(float(time_s)) for time_s in times]).numpy()
+    return windows_at(encoder, samples, times).numpy()

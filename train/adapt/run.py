@@ -53,11 +53,9 @@ def adapt(
         CheckpointError: the checkpoint cannot be used.
     """
     training, tell = training or Adaptation(), tell or _silent
-    for video in videos:
-        if not video.is_file():
-            raise MediaError(f"{video} is no file: only to a file can a model be adapted")
-    checkpoint.check_not_a_base(out, base)
+    check_files(videos)
     model = DitHead.load(base)
+    checkpoint.check_not_a_base(out, base)
     if model.shape_head is None:
         raise ConfigError(f"{base} has no shape head, so that lips cannot be compared")
     general = None
@@ -105,6 +103,13 @@ def _adapt(
     gain = held.compare(DitHead.load(out), out.with_suffix(".adapted.png"))
     work.remove()
     return gain
+
+
+def check_files(videos: Sequence[Path]) -> None:
+    """Raise MediaError if one of the videos is no file."""
+    for video in videos:
+        if not video.is_file():
+            raise MediaError(f"{video} is no file: only to a file can a model be adapted")
 
 
 def _silent(what: str, share: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dithead import checkpoint
 from dithead.errors import CheckpointError, ConfigError
+from dithead.filehash import hash_file
 from dithead.train.adapt.settings import Adaptation
 from dithead.train.data import write_json
 
@@ -48,8 +49,8 @@ class Work:
         self._note = self.folder / "made_from.json"
         self._from = {
             "version": VERSION,
-            "videos": [checkpoint.sha256(video) for video in videos],
-            "base": checkpoint.sha256(base),
+            "videos": [hash_file(video) for video in videos],
+            "base": hash_file(base),
             "training": asdict(training),
             "others": repr(others),
         }
