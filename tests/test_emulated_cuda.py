@@ -7,6 +7,7 @@ import copy
 import gc
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -197,9 +198,18 @@ def test_no_wait_can_be_left_out(
 
     monkeypatch.setattr(CudaLane, "wait", noted)
     with Session(models).open_stream(
-        Options(steps=1), in_flight=2, interpolate=interpolate
+        Options(steps=1), in_flight=2, waiting=4, interpolate=interpolate
     ) as stream:
-        assert len(collect(stream, pictures[:4], sound)) == 4 * interpolate - (interpolate == 2)
+        for part in sound:
+            stream.push_audio(part)
+        stream.finish_audio()
+        for number, picture in enumerate(pictures[:4]):
+            stream.push_frame(picture, Fraction(number, 25))
+        # Until all have come no stage ends: its lane is drained then, which orders what it did.
+        frames = [stream.pull(60) for _ in range(4 * interpolate - (interpolate == 2))]
+        stream.finish()
+        assert None not in frames
+        assert stream.pull(60) is None
     assert emulated_cuda.races() == []
     # A host lane's work is done when it returns: nobody waits for the composite.
     assert len(waits) == 4 * (8 + (interpolate == 2))
