@@ -132,7 +132,8 @@ class FrameGenerator:
         self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
         self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
         self._reference: Tensor | None = None  # latent (1, C, s, s)
-        self._replaced: Tensor | None = None  # the same, of the reference before it
+        self._replaced: Tensor | None = None  # what was shown before it
+        self._shown: Tensor | None = None  # what the latest frame was shown, a mixture of both
         self._noise: Tensor | None = None  # the same
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
         self._larger = False  # whether the last face was too large
@@ -234,11 +235,12 @@ class FrameGenerator:
             Noise and reference, latents (1, C, s, s).
         """
         if refers or self._reference is None:
-            self._replaced = self._reference
+            self._replaced = self._shown
             (self._reference,) = self.graphs.run("reference_encoder", crop)
         reference = self._reference
         if share < 1.0 and self._replaced is not None:
             reference = torch.lerp(self._replaced, reference, share)
+        self._shown = reference
         if self._noise is None or self.graphs.config.diffusion.noise == "frame":
             (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
         return self._noise, reference
@@ -256,7 +258,7 @@ class FrameGenerator:
     def keep(self, latent: Tensor) -> None:
         """Use a frame's latent as the next one's reference, if the options say so."""
         if self.options.reference == "previous":
-            self._reference = latent
+            self._reference = self._shown = latent
 
     def denoise(
         self, crop: Tensor, masked: Tensor, window: Tensor, index: int, face: Face
@@ -355,10 +357,10 @@ class FrameGenerator:
 
     def save_denoising(self) -> Callable[[], None]:
         """What returns the state of :meth:`begin` and :meth:`keep` to its present value."""
-        saved = self._reference, self._replaced, self._noise
+        saved = self._reference, self._replaced, self._shown, self._noise
 
         def restore() -> None:
-            self._reference, self._replaced, self._noise = saved
+            self._reference, self._replaced, self._shown, self._noise = saved
 
         return restore
 
