@@ -326,7 +326,7 @@ PRESETS: dict[str, DitHeadConfig] = {
             softness=None,
         ),
         dit=DiTConfig(width=256, depth=8, heads=4, conditioning="tokens", skip=True),
-        diffusion=dataclasses.replace(_FEW_STEPS, steps=2),
+        diffusion=dataclasses.replace(_FEW_STEPS, steps=1),
         audio=AudioConfig(
             layers=(3,), hop_ms=120, left_context_ms=960, right_context_ms=120, window_shift_ms=80
         ),

@@ -390,7 +390,7 @@ def _as_text(summary: Summary) -> str:
         f"{summary.output}: {summary.frames_written} frames, {summary.video_s:.2f} s",
         f"faces: {summary.faces} of {summary.frames} frames re-voiced",
         f"speed: {summary.fps:.1f} fps in all ({summary.backend}, {summary.device}, "
-        f"{summary.steps} steps); ms a frame by stage: {stages}",
+        f"{summary.steps} step{'' if summary.steps == 1 else 's'}); ms a frame by stage: {stages}",
         *(f"note: {note}" for note in summary.notes),
     ]
     return "\n".join(lines)
