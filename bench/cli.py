@@ -14,7 +14,7 @@ from dithead.bench.case import PAPER_STEPS, Case, run_case
 from dithead.command import add_checkpoint_arguments, run_command
 from dithead.errors import ConfigError, DitheadError
 from dithead.jsontext import parse_json
-from dithead.runtime.defaults import IN_FLIGHT
+from dithead.runtime.defaults import IN_FLIGHT, default_backend
 
 SCHEMA = 1
 INCLUDED = {
@@ -85,10 +85,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", type=Path, help="clip (default: the packaged demo's)")
     parser.add_argument("--audio", type=Path, help="speech (default: the packaged demo's)")
     add_checkpoint_arguments(parser)
-    parser.add_argument("--bundle", type=Path, help="for every back end except torch")
-    parser.add_argument("--backend", default="torch", help="one or more, such as torch,onnxruntime")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        help="for every back end except torch (default: on a CPU, that of the user's cache)",
+    )
+    parser.add_argument(
+        "--backend",
+        help="one or more, such as torch,onnxruntime (default: as for dithead stream)",
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=_numbers, default=[2], help="such as 2,4 (default: 2)")
+    parser.add_argument("--steps", type=_numbers, default=[1], help="such as 1,2 (default: 1)")
     parser.add_argument(
         "--threads",
         type=_numbers,
@@ -130,16 +137,21 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         "warm_up": args.warm_up,
     }
     made: list[Case] = []
-    backends = args.backend.split(",")
-    if args.bundle is None and any(name != "torch" for name in backends):
+    bundle = args.bundle
+    backends = (args.backend or _default_backend(args)).split(",")
+    if bundle is None and "onnxruntime" in backends and args.device == "cpu":
+        bundle = _cached(common["checkpoint"])
+    if bundle is None and any(name != "torch" for name in backends):
         raise ConfigError("every back end but torch needs --bundle FOLDER, from dithead-export")
     for backend, steps, every in product(backends, args.steps, args.generate_every):
-        name = f"{backend}, {steps} steps" + (", every 2nd generated" if every == 2 else "")
+        name = f"{backend}, {steps} step{'' if steps == 1 else 's'}" + (
+            ", every 2nd generated" if every == 2 else ""
+        )
         name += f", batches of {args.batch}" if args.batch > 1 else ""
         settings: dict[str, Any] = {
             **common,
             "backend": backend,
-            "bundle": None if backend == "torch" else str(args.bundle),
+            "bundle": None if backend == "torch" else str(bundle),
             "steps": steps,
             "generate_every": every,
         }
@@ -177,8 +189,26 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     return made
 
 
+def _default_backend(args: argparse.Namespace) -> str:
+    if args.bundle is not None:
+        return "onnxruntime"
+    only_torch = args.audio_weights is not None or args.batch > 1
+    return "torch" if only_torch else default_backend(args.device)
+
+
+def _cached(checkpoint: str) -> Path:
+    """The checkpoint's bundle in the user's cache."""
+    from dithead.export.cached import cached_bundle
+
+    return cached_bundle(checkpoint, begin=lambda folder: print(f"making {folder}, once"))
+
+
 def _counted(numbers: Sequence[int], what: str) -> list[tuple[int, str]]:
-    return [(n, f"{n} {what}" + ("" if n == 1 else "s")) for n in numbers]
+    return [(n, _many(n, what)) for n in numbers]
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def measure_all(command: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dict[str, Any]:

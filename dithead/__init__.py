@@ -38,6 +38,7 @@ from dithead.errors import (
 )
 
 if TYPE_CHECKING:  # for editors and type checkers; a test compares it with the table below
+    from dithead.export.cached import cached_bundle
     from dithead.face.speakers import Speakers
     from dithead.options import Options
     from dithead.runtime.asyncstream import AsyncStream
@@ -74,6 +75,7 @@ _WHERE = {  # the module of each name that is loaded when it is first used
     "SpeechEvent": "dithead.runtime.speech",
     "Stream": "dithead.runtime.stream",
     "Summary": "dithead.runtime.pipeline",
+    "cached_bundle": "dithead.export.cached",
     "revoice": "dithead.runtime.revoice",
 }
 
@@ -96,6 +98,7 @@ __all__ = [
     "StreamError",
     "Summary",
     "__version__",
+    "cached_bundle",
     "revoice",
 ]
 

@@ -46,7 +46,14 @@ def stream(argv: list[str] | None = None, prog: str = "dithead-stream") -> int:
     """Entry point of ``dithead-stream``. Returns the exit code, see :func:`main`."""
     from dithead.runtime.cli import main as command
 
-    return command(argv, prog, _adapted_to)
+    return command(argv, prog, _adapted_to, _cached_bundle)
+
+
+def _cached_bundle(*arguments: Any, **options: Any) -> Any:
+    # Exporting is beside the runtime.
+    from dithead.export.cached import cached_bundle
+
+    return cached_bundle(*arguments, **options)
 
 
 def _adapted_to(*arguments: Any, **options: Any) -> Any:

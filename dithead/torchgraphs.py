@@ -21,6 +21,7 @@ from dithead.audio.config import WAV2VEC2
 from dithead.config import DitHeadConfig
 from dithead.controls import FaceShape
 from dithead.detail import FaceDetail
+from dithead.diffusion import InitialNoise
 from dithead.errors import ConfigError
 from dithead.face.cropsmoother import CropSmoother
 from dithead.face.detector import FaceDetector, load_face_detector
@@ -41,20 +42,81 @@ from dithead.graphs import (
 from dithead.interpolation import load_interpolator
 from dithead.model import DitHead
 
+_BY_SIDE = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
 
-class TorchGraphs:
-    """The weights of every graph, shared by streams, and the graphs as PyTorch modules."""
 
-    def __init__(
-        self, dithead: DitHead, audio: AudioEncoder, detector: FaceDetector, mesh: FaceMesh
-    ) -> None:
-        self.dithead = dithead
-        self.audio = audio
+class PackagedGraphs:
+    """The graphs that are the same for every checkpoint, as PyTorch modules: those without weights,
+    and the networks that come with the package."""
+
+    def __init__(self, config: DitHeadConfig, detector: FaceDetector, mesh: FaceMesh) -> None:
+        self.config = config
+        """The model's configuration."""
         self.detector = detector
         self.mesh = mesh
         self._modules: dict[str, nn.Module] = {}
         self._faces = FaceNetworks(detector, mesh)
         self._building = threading.Lock()  # stages call from their own threads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.mesh.parameters()).device
+
+    def module(self, name: str) -> nn.Module:
+        """The graph with a name such as ``dit_step``; if it depends on the rectangle's size, the
+        name contains the size, as in ``face_crop.256``.
+
+        Raises:
+            ConfigError: no such graph.
+        """
+        with self._building:
+            if name not in self._modules:
+                self._modules[name] = self._build(name).to(self.device).eval()
+            return self._modules[name]
+
+    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph eagerly: its inputs -> its outputs, in the table's order."""
+        outputs = self.module(name)(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _build(self, name: str) -> nn.Module:
+        kind, _, side = name.partition(".")
+        if side.isdigit() and kind in _BY_SIDE:
+            return _BY_SIDE[kind](self.config.face, int(side))
+        if name == "face_detector" or kind in ("face_region", "face_landmarks", "face_judge"):
+            return self._faces.build(name)
+        builders = self._builders()
+        if name not in builders:
+            raise ConfigError(
+                f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_detector, "
+                "face_landmarks, face_judge, face_region.SAMPLES, "
+                f"{', '.join(f'{kind}.SIDE' for kind in _BY_SIDE)}"
+            )
+        return builders[name]()
+
+    def _builders(self) -> dict[str, Callable[[], nn.Module]]:
+        """What makes each graph that has one size."""
+        config = self.config
+        latents = config.vqgan.latent_channels, config.latent_size
+        return {
+            "crop_smoother": lambda: CropSmoother(config.face),
+            "face_shape": FaceShape,
+            "audio_window": lambda: AudioWindow(config.audio),
+            "noise": lambda: Noise(config.diffusion, InitialNoise(*latents)),
+            "interpolator": load_interpolator,
+        }
+
+
+class TorchGraphs(PackagedGraphs):
+    """The weights of every graph, shared by streams, and the graphs as PyTorch modules."""
+
+    def __init__(
+        self, dithead: DitHead, audio: AudioEncoder, detector: FaceDetector, mesh: FaceMesh
+    ) -> None:
+        super().__init__(dithead.config, detector, mesh)
+        self.dithead = dithead
+        self.audio = audio
 
     @classmethod
     def load(
@@ -99,11 +161,6 @@ class TorchGraphs:
         return cls(dithead, audio, load_face_detector(), load_face_mesh())
 
     @property
-    def config(self) -> DitHeadConfig:
-        """The checkpoint's configuration."""
-        return self.dithead.config
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.dithead.dit.positions.device
@@ -120,55 +177,21 @@ class TorchGraphs:
         """PyTorch's kernels may be captured."""
         return True
 
-    def module(self, name: str) -> nn.Module:
-        """The graph with a name such as ``dit_step``; if it depends on the rectangle's size, the
-        name contains the size, as in ``face_crop.256``.
-
-        Raises:
-            ConfigError: no such graph.
-        """
-        with self._building:
-            if name not in self._modules:
-                self._modules[name] = self._build(name).to(self.device).eval()
-            return self._modules[name]
-
-    def _build(self, name: str) -> nn.Module:
-        model, config = self.dithead, self.dithead.config
-        kind, _, side = name.partition(".")
-        by_side = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
-        if side.isdigit() and kind in by_side:
-            return by_side[kind](config.face, int(side))
-        if name == "face_detector" or kind in ("face_region", "face_landmarks", "face_judge"):
-            return self._faces.build(name)
+    def _builders(self) -> dict[str, Callable[[], nn.Module]]:
+        model, config = self.dithead, self.config
         builders: dict[str, Callable[[], nn.Module]] = {
-            "crop_smoother": lambda: CropSmoother(config.face),
-            "face_shape": FaceShape,
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
             "reference_encoder": lambda: ReferenceEncoder(model.face_vqgan),
             "audio_encoder": lambda: self.audio,
-            "audio_window": lambda: AudioWindow(config.audio),
-            "noise": lambda: Noise(config.diffusion, model.noise),
             "dit_context": lambda: DiTContext(model.dit),
             "dit_timestep": lambda: DiTTimestep(model.dit),
             "dit_step": lambda: DiTStep(model.dit, model.diffusion),
             "face_decoder": lambda: FaceDecoder(model.face_vqgan),
-            "interpolator": load_interpolator,
         }
         if model.shape_head is not None:
             head = model.shape_head
             builders["shape_head"] = lambda: head
-        if name not in builders:
-            raise ConfigError(
-                f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_detector, "
-                "face_landmarks, face_judge, face_region.SAMPLES, "
-                f"{', '.join(f'{kind}.SIDE' for kind in by_side)}"
-            )
-        return builders[name]()
-
-    def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run a graph eagerly: its inputs -> its outputs, in the table's order."""
-        outputs = self.module(name)(*inputs)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return {**super()._builders(), **builders}
 
 
 class SpeechGraph:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dithead.command import CommandParser, add_checkpoint_arguments, face_choice, run_command
-from dithead.errors import ConfigError, MediaError
-from dithead.runtime.defaults import IN_FLIGHT
+from dithead.errors import BackendUnavailable, ConfigError, ExportError, MediaError
+from dithead.runtime.defaults import IN_FLIGHT, default_backend
 from dithead.runtime.progress import WANTED, Progress, TaskProgress
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"),
-        help="what runs the model; never replaced by another (default: torch, or onnxruntime "
-        "with --bundle)",
+        help="what runs the model; never replaced by another (default: onnxruntime with --bundle, "
+        "and on a CPU where it is installed, from a bundle that is made once and kept in the "
+        "user's cache; otherwise torch)",
     )
     parser.add_argument(
         "--adapt",
@@ -291,10 +292,59 @@ Adapt = Callable[..., tuple[Path, str]]
 :func:`dithead.train.adapt.adapted_to`."""
 
 
+BundleOf = Callable[..., Path]
+"""Makes the bundle of a checkpoint for the CPU, or finds it; see
+:func:`dithead.export.cached.cached_bundle`."""
+
+
+def _takes_cached_bundle(args: argparse.Namespace) -> bool:
+    """Whether ONNX Runtime is to run the checkpoint's bundle from the cache."""
+    if args.bundle is not None or args.device != "cpu":
+        return False
+    # What only PyTorch can do: another attention, another speech encoder, batches.
+    only_torch = args.attention is not None or args.audio_weights is not None or args.batch > 1
+    wanted = args.backend or ("torch" if only_torch else default_backend(args.device))
+    return bool(wanted == "onnxruntime")
+
+
+def _cached(
+    args: argparse.Namespace, bundle_of: BundleOf, notes: list[str], checkpoint: str
+) -> Path | None:
+    """The bundle to run, or None if there can be none and no back end was asked for; adds notes on
+    that."""
+
+    def begin(folder: Path) -> None:
+        if not args.quiet:
+            print(
+                f"making a bundle of {checkpoint} for this machine's CPU, once; it is kept in "
+                f"{folder}",
+                file=sys.stderr,
+            )
+
+    told = sys.stderr.isatty() and args.progress == "auto" and not args.quiet
+    progress = TaskProgress(sys.stderr) if told else None
+    try:
+        return bundle_of(
+            checkpoint, begin=begin, progress=None if progress is None else progress.show
+        )
+    except (BackendUnavailable, ExportError) as error:
+        if args.backend is not None:
+            raise
+        notes.append(f"PyTorch ran the model, more slowly than ONNX Runtime would: {error}")
+        if not args.quiet:
+            print(notes[-1], file=sys.stderr)
+        return None
+    finally:
+        if progress is not None:
+            progress.end()
+
+
 def _check_adapt(args: argparse.Namespace) -> None:
     """Raise ConfigError if ``--adapt`` was given with what it cannot do."""
-    if args.bundle is not None or args.backend not in (None, "torch"):
-        raise ConfigError("--adapt adapts a checkpoint: it needs the back end torch, and no bundle")
+    if args.bundle is not None or args.backend not in (None, "torch", "onnxruntime"):
+        raise ConfigError(
+            "--adapt adapts a checkpoint: it needs the back end torch or onnxruntime, and no bundle"
+        )
     if args.faces is not None:
         raise ConfigError("--adapt adapts to one face: leave --faces out")
     if not 0 < args.adapt < float("inf"):
@@ -329,7 +379,7 @@ def _adapted(args: argparse.Namespace, adapt: Adapt, notes: list[str]) -> str:
     return str(path)
 
 
-def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
+def _run(args: argparse.Namespace, adapt: Adapt | None, bundle_of: BundleOf | None) -> Summary:
     from dithead.runtime.media.outputs import Encoding
     from dithead.runtime.revoice import revoice
 
@@ -344,6 +394,9 @@ def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
             raise ConfigError("--adapt is an option of the command dithead stream")
         _check_adapt(args)
         checkpoint = partial(_adapted, args, adapt, notes)
+    bundle = args.bundle
+    if bundle_of is not None and _takes_cached_bundle(args):
+        bundle = partial(_cached, args, bundle_of, notes)
     show = as_json or (args.progress == "auto" and sys.stderr.isatty() and not args.quiet)
     progress = Progress(sys.stderr, as_json) if show else None
     try:
@@ -352,7 +405,7 @@ def _run(args: argparse.Namespace, adapt: Adapt | None) -> Summary:
             audio,
             args.output,
             checkpoint=checkpoint,
-            bundle=args.bundle,
+            bundle=bundle,
             backend=args.backend,
             device=args.device,
             audio_weights=args.audio_weights,
@@ -419,12 +472,15 @@ def _as_json(summary: Summary) -> str:
 
 
 def main(
-    argv: list[str] | None = None, prog: str = "dithead-stream", adapt: Adapt | None = None
+    argv: list[str] | None = None,
+    prog: str = "dithead-stream",
+    adapt: Adapt | None = None,
+    bundle_of: BundleOf | None = None,
 ) -> int:
     """``dithead-stream``.
 
     Args:
-        adapt: what ``--adapt`` calls.
+        adapt: what ``--adapt`` calls. bundle_of: gives the bundle that is run if none is named.
 
     Returns:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
@@ -433,7 +489,7 @@ def main(
     report = sys.stderr if args.output == "-" else sys.stdout
 
     def run() -> None:
-        summary = _run(args, adapt)
+        summary = _run(args, adapt, bundle_of)
         if args.json:
             print(_as_json(summary), file=report)
         elif not args.quiet:

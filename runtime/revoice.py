@@ -33,7 +33,7 @@ def revoice(
     out: PathLike | Output,
     *,
     checkpoint: PathLike | Callable[[], PathLike] | None = None,
-    bundle: PathLike | None = None,
+    bundle: PathLike | Callable[[str], PathLike | None] | None = None,
     backend: Backend | None = None,
     device: torch.device | str = "cpu",
     audio_weights: PathLike | None = None,
@@ -69,7 +69,9 @@ def revoice(
             standard output.
         checkpoint: name of a packaged checkpoint, or a .safetensors file; or a function that makes
             one, called when inputs and options have been checked. None takes ``tiny``.
-        bundle: folder written by ``dithead export``, instead of a checkpoint.
+        bundle: folder written by ``dithead export``, instead of a checkpoint; or a function that
+            returns the folder of a checkpoint's bundle, such as :func:`dithead.cached_bundle`, or
+            None to run the checkpoint; called when inputs and options have been checked.
         backend: what runs the model, never replaced by another: ``torch``, ``onnxruntime``,
             ``tensorrt`` or ``tensorrt-rtx``. None takes ``torch``, or ``onnxruntime`` for a bundle.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -133,15 +135,18 @@ def revoice(
     encoding = encoding or Encoding()
     encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # fails early
     total = _frames_to_come(video, audio, extend, progress is not None)
-    if bundle is not None and (checkpoint is not None or audio_weights is not None):
+    own_weights = bundle is not None and not callable(bundle)
+    if own_weights and (checkpoint is not None or audio_weights is not None):
         raise ConfigError(
             "a bundle holds its own weights",
             hint="leave the checkpoint and the audio weights out",
         )
-    if backend is None:
-        backend = "torch" if bundle is None else "onnxruntime"
     if callable(checkpoint):
         checkpoint = checkpoint()
+    if callable(bundle):
+        bundle = bundle(os.fspath(checkpoint or "tiny"))
+    if backend is None:
+        backend = "torch" if bundle is None else "onnxruntime"
     with _threads(backend, threads):
         graphs = open_graphs(
             backend,

@@ -250,7 +250,7 @@ def test_a_stream_adapts_first(
 
     def notes(*arguments: str) -> list[str]:
         out = str(tmp_path / "out.mp4")
-        assert stream([*arguments, "-o", out, "--json", "--steps", "1"]) == 0
+        assert stream([*arguments, "-o", out, "--json", "--backend", "torch"]) == 0
         found: list[str] = json.loads(capsys.readouterr().out)["notes"]
         return found
 
@@ -263,5 +263,5 @@ def test_a_stream_adapts_first(
     assert "no such file" in capsys.readouterr().err
     mute = str(talker("mute.mp4", sound=np.zeros(0, np.float32)))
     assert notes(mute, video, "--adapt", "0.05")[0].startswith("not adapted: ")
-    assert stream([video, video, "--adapt", "1", "--backend", "onnxruntime"]) == 2
+    assert stream([video, video, "--adapt", "1", "--backend", "tensorrt"]) == 2
     assert "--adapt adapts a checkpoint" in capsys.readouterr().err

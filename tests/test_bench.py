@@ -178,14 +178,15 @@ def test_from_the_command_to_the_page(
 ) -> None:
     made = case()
     common = ["--video", made.video, "--audio", made.audio, "--checkpoint", str(checkpoint_file)]
-    common += ["--steps", "1", "--frames", "4", "--warm-up", "1", "--threads", "1"]
+    common += ["--backend", "torch", "--steps", "1"]
+    common += ["--frames", "4", "--warm-up", "1", "--threads", "1"]
     stream, sessions = tmp_path / "stream.json", tmp_path / "sessions.json"
     trace, page = tmp_path / "trace.json", tmp_path / "bench.html"
     command = ["stream", *common, "--paper-frames", "1", "-o", str(stream), "--trace", str(trace)]
     assert cli.main(command) == 0
     assert cli.main(["sessions", *common, "--streams", "1", "-o", str(sessions)]) == 0
     printed = capsys.readouterr().out
-    assert "torch, 1 steps, side by side: " in printed
+    assert "torch, 1 step, side by side: " in printed
     assert "paper's setting: torch, 250 steps, in turn: " in printed
     assert json.loads(trace.read_text())["traceEvents"]
     values = json.loads(stream.read_text())
@@ -216,7 +217,7 @@ def test_results_of_another_kind_are_refused(
         assert cli.main(["report", str(path), "-o", str(tmp_path / "bench.html")]) == 2
         assert name in capsys.readouterr().err
     assert not (tmp_path / "bench.html").exists()
-    assert cli.main(["stream", "--backend", "onnxruntime"]) == 2
+    assert cli.main(["stream", "--backend", "tensorrt"]) == 2
     assert "needs --bundle" in capsys.readouterr().err
 
 

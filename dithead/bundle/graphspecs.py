@@ -80,6 +80,12 @@ _SHARED = (
     *("dit_context", "dit_timestep", "dit_step", "face_decoder"),
 )
 """Graphs that can work for several streams at once."""
+NETWORKS = (
+    *("face_landmarks", "masked_encoder", "reference_encoder", "audio_encoder"),
+    *("dit_timestep", "dit_context", "dit_step", "face_decoder", "shape_head"),
+)
+"""The graphs that ONNX Runtime runs on a CPU; PyTorch runs the others there (``shape_head`` only
+where a checkpoint has one)."""
 _FRAME = {0: Axis("H", 64, 1080, 8192), 1: Axis("W", 64, 1080, 8192)}
 _INTERPOLATED = {2: Axis("H", 64, 512, 2176), 3: Axis("W", 64, 512, 2176)}
 _DYNAMIC = {

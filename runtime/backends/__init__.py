@@ -85,6 +85,12 @@ def open_graphs(
             f"the back end {backend!r} reads a bundle",
             hint="make one with dithead-export -o FOLDER and give it with --bundle FOLDER",
         )
+    if backend == "onnxruntime" and where.type == "cpu":
+        from dithead.runtime.backends.cpu import CpuGraphs
+
+        on_cpu = CpuGraphs(Path(bundle), threads)
+        on_cpu.preload()
+        return on_cpu
     if backend == "onnxruntime":
         from dithead.runtime.backends.onnxruntime import OnnxGraphs
 

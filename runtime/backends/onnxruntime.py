@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, Protocol, TypeVar
@@ -97,14 +97,16 @@ class OnnxGraphs(BundleGraphs):
         self._paths: dict[str, Path] = {}
         self._sessions: _Opened[_Session] = _Opened(KEPT_SIZES)
 
-    def preload(self) -> None:
-        """Open the graphs that every stream runs, so that its first frame need not wait for them.
+    def preload(self, names: Iterable[str] | None = None) -> None:
+        """Open graphs, so that a stream's first frame need not wait for them. ``names``: which ones
+        of those that have one size; None takes all.
 
         Raises:
-            ExportError: a file is missing or damaged.
+            ExportError: the bundle has no such graph, or its file is missing or damaged.
         """
-        for name, sizes in self.sizes_to_preload().items():
-            self._session(self._entry(name), sizes)
+        sizes = self.sizes_to_preload()
+        for name in sizes if names is None else names:
+            self._session(self._entry(name), sizes[name])
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.
