@@ -17,7 +17,8 @@ from dithead import checkpoint
 from dithead.__main__ import stream
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.model import DitHead
-from dithead.train.adapt import Adaptation, adapt, person, run
+from dithead.train.adapt import Adaptation, adapt, adapted_to, person, run
+from dithead.train.adapt.gain import Gain
 from dithead.train.cli import main
 
 FRAMES = 40
@@ -243,6 +244,30 @@ def test_the_command(
     assert "in a folder that exists" in capsys.readouterr().err
 
 
+def test_what_is_lost_is_said_and_not_used(
+    talker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def worse(videos: list[Path], out: Path, *_: object, **__: object) -> Gain:
+        made.append(out)
+        out.write_bytes(b"a checkpoint")
+        return Gain(1.2, 24.5, 1.1, 21.9, 1.4)
+
+    monkeypatch.setattr("dithead.train.adapt.cached.adapt", worse)
+    video = talker()
+    given = {"base": "tiny", "audio_weights": None, "face": "largest", "tell": None}
+    lost = r"came out worse \(mouth 24.5 -> 21.9 dB, lips off by 1.1 -> 1.4 % of the crop"
+    with pytest.raises(MediaError, match=lost):
+        adapted_to(video, 1.0, **given)
+    with pytest.raises(MediaError, match=lost + ".* made before"):
+        adapted_to(video, 1.0, **given)
+    assert len(made) == 1
+    assert not Gain(0.2, 24.5, 1.1, 21.9, 1.4).is_loss  # that says nothing
+    made[0].with_suffix(".json").write_text("{}")
+    assert adapted_to(video, 1.0, **given) == (made[0], "what it gained is not known, made before")
+
+
 def test_a_stream_adapts_first(
     talker: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,8 +281,8 @@ def test_a_stream_adapts_first(
 
     first = notes(video, video, "--adapt", "0.05")
     assert "adapted, " in first[0]
-    assert " dB in its last 0.2 s, which were not learnt from" in first[0]
-    assert "made before" in notes(video, video, "--adapt", "0.05")[0]
+    assert " in the last 0.2 s, which were not learnt from" in first[0]
+    assert notes(video, video, "--adapt", "0.05")[0] == f"{first[0]}, made before"
     assert len(list((tmp_path / "dithead-adapted").glob("talker.0.05min.*.safetensors"))) == 1
     assert stream([video, str(tmp_path / "none.wav"), "--adapt", "1"]) == 1  # before it adapts
     assert "no such file" in capsys.readouterr().err

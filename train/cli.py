@@ -181,6 +181,8 @@ def _adapt(args: argparse.Namespace) -> None:
     finally:
         if progress is not None:
             progress.end()
+    if gain.is_loss:
+        print(f"{args.out} is worse than {args.checkpoint}: {gain}", file=sys.stderr)
     size = args.out.stat().st_size
     print(json.dumps({"checkpoint": str(args.out), "bytes": size, **asdict(gain)}))
 
