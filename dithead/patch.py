@@ -29,7 +29,7 @@ def cut_rectangle(frame: Tensor, left: int, top: int, side: int) -> Tensor:
         return frame[top : top + side, left : left + side].clone()
     rows = torch.arange(top, top + side, device=frame.device).clamp(0, height - 1)
     columns = torch.arange(left, left + side, device=frame.device).clamp(0, width - 1)
-    return frame[rows][:, columns]
+    return frame.index_select(0, rows).index_select(1, columns)
 
 
 def put_patch(frame: Tensor, patch: Patch) -> Tensor:
