@@ -19,7 +19,7 @@ from dithead.face.cropsmoother import CropSmoother
 from dithead.face.judge import light_to
 from dithead.face.reference import FAINT, ReferenceChoice
 from dithead.face.search import Read
-from dithead.face.tracker import Absence, FaceTracker
+from dithead.face.tracker import Absence, FaceTracker, TrackedFace
 from dithead.graphs import (
     Graphs,
     face_rectangle,
@@ -53,6 +53,9 @@ class Face:
     """Whether this frame becomes the reference."""
     reference_share: float
     """Weight of the latest reference against the one before, in (0, 1]."""
+    still: bool = False
+    """Whether picture, position and light are those of the frame before, so that it need not be
+    encoded again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,19 @@ the face; something is in front of the mouth; the graphs were made for smaller f
 and the stream was asked to show such frames as they are."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Tracked:
+    """What was found in a frame."""
+
+    box: Box | None
+    """Where the face should have been."""
+    found: TrackedFace
+    reference: Tensor | None
+    """What its light was compared with."""
+    face: Face | None
+    left_alone: LeftAlone | None
+
+
 COVERED = 0.95
 """A mouth that is covered this far counts as left alone."""
 
@@ -131,6 +147,9 @@ class FrameGenerator:
         self.tracker.reset()
         self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
         self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
+        self._before: _Tracked | None = None  # the latest frame, if it showed the face
+        self._encoded: tuple[Tensor, Tensor] | None = None  # the latest output of encode
+        self._picture: Tensor | None = None  # the latest frame that was prepared
         self._reference: Tensor | None = None  # latent (1, C, s, s)
         self._replaced: Tensor | None = None  # what was shown before it
         self._shown: Tensor | None = None  # what the latest frame was shown, a mixture of both
@@ -139,24 +158,69 @@ class FrameGenerator:
         self._larger = False  # whether the last face was too large
 
     def track(
-        self, frame: Tensor, time_s: float, read: Read = Tensor.cpu, box: Box | None = None
+        self,
+        frame: Tensor,
+        time_s: float,
+        read: Read = Tensor.cpu,
+        box: Box | None = None,
+        same: bool = False,
     ) -> Face | None:
-        """Frame (H, W, 3) uint8 -> its face, or None if it is to be left alone; then ``left_alone``
-        says why. ``box``: where the face should be, see
-        :class:`~dithead.face.tracker.FaceTracker`."""
+        """Find the face.
+
+        Args:
+            frame: (H, W, 3) uint8. box: where the face should be, see
+                :class:`~dithead.face.tracker.FaceTracker`.
+            same: whether the picture is that of the frame before, as with a still; the face is then
+                where it was.
+
+        Returns:
+            The face, or None if the frame is to be left alone; then ``left_alone`` says why.
+        """
         if box is None and self.options.speakers is not None:
             box = self.options.speakers.box_at(time_s)
-        found = self.tracker(frame, read, box)
-        if found is None:
-            self.left_alone = self.tracker.absence
+        before, self._before = self._before, None
+        reference = self.tracker.reference
+        if same and before is not None and before.box == box:
+            found, face = before.found, self._again(before)
+        else:
+            tracked = self.tracker(frame, read, box)
+            if tracked is None:
+                self.left_alone = self.tracker.absence
+                return None
+            found, face = tracked, self._judged(tracked, time_s)
+        self._before = _Tracked(box, found, reference, face, self.left_alone)
+        return face
+
+    def _again(self, before: _Tracked) -> Face | None:
+        """The face in a frame that shows the same picture as the one before."""
+        self.left_alone = before.left_alone
+        if before.face is None:
             return None
+        found, reference = replace(before.found, changed=False), self.tracker.reference
+        shown = self._choice(found)
+        light, still = before.face.light, True
+        if reference is not None and reference is not before.reference:
+            light, still = light_to(reference, found.looks), False
+        self.tracker.reference = shown.looks
+        return replace(
+            before.face,
+            fresh=False,
+            light=light,
+            refers=shown.taken,
+            reference_share=shown.share,
+            still=still,
+        )
+
+    def _judged(self, found: TrackedFace, time_s: float) -> Face | None:
+        """A face's smoothed place, and what the model is shown along with it; None if it is to be
+        left alone."""
         if found.changed:
             self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
             self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
         state = self._tracking
         elapsed_s = 0.0 if state.last_time_s is None else time_s - state.last_time_s
         state.last_time_s = time_s
-        elapsed = torch.full((), elapsed_s, device=frame.device)
+        elapsed = torch.full((), elapsed_s, device=found.mesh.device)
         transform, polygon, state.smoothing = self.graphs.run(
             "crop_smoother", found.mesh, state.smoothing, elapsed
         )
@@ -387,7 +451,9 @@ class FrameGenerator:
         self, frame: Tensor, time_s: float, index: int, window: Callable[[float], Tensor]
     ) -> Prepared | None:
         """The stages before the denoiser; arguments as for :meth:`__call__`."""
-        found = self.track(frame, time_s)
+        same = self._picture is not None and same_picture(frame, self._picture)
+        self._picture = self._picture if same else frame.clone()
+        found = self.track(frame, time_s, same=same)
         if found is None:
             self.refuse_faceless(index, time_s)
             return None
@@ -396,7 +462,9 @@ class FrameGenerator:
         if found is None:
             return None
         mesh, region = in_rectangle(found, left, top)
-        crop, masked = self.encode(rectangle, transform, found.light)
+        if not found.still or self._encoded is None:
+            self._encoded = self.encode(rectangle, transform, found.light)
+        crop, masked = self._encoded
         return Prepared(
             index=index,
             time_s=time_s,
@@ -464,3 +532,10 @@ def in_rectangle(face: Face, left: int, top: int) -> tuple[Tensor, Tensor]:
         places[:, 0] -= left
         places[:, 1] -= top
     return mesh, region
+
+
+def same_picture(frame: Tensor, last: Tensor) -> bool:
+    """Whether two frames (H, W, 3) on the host show the same, to the bit."""
+    if frame.shape != last.shape or not torch.equal(frame[::16], last[::16]):
+        return False  # most that differ do so here, and little was read
+    return torch.equal(frame, last)

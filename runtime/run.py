@@ -12,7 +12,7 @@ from dithead.runtime.schedule.devicelanes import make_lanes
 from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.lanes import Lanes
 from dithead.runtime.schedule.scheduler import Pausable, Scheduler, Stage, Stoppable, make_lanes_for
-from dithead.runtime.schedule.stages import AlignAudio, Deliver, Sound, face_stages, load_picture
+from dithead.runtime.schedule.stages import AlignAudio, Deliver, PictureLoader, Sound, face_stages
 from dithead.runtime.schedule.trace import Trace
 
 
@@ -73,6 +73,7 @@ class Run:
         self._ended = ended
         self._trace = trace
         self._pauses = pauses or ()
+        self._load = PictureLoader()
         self._busy_s: dict[str, float] = {}  # before the latest rewind
         self._waits: list[Stoppable] = [*waits, *self._pauses]
         if self._member is not None:
@@ -107,7 +108,7 @@ class Run:
     def _schedule(self, carried: Sequence[Frame] = (), taken_in: int = 0) -> Scheduler:
         return Scheduler(
             self._source,
-            load_picture,
+            self._load,
             self._stages,
             self._lanes,
             in_flight=self._in_flight,

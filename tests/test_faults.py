@@ -23,7 +23,6 @@ from streams import threads_of_streams
 
 from dithead.errors import DitheadError, MediaError, StreamError
 from dithead.options import Options
-from dithead.runtime import run
 from dithead.runtime.media.sink import VideoSink
 from dithead.runtime.pipeline import stream_file
 from dithead.runtime.schedule import stages
@@ -31,7 +30,7 @@ from dithead.torchgraphs import TorchGraphs
 
 FRAMES = 12
 STAGES: dict[str, tuple[Any, str]] = {
-    "decode video": (run, "load_picture"),
+    "decode video": (stages.PictureLoader, "__call__"),
     "track": (stages.TrackFace, "run"),
     "encode face": (stages.EncodeFace, "run"),
     "audio": (stages.AlignAudio, "run"),

@@ -19,13 +19,13 @@ from streams import FPS, RATE, moving, true_within, warble
 from dithead.errors import ConfigError, MediaError, StreamError
 from dithead.generator import FrameGenerator
 from dithead.options import Options
-from dithead.runtime import run
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.pictures import OwnPictures, still
 from dithead.runtime.schedule import scheduler
 from dithead.runtime.schedule.channel import Stopped
 from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.lanes import Lane
+from dithead.runtime.schedule.stages import PictureLoader
 from dithead.runtime.schedule.trace import Trace
 from dithead.runtime.session import Session
 from dithead.runtime.stream import Stream
@@ -280,18 +280,18 @@ def test_a_stream_stands_still_while_nobody_pulls() -> None:
 def test_frames_are_counted_on_after_a_drop(
     session: Session, drive: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = run.load_picture
+    load = PictureLoader.__call__
 
-    def breaks(picture: Picture, lane: Lane) -> Frame:
+    def breaks(loader: PictureLoader, picture: Picture, lane: Lane) -> Frame:
         if picture.index >= 8:
             raise MediaError("broken")
-        return load(picture, lane)
+        return load(loader, picture, lane)
 
     with session.open_stream(Options(steps=1), portrait=drive[0], in_flight=1) as stream:
         stream.push_audio(warble(1))
         for _ in range(3):
             next_frame(stream)
-        monkeypatch.setattr(run, "load_picture", breaks)
+        monkeypatch.setattr(PictureLoader, "__call__", breaks)
         stream.flush_audio()
         stream.push_audio(warble(1))
         with pytest.raises(MediaError, match=r"'take in' failed at frame 8: broken"):

@@ -78,6 +78,8 @@ class Frame:
     left: int = 0
     """Position of the rectangle round the face in the frame, in pixels."""
     top: int = 0
+    same: bool = False
+    """Whether the picture is that of the frame before, to the bit."""
     filled: bool = False
     """Whether the face is interpolated between two that were generated."""
     result: Picture = field(init=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
-from dithead.generator import COVERED, FrameGenerator, in_rectangle
+from dithead.generator import COVERED, FrameGenerator, in_rectangle, same_picture
 from dithead.graphs import Graphs
 from dithead.patch import Patch, inside
 from dithead.runtime.schedule.batch import Member
@@ -24,11 +24,19 @@ from dithead.runtime.schedule.lanes import Lane
 from dithead.torchgraphs import SpeechGraph
 
 
-def load_picture(source: Picture, lane: Lane) -> Frame:
-    """Creates a frame: its picture on the device."""
-    frame = Frame(source)
-    frame.rgb = lane.upload(torch.from_numpy(source.rgb()))
-    return frame
+class PictureLoader:
+    """Creates frames: their pictures on the device."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+
+    def __call__(self, source: Picture, lane: Lane) -> Frame:
+        frame, picture = Frame(source), torch.from_numpy(source.rgb())
+        frame.same = self._last is not None and same_picture(picture, self._last)
+        if not frame.same:
+            self._last = picture.clone()  # whose it is may write the next picture over it
+        frame.rgb = lane.upload(picture)
+        return frame
 
 
 class FaceStage:
@@ -66,7 +74,7 @@ class TrackFace(FaceStage):
 
     def run(self, frame: Frame, lane: Lane) -> Iterable[Frame]:
         f, generator = frame, self.generator
-        face = generator.track(f.rgb, f.time_s, lane.read, f.source.face_box)
+        face = generator.track(f.rgb, f.time_s, lane.read, f.source.face_box, f.same)
         if face is None:
             generator.refuse_faceless(f.index, f.time_s)
         else:
@@ -87,8 +95,15 @@ class EncodeFace(FaceStage):
 
     name = "encode face"
 
+    def __init__(self, generator: FrameGenerator) -> None:
+        super().__init__(generator)
+        self._last: tuple[Tensor, Tensor] | None = None
+
     def work(self, f: Frame, lane: Lane) -> None:
-        f.crop, f.masked = lane.replay(self.generator.encode, f.rectangle, f.transform, f.light)
+        assert f.face is not None
+        if not f.face.still or self._last is None:
+            self._last = lane.replay(self.generator.encode, f.rectangle, f.transform, f.light)
+        f.crop, f.masked = self._last
 
 
 class Sound(Protocol):
