@@ -257,9 +257,9 @@ def as_line(figures: dict[str, Any]) -> str:
 
 
 def _measure(args: argparse.Namespace) -> None:
-    cases = cases_of(args)
     if not args.output.parent.is_dir():
         raise ConfigError(f"{args.output}: the folder {args.output.parent} does not exist")
+    cases = cases_of(args)
     print(f"{args.command}: {len(cases)} cases of {args.frames} frames, each in its own process")
     found = measure_all(args.command, cases, lambda line: print(line, flush=True))
     trace = getattr(args, "trace", None)

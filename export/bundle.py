@@ -325,7 +325,6 @@ def export_bundle(
     models: TorchGraphs | None = None,
     real: Callable[[], Cases] | None = None,
     progress: Progress = log.info,
-    wait: bool = False,
 ) -> ExportReport:
     """Write a bundle, or bring one up to date.
 
@@ -336,7 +335,6 @@ def export_bundle(
         real: returns real inputs by graph, for validation besides random ones; called only if a
             file is made.
         progress: called with what is being made.
-        wait: wait for another export into the folder, instead of failing.
 
     Raises:
         DitheadError: the export failed; the previous bundle is unchanged.
@@ -354,7 +352,7 @@ def export_bundle(
         if source is None:
             raise ConfigError("give a checkpoint or models to export")
         models = TorchGraphs.load(source)
-    with claimed(folder, wait):
+    with claimed(folder):
         report, earlier = ExportReport(folder), EarlierBundle(folder)
         exporter = _Exporter(models, folder, options, real, progress, report, earlier)
         try:

@@ -4,28 +4,38 @@ cache."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from dithead import checkpoint as checkpoints
 from dithead.bundle.graphspecs import NETWORKS
+from dithead.bundle.libraries import load_onnxruntime
 from dithead.bundle.manifest import MANIFEST
-from dithead.errors import ExportError
+from dithead.errors import CheckpointError, ExportError
 from dithead.export.reuse import EarlierBundle, hash_of, source_hash, versions
 from dithead.filehash import hash_file
 
 KEPT = 4
 """How many bundles the cache holds; the one that was not used for the longest time goes."""
+LEFT_S = 3600.0
+"""What a killed process has left goes after so many seconds."""
+_BUNDLE = re.compile(r".+-[0-9a-f]{16}")
+_UNFINISHED = re.compile(r"\..+-[0-9a-f]{16}\.making")
+_STEM_BYTES = 100
+"""Of the checkpoint's name, in the folder's."""
 
 
 def cache_folder() -> Path:
     """Where bundles are kept: ``dithead/bundles`` in the user's cache."""
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "dithead" / "bundles"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or ".")
+    if cache.is_absolute():  # the XDG specification: others are to be ignored
+        return cache / "dithead" / "bundles"
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "dithead" / "bundles"
     caches = Path("Library", "Caches") if sys.platform == "darwin" else Path(".cache")
@@ -46,8 +56,8 @@ def cached_bundle(
     """The folder of a checkpoint's bundle for the CPU; it is made if there is none yet.
 
     It holds the networks, which is all that ONNX Runtime runs on a CPU. A bundle is made again when
-    the checkpoint, DiT-Head, or a package that it is made with has changed. If another process is
-    making it, this one waits.
+    it is damaged, or when the checkpoint, DiT-Head, or a package that it is made with has changed.
+    If another process is making it, this one waits.
 
     Args:
         checkpoint: name of a packaged checkpoint, or a .safetensors file.
@@ -57,15 +67,40 @@ def cached_bundle(
     Raises:
         CheckpointError: no such checkpoint, or it cannot be used.
         BackendUnavailable: onnx, onnxscript or onnxruntime is not installed.
-        ExportError: the export failed, or the cache cannot be written to.
+        ExportError: the export failed, or the cache cannot be read or written.
     """
+    load_onnxruntime()
     source = checkpoints.resolve(os.fspath(checkpoint))
-    key = hash_of(hash_file(source), source_hash(), repr(versions()))[:16]
-    folder = cache_folder() / f"{source.stem}-{key}"
-    if _is_whole(folder):
+    if not source.is_file():
+        raise CheckpointError(
+            f"no checkpoint at {source}", hint="give the path of a .safetensors file"
+        )
+    try:
+        key = hash_of(hash_file(source), source_hash(), repr(versions()))[:16]
+        stem = source.stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+        folder = cache_folder() / f"{stem}-{key}"
+        if not _is_whole(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                if not _is_whole(folder):  # nobody else has made it meanwhile
+                    _make(os.fspath(checkpoint), folder, begin, progress)
         with suppress(OSError):  # a cache that cannot be written to
             (folder / MANIFEST).touch()
-        return folder
+    except OSError as error:
+        raise ExportError(
+            f"cannot keep a bundle in {cache_folder()}: {error}",
+            hint="set XDG_CACHE_HOME to a folder that can be written",
+        ) from error
+    return folder
+
+
+def _make(
+    checkpoint: str,
+    folder: Path,
+    begin: Callable[[Path], None] | None,
+    progress: Callable[[str, float], None] | None,
+) -> None:
+    """Make a bundle beside its place, and put it there."""
     from dithead.export.bundle import ExportOptions, export_bundle
     from dithead.export.onnx import require_onnx
     from dithead.torchgraphs import TorchGraphs
@@ -73,36 +108,81 @@ def cached_bundle(
     require_onnx()
     if begin is not None:
         begin(folder)
-    models = TorchGraphs.load(os.fspath(checkpoint))
-    names = [n for n in NETWORKS if n != "shape_head" or models.config.shape_head]
-    options = ExportOptions(targets=("cpu",), graphs=tuple(names))
-    done = count()
+    models = TorchGraphs.load(checkpoint)
+    options = ExportOptions(targets=("cpu",), graphs=_networks(models.config.shape_head))
+    done, unfinished = count(), folder.with_name(f".{folder.name}.making")
 
     def told(what: str) -> None:
         if progress is not None:
-            progress(what, next(done) / len(names))
+            progress(what, next(done) / len(options.graphs))
 
-    export_bundle(os.fspath(checkpoint), folder, options, models=models, progress=told, wait=True)
-    _drop_unused(folder)
-    return folder
+    _remove(unfinished)  # left by a process that was killed
+    try:
+        export_bundle(checkpoint, unfinished, options, models=models, progress=told)
+        _remove(folder)  # damaged
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _tidy(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _networks(shape_head: bool) -> tuple[str, ...]:
+    return tuple(name for name in NETWORKS if shape_head or name != "shape_head")
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder has a bundle, and all of its files as they were made."""
+    """Whether a folder has a bundle of all networks, and all of its files as they were made."""
+    if not folder.is_dir():
+        return False
     earlier = EarlierBundle(folder)
-    manifest = earlier.manifest
-    return manifest is not None and earlier.whole.issuperset(f.path for f in manifest.files())
+    if (manifest := earlier.manifest) is None:
+        return False
+    names = {entry.name for entry in manifest.graphs}
+    expected = set(_networks(manifest.model_config().shape_head))
+    return expected <= names and earlier.whole.issuperset(f.path for f in manifest.files())
 
 
-def _drop_unused(newest: Path) -> None:
-    """Remove the bundles that were not used for the longest time."""
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from making the same bundle. The lock's file stays: one that is removed
+    may be locked by one process and made anew by another."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: each process that needs it makes it
+        yield
+        return
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+        yield
 
-    def used(folder: Path) -> float:
+
+def _tidy(newest: Path) -> None:
+    """Remove the bundles that were not used for the longest time, and what killed processes
+    left."""
+
+    def age_s(path: Path) -> float:
         try:
-            return (folder / MANIFEST).stat().st_mtime
-        except OSError:  # another process is making it, or is removing it
-            return float("inf")
+            return time.time() - path.stat().st_mtime
+        except OSError:  # another process is removing it
+            return 0.0
 
-    others = [path for path in newest.parent.iterdir() if path.is_dir() and path != newest]
-    for folder in sorted(others, key=used, reverse=True)[KEPT - 1 :]:
+    bundles = []
+    for path in newest.parent.iterdir():
+        if _UNFINISHED.fullmatch(path.name) and age_s(path) > LEFT_S:
+            shutil.rmtree(path, ignore_errors=True)
+        elif _BUNDLE.fullmatch(path.name) and path != newest and (path / MANIFEST).is_file():
+            bundles.append(path)
+    for folder in sorted(bundles, key=lambda path: age_s(path / MANIFEST))[KEPT - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.with_name(f".{folder.name}.lock").unlink()

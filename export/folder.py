@@ -26,14 +26,11 @@ _KEPT = re.compile(r"\.export\.lock|\.\w+\.timing")
 
 
 @contextmanager
-def claimed(folder: Path, wait: bool = False) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Make a folder, or take it over, for one export; no other export gets it until this one is
     done.
 
     If an export fails for which the folder was made, the folder is removed again.
-
-    Args:
-        wait: wait for another export that is at work in it.
 
     Raises:
         ExportError: it is a file, contains other things than a bundle, cannot be made, or another
@@ -46,7 +43,7 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[None]:
             f"{folder} is not empty and holds no bundle",
             hint="choose another folder or empty it",
         )
-    lock, fresh = _locked(folder, wait)
+    lock, fresh = _locked(folder)
     done = False
     with lock:
         try:
@@ -62,7 +59,7 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _locked(folder: Path, wait: bool) -> tuple[IO[str], bool]:
+def _locked(folder: Path) -> tuple[IO[str], bool]:
     """Hold the lock of a folder; yields whether the folder was made for it and is empty."""
     path, made = folder / _LOCK, False
     for _ in range(_ATTEMPTS):
@@ -76,7 +73,7 @@ def _locked(folder: Path, wait: bool) -> tuple[IO[str], bool]:
         except OSError as error:
             raise ExportError(f"cannot write to the folder {folder} ({error.strerror})") from error
         try:
-            _take(lock.fileno(), folder, wait)
+            _take(lock.fileno(), folder)
             # The previous holder may have removed it: then another export may hold a new file.
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
                 return lock, made and not any(p.name != _LOCK for p in folder.iterdir())
@@ -89,13 +86,13 @@ def _locked(folder: Path, wait: bool) -> tuple[IO[str], bool]:
     raise ExportError(_BUSY.format(folder))
 
 
-def _take(descriptor: int, folder: Path, wait: bool) -> None:
+def _take(descriptor: int, folder: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows: exports in one folder at once are not detected there
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise ExportError(_BUSY.format(folder)) from error
 

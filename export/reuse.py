@@ -80,7 +80,7 @@ def source_hash() -> str:
 def versions() -> dict[str, str]:
     """Versions of the packages that a bundle is made with."""
     found = {"dithead": dithead.__version__}
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers"):
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

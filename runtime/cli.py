@@ -313,15 +313,19 @@ def _cached(
     """The bundle to run, or None if there can be none and no back end was asked for; adds notes on
     that."""
 
+    # Where a program reads standard error, the notes say it.
+    for_program = args.progress == "json" or (args.json and args.output == "-")
+    said = not args.quiet and not for_program
+
     def begin(folder: Path) -> None:
-        if not args.quiet:
+        if said:
             print(
                 f"making a bundle of {checkpoint} for this machine's CPU, once; it is kept in "
                 f"{folder}",
                 file=sys.stderr,
             )
 
-    told = sys.stderr.isatty() and args.progress == "auto" and not args.quiet
+    told = said and sys.stderr.isatty()
     progress = TaskProgress(sys.stderr) if told else None
     try:
         return bundle_of(
@@ -331,7 +335,7 @@ def _cached(
         if args.backend is not None:
             raise
         notes.append(f"PyTorch ran the model, more slowly than ONNX Runtime would: {error}")
-        if not args.quiet:
+        if said:
             print(notes[-1], file=sys.stderr)
         return None
     finally:

@@ -135,12 +135,7 @@ def revoice(
     encoding = encoding or Encoding()
     encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # fails early
     total = _frames_to_come(video, audio, extend, progress is not None)
-    own_weights = bundle is not None and not callable(bundle)
-    if own_weights and (checkpoint is not None or audio_weights is not None):
-        raise ConfigError(
-            "a bundle holds its own weights",
-            hint="leave the checkpoint and the audio weights out",
-        )
+    _check_bundle(bundle, checkpoint, audio_weights, attention, backend, batch)
     if callable(checkpoint):
         checkpoint = checkpoint()
     if callable(bundle):
@@ -179,6 +174,39 @@ def revoice(
             batch=batch,
             overlap=overlap,
             progress=told,
+        )
+
+
+def _check_bundle(
+    bundle: object,
+    checkpoint: object,
+    audio_weights: object,
+    attention: object,
+    backend: str | None,
+    batch: int,
+) -> None:
+    """Raise ConfigError if a bundle, or what makes one, contradicts other options; found before a
+    bundle is made."""
+    if bundle is None:
+        return
+    if backend == "torch":
+        raise ConfigError(
+            "the back end 'torch' reads a checkpoint, not a bundle", hint="leave one out"
+        )
+    if audio_weights is not None or (checkpoint is not None and not callable(bundle)):
+        raise ConfigError(
+            "a bundle holds its own weights",
+            hint="leave the checkpoint and the audio weights out",
+        )
+    if attention is not None:
+        raise ConfigError(
+            "a bundle has its own attention",
+            hint="choose an attention with the back end torch only",
+        )
+    if callable(bundle) and batch > 1:
+        raise ConfigError(
+            "the bundle that is made for this machine's CPU takes one frame at a time",
+            hint=f"export one with --batch {batch} and give it, or leave the batch out",
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +19,8 @@ import dithead
 from dithead.__main__ import stream
 from dithead.bundle.graphspecs import NETWORKS, graph_specs
 from dithead.bundle.manifest import MANIFEST, read_manifest
-from dithead.errors import ExportError
+from dithead.errors import CheckpointError, ExportError
 from dithead.export.cached import KEPT, cache_folder, cached_bundle
-from dithead.export.folder import claimed
 from dithead.export.inputs import example_inputs
 from dithead.options import Options
 from dithead.pipeline import revoice
@@ -64,18 +65,54 @@ def test_it_holds_the_networks_and_is_made_once(bundle: Path, checkpoint_file: P
     assert not begun
 
 
-def test_a_damaged_file_is_made_again(bundle: Path, checkpoint_file: Path) -> None:
+@pytest.fixture
+def own_cache(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, with a copy of the bundle; the copy. What is made is a copy,
+    too."""
+    folder = tmp_path / "cache" / "dithead" / "bundles" / bundle.name
+    shutil.copytree(bundle, folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def export(source: str, to: Path, *_: object, **__: object) -> None:
+        shutil.copytree(bundle, to)
+
+    monkeypatch.setattr("dithead.export.bundle.export_bundle", export)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: next(folder.glob("dit_context*.onnx")).write_bytes(b"short"),
+        lambda folder: next(folder.glob("dit_context*.onnx")).unlink(),
+        lambda folder: (folder / MANIFEST).write_text("{"),
+        lambda folder: (folder / MANIFEST).write_text("{}"),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: some_graphs(folder),
+        lambda folder: (shutil.rmtree(folder), folder.touch()),
+        lambda folder: (shutil.rmtree(folder), (left_by_a_kill(folder)).mkdir()),
+    ],
+)
+def test_a_damaged_bundle_is_made_again(
+    own_cache: Path, checkpoint_file: Path, damage: Callable[[Path], object]
+) -> None:
     begun: list[Path] = []
-    made: list[str] = []
-    damaged = next(path for path in bundle.iterdir() if path.name.startswith("dit_context"))
-    whole, others = damaged.read_bytes(), {p: p.stat().st_mtime_ns for p in bundle.glob("*.onnx")}
-    damaged.write_bytes(whole[:100])
-    tell = lambda what, share: made.append(what)  # noqa: E731
-    assert cached_bundle(checkpoint_file, begin=begun.append, progress=tell) == bundle
-    assert begun == [bundle]
-    assert [what.split()[0] for what in made] == ["dit_context"]
-    assert len(damaged.read_bytes()) == len(whole)
-    assert all(p.stat().st_mtime_ns == t for p, t in others.items() if p != damaged)
+    damage(own_cache)
+    assert cached_bundle(checkpoint_file, begin=begun.append) == own_cache
+    assert begun == [own_cache]
+    assert cached_bundle(checkpoint_file, begin=begun.append) == own_cache
+    assert begun == [own_cache]
+    assert not left_by_a_kill(own_cache).exists()
+
+
+def left_by_a_kill(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.making")
+
+
+def some_graphs(folder: Path) -> None:
+    values = json.loads((folder / MANIFEST).read_text())
+    values["graphs"] = values["graphs"][:3]
+    (folder / MANIFEST).write_text(json.dumps(values))
 
 
 def test_onnx_runtime_runs_the_networks_and_pytorch_the_rest(
@@ -150,6 +187,7 @@ def test_making_it_is_said(bundle: Path, command, monkeypatch: pytest.MonkeyPatc
     assert (code, summary["backend"]) == (0, "onnxruntime")
     assert f"for this machine's CPU, once; it is kept in {bundle}" in said
     assert command("--quiet")[2] == ""
+    assert all(line.startswith("{") for line in command("--progress", "json")[2].splitlines())
 
 
 def test_without_a_cache_pytorch_runs_it_and_says_so(
@@ -166,36 +204,87 @@ def test_without_a_cache_pytorch_runs_it_and_says_so(
     assert "cannot" in failure["error"]
 
 
-def test_bundles_that_are_not_used_go(
-    bundle: Path, checkpoint_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bundles_that_are_not_used_go(own_cache: Path, checkpoint_file: Path) -> None:
+    def other(name: str, used: bool = True) -> Path:
+        folder = own_cache.with_name(name)
+        folder.mkdir()
+        if used:
+            (folder / MANIFEST).touch()
+            os.utime(folder / MANIFEST, (1000 + len(name), 1000 + len(name)))
+        return folder
+
+    old = [other("x" * (n + 1) + "-" + "0" * 16) for n in range(KEPT + 1)]
+    kept = [other("notes"), other("half-" + "1" * 16, used=False)]  # not ours; not a bundle
+    left = other(".x-" + "2" * 16 + ".making", used=False)
+    os.utime(left, (1000, 1000))
+    busy = other(".y-" + "3" * 16 + ".making", used=False)
+    shutil.rmtree(own_cache)
+    assert cached_bundle(checkpoint_file) == own_cache
+    found = {path for path in own_cache.parent.iterdir() if path.is_dir()}
+    assert found == {own_cache, *old[-(KEPT - 1) :], *kept, busy}
+
+
+def test_many_at_once_make_it_once(
+    own_cache: Path, checkpoint_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    others = [cache_folder() / f"other-{number}" for number in range(KEPT + 1)]
-    for number, folder in enumerate(others):
-        folder.mkdir(parents=True)
-        (folder / MANIFEST).touch()
-        os.utime(folder / MANIFEST, (1000 + number, 1000 + number))
-    monkeypatch.setattr(
-        "dithead.export.bundle.export_bundle",
-        lambda source, folder, *_, **__: folder.mkdir(),  # makes nothing
-    )
-    made = cached_bundle(checkpoint_file)
-    assert set(cache_folder().iterdir()) == {made, *others[-(KEPT - 1) :]}
+    shutil.rmtree(own_cache)
+    begun: list[Path] = []
+    found: list[Path] = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(cached_bundle(checkpoint_file, begin=begun.append))
+        )
+        for _ in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [own_cache] * 16
+    assert begun == [own_cache]
 
 
-def test_an_export_waits_for_another_if_it_is_told_to(tmp_path: Path) -> None:
-    folder, order = tmp_path / "bundle", []
+def test_what_cannot_be_made_leaves_nothing(
+    own_cache: Path, checkpoint_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(own_cache)
 
-    def second() -> None:
-        with claimed(folder, wait=True):
-            order.append("second")
+    def breaks(source: str, to: Path, *_: object, **__: object) -> None:
+        to.mkdir()
+        raise OSError(28, "No space left on device")
 
-    with claimed(folder):
-        with pytest.raises(ExportError, match="another export"), claimed(folder):
-            pass
-        waiting = threading.Thread(target=second)
-        waiting.start()
-        time.sleep(0.2)
-        order.append("first")
-    waiting.join(10)
-    assert order == ["first", "second"]
+    monkeypatch.setattr("dithead.export.bundle.export_bundle", breaks)
+    with pytest.raises(ExportError, match=r"cannot keep a bundle in .*No space left"):
+        cached_bundle(checkpoint_file)
+    assert not [path for path in own_cache.parent.iterdir() if path.is_dir()]
+
+
+def test_no_checkpoint_is_the_same_error_as_without(command, tmp_path: Path) -> None:
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match=f"no checkpoint at {path}"):
+            cached_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "onnxruntime", "--batch", "2"), "takes one frame at a time"),
+        (("--backend", "onnxruntime", "--attention", "math"), "its own attention"),
+        (("--backend", "onnxruntime", "--audio-weights", "none"), "its own weights"),
+    ],
+)
+def test_contradictions_are_found_before_it_is_made(
+    command, options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dithead.export.cached.cached_bundle", lambda *_, **__: pytest.fail("made"))
+    code, failure, _ = command(*options)
+    assert code == 2
+    assert message in failure["error"]
+
+
+def test_onnx_runtime_collects_nothing(tmp_path: Path) -> None:
+    code = "from dithead.bundle.libraries import load_onnxruntime; load_onnxruntime()"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    env.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-P", "-c", code], env=env, check=True)
+    assert not list(tmp_path.iterdir())

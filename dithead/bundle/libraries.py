@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 from typing import Literal
 
@@ -19,13 +20,21 @@ _ADVICE = {
 
 
 def load_onnxruntime() -> ModuleType:
-    """The module onnxruntime. Raises BackendUnavailable: it is not installed, or is damaged."""
+    """The module onnxruntime, with its telemetry off unless ORT_DISABLE_TELEMETRY says otherwise.
+    Raises BackendUnavailable: it is not installed, or is damaged."""
+    # Its wheels collect events of the process in the user's cache, from the import on.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         onnxruntime = importlib.import_module("onnxruntime")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise BackendUnavailable(
             "ONNX Runtime is not installed",
             hint="pip install 'dithead[cpu]', or 'dithead[gpu]' for CUDA (never both)",
+        ) from error
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"ONNX Runtime cannot be imported ({error})",
+            hint="pip install --force-reinstall onnxruntime, or onnxruntime-gpu",
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise BackendUnavailable(
