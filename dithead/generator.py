@@ -189,7 +189,10 @@ class FrameGenerator:
                 return None
             found, face = tracked, self._judged(tracked, time_s)
         self._before = _Tracked(box, found, reference, face, self.left_alone)
-        return face
+        if face is None:
+            return None
+        # What is kept is read here alone: a frame that is finished frees only what is its own.
+        return replace(face, polygon=face.polygon.clone(), light=face.light.clone())
 
     def _again(self, before: _Tracked) -> Face | None:
         """The face in a frame that shows the same picture as the one before."""

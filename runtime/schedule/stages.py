@@ -103,7 +103,8 @@ class EncodeFace(FaceStage):
         assert f.face is not None
         if not f.face.still or self._last is None:
             self._last = lane.replay(self.generator.encode, f.rectangle, f.transform, f.light)
-        f.crop, f.masked = self._last
+        # Copies: what is kept may be freed here while another lane still reads what it was given.
+        f.crop, f.masked = (value.clone() for value in self._last)
 
 
 class Sound(Protocol):
