@@ -200,7 +200,7 @@ def _check_bundle(
         )
     if attention is not None:
         raise ConfigError(
-            "a bundle has its own attention",
+            f"the back end {backend or 'onnxruntime'!r} takes its attention from the bundle",
             hint="choose an attention with the back end torch only",
         )
     if callable(bundle) and batch > 1:
