@@ -269,7 +269,7 @@ def test_no_checkpoint_is_the_same_error_as_without(command, tmp_path: Path) -> 
     ("options", "message"),
     [
         (("--backend", "onnxruntime", "--batch", "2"), "takes one frame at a time"),
-        (("--backend", "onnxruntime", "--attention", "math"), "takes its attention from the bundle"),
+        (("--backend", "onnxruntime", "--attention", "math"), "takes its attention from"),
         (("--backend", "onnxruntime", "--audio-weights", "none"), "its own weights"),
     ],
 )
