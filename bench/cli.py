@@ -144,9 +144,8 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     if bundle is None and any(name != "torch" for name in backends):
         raise ConfigError("every back end but torch needs --bundle FOLDER, from dithead-export")
     for backend, steps, every in product(backends, args.steps, args.generate_every):
-        name = f"{backend}, {steps} step{'' if steps == 1 else 's'}" + (
-            ", every 2nd generated" if every == 2 else ""
-        )
+        name = f"{backend}, {_many(steps, 'step')}"
+        name += ", every 2nd generated" if every == 2 else ""
         name += f", batches of {args.batch}" if args.batch > 1 else ""
         settings: dict[str, Any] = {
             **common,

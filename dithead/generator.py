@@ -26,7 +26,7 @@ from dithead.graphs import (
 )
 from dithead.hosttodevice import to_device
 from dithead.options import Options
-from dithead.patch import Patch, cut_rectangle
+from dithead.patch import Patch, SamePicture, cut_rectangle
 from dithead.shape import in_pixels
 
 
@@ -149,7 +149,7 @@ class FrameGenerator:
         self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
         self._before: _Tracked | None = None  # the latest frame, if it showed the face
         self._encoded: tuple[Tensor, Tensor] | None = None  # the latest output of encode
-        self._picture: Tensor | None = None  # the latest frame that was prepared
+        self._same = SamePicture()
         self._reference: Tensor | None = None  # latent (1, C, s, s)
         self._replaced: Tensor | None = None  # what was shown before it
         self._shown: Tensor | None = None  # what the latest frame was shown, a mixture of both
@@ -199,11 +199,10 @@ class FrameGenerator:
         self.left_alone = before.left_alone
         if before.face is None:
             return None
-        found, reference = replace(before.found, changed=False), self.tracker.reference
-        shown = self._choice(found)
+        reference, shown = self.tracker.reference, self._choice(before.found)
         light, still = before.face.light, True
         if reference is not None and reference is not before.reference:
-            light, still = light_to(reference, found.looks), False
+            light, still = light_to(reference, before.found.looks), False
         self.tracker.reference = shown.looks
         return replace(
             before.face,
@@ -454,9 +453,7 @@ class FrameGenerator:
         self, frame: Tensor, time_s: float, index: int, window: Callable[[float], Tensor]
     ) -> Prepared | None:
         """The stages before the denoiser; arguments as for :meth:`__call__`."""
-        same = self._picture is not None and same_picture(frame, self._picture)
-        self._picture = self._picture if same else frame.clone()
-        found = self.track(frame, time_s, same=same)
+        found = self.track(frame, time_s, same=self._same(frame))
         if found is None:
             self.refuse_faceless(index, time_s)
             return None
@@ -535,10 +532,3 @@ def in_rectangle(face: Face, left: int, top: int) -> tuple[Tensor, Tensor]:
         places[:, 0] -= left
         places[:, 1] -= top
     return mesh, region
-
-
-def same_picture(frame: Tensor, last: Tensor) -> bool:
-    """Whether two frames (H, W, 3) on the host show the same, to the bit."""
-    if frame.shape != last.shape or not torch.equal(frame[::16], last[::16]):
-        return False  # most that differ do so here, and little was read
-    return torch.equal(frame, last)

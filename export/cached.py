@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +13,13 @@ from itertools import count
 from pathlib import Path
 
 from dithead import checkpoint as checkpoints
-from dithead.bundle.graphspecs import NETWORKS
+from dithead.bundle.graphspecs import networks
 from dithead.bundle.libraries import load_onnxruntime
 from dithead.bundle.manifest import MANIFEST
 from dithead.errors import CheckpointError, ExportError
 from dithead.export.reuse import EarlierBundle, hash_of, source_hash, versions
 from dithead.filehash import hash_file
+from dithead.usercache import short_stem, user_cache
 
 KEPT = 4
 """How many bundles the cache holds; the one that was not used for the longest time goes."""
@@ -27,20 +27,12 @@ LEFT_S = 3600.0
 """What a killed process has left goes after so many seconds."""
 _BUNDLE = re.compile(r".+-[0-9a-f]{16}")
 _UNFINISHED = re.compile(r"\..+-[0-9a-f]{16}\.making")
-_STEM_BYTES = 100
-"""Of the checkpoint's name, in the folder's."""
 
 
 def cache_folder() -> Path:
     """Where bundles are kept: ``dithead/bundles`` in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or ".")
-    if cache.is_absolute():  # the XDG specification: others are to be ignored
-        return cache / "dithead" / "bundles"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "dithead" / "bundles"
-    caches = Path("Library", "Caches") if sys.platform == "darwin" else Path(".cache")
     try:
-        return Path.home() / caches / "dithead" / "bundles"
+        return user_cache() / "bundles"
     except RuntimeError as error:
         raise ExportError(
             "there is no home folder to keep a bundle in", hint="set XDG_CACHE_HOME to a folder"
@@ -77,8 +69,7 @@ def cached_bundle(
         )
     try:
         key = hash_of(hash_file(source), source_hash(), repr(versions()))[:16]
-        stem = source.stem.encode()[:_STEM_BYTES].decode(errors="ignore")
-        folder = cache_folder() / f"{stem}-{key}"
+        folder = cache_folder() / f"{short_stem(source)}-{key}"
         if not _is_whole(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder):
@@ -109,7 +100,7 @@ def _make(
     if begin is not None:
         begin(folder)
     models = TorchGraphs.load(checkpoint)
-    options = ExportOptions(targets=("cpu",), graphs=_networks(models.config.shape_head))
+    options = ExportOptions(targets=("cpu",), graphs=networks(models.config.shape_head))
     done, unfinished = count(), folder.with_name(f".{folder.name}.making")
 
     def told(what: str) -> None:
@@ -135,10 +126,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _networks(shape_head: bool) -> tuple[str, ...]:
-    return tuple(name for name in NETWORKS if shape_head or name != "shape_head")
-
-
 def _is_whole(folder: Path) -> bool:
     """Whether a folder has a bundle of all networks, and all of its files as they were made."""
     if not folder.is_dir():
@@ -147,7 +134,7 @@ def _is_whole(folder: Path) -> bool:
     if (manifest := earlier.manifest) is None:
         return False
     names = {entry.name for entry in manifest.graphs}
-    expected = set(_networks(manifest.model_config().shape_head))
+    expected = set(networks(manifest.model_config().shape_head))
     return expected <= names and earlier.whole.issuperset(f.path for f in manifest.files())
 
 

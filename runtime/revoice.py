@@ -15,7 +15,7 @@ from dithead.errors import ConfigError
 from dithead.face.choice import FaceChoice
 from dithead.face.speakers import Speakers
 from dithead.options import Options, ReferenceMode
-from dithead.runtime.backends import Backend, limit_threads, open_graphs
+from dithead.runtime.backends import Backend, check_backend, limit_threads, open_graphs
 from dithead.runtime.checked import checked_device
 from dithead.runtime.defaults import IN_FLIGHT, default_threads
 from dithead.runtime.media.extend import ExtendMode
@@ -135,7 +135,9 @@ def revoice(
     encoding = encoding or Encoding()
     encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # fails early
     total = _frames_to_come(video, audio, extend, progress is not None)
-    _check_bundle(bundle, checkpoint, audio_weights, attention, backend, batch)
+    _check_weights(bundle, checkpoint, audio_weights, batch)
+    given = bundle is not None
+    check_backend(backend or ("onnxruntime" if given else "torch"), given, attention)
     if callable(checkpoint):
         checkpoint = checkpoint()
     if callable(bundle):
@@ -177,31 +179,14 @@ def revoice(
         )
 
 
-def _check_bundle(
-    bundle: object,
-    checkpoint: object,
-    audio_weights: object,
-    attention: object,
-    backend: str | None,
-    batch: int,
-) -> None:
-    """Raise ConfigError if a bundle, or what makes one, contradicts other options; found before a
-    bundle is made."""
+def _check_weights(bundle: object, checkpoint: object, audio_weights: object, batch: int) -> None:
+    """Raise ConfigError if a bundle, or what makes one, contradicts other options."""
     if bundle is None:
         return
-    if backend == "torch":
-        raise ConfigError(
-            "the back end 'torch' reads a checkpoint, not a bundle", hint="leave one out"
-        )
     if audio_weights is not None or (checkpoint is not None and not callable(bundle)):
         raise ConfigError(
             "a bundle holds its own weights",
             hint="leave the checkpoint and the audio weights out",
-        )
-    if attention is not None:
-        raise ConfigError(
-            f"the back end {backend or 'onnxruntime'!r} takes its attention from the bundle",
-            hint="choose an attention with the back end torch only",
         )
     if callable(bundle) and batch > 1:
         raise ConfigError(

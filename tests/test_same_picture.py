@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
-from dithead.generator import FrameGenerator, same_picture
+from dithead.generator import FrameGenerator
 from dithead.options import Options
+from dithead.patch import SamePicture
 from dithead.pipeline import revoice
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
@@ -113,9 +114,11 @@ def test_what_was_left_alone_stays_so_and_what_is_shown_then_is_encoded(
 
 
 def test_same_means_to_the_bit() -> None:
+    same = SamePicture()
     picture = torch.randint(0, 255, (40, 30, 3), dtype=torch.uint8)
     other = picture.clone()
-    assert same_picture(picture, other)
+    assert not same(picture)
+    assert same(other)
     other[33, 7, 1] += 1
-    assert not same_picture(picture, other)
-    assert not same_picture(picture, picture[:20])
+    assert not same(other)
+    assert not same(other[:20])

@@ -84,8 +84,7 @@ NETWORKS = (
     *("face_landmarks", "masked_encoder", "reference_encoder", "audio_encoder"),
     *("dit_timestep", "dit_context", "dit_step", "face_decoder", "shape_head"),
 )
-"""The graphs that ONNX Runtime runs on a CPU; PyTorch runs the others there (``shape_head`` only
-where a checkpoint has one)."""
+"""The graphs that ONNX Runtime runs on a CPU; PyTorch runs the others there."""
 _FRAME = {0: Axis("H", 64, 1080, 8192), 1: Axis("W", 64, 1080, 8192)}
 _INTERPOLATED = {2: Axis("H", 64, 512, 2176), 3: Axis("W", 64, 512, 2176)}
 _DYNAMIC = {
@@ -119,6 +118,11 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
     for side in (size for size in RECTANGLE_SIZES if size <= largest_rectangle):
         specs += [_spec(line, side) for line in lines if ".SIDE" in line]
     return [spec for spec in specs if shape_head or spec.name != "shape_head"]
+
+
+def networks(shape_head: bool) -> tuple[str, ...]:
+    """Those of :data:`NETWORKS` that a model has, with or without a shape head."""
+    return tuple(name for name in NETWORKS if shape_head or name != "shape_head")
 
 
 def _spec(line: str, size: int) -> GraphSpec:

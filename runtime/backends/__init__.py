@@ -34,6 +34,26 @@ def limit_threads(backend: Backend, threads: int) -> None:
     torch.set_num_threads(1 if backend == "onnxruntime" else threads)
 
 
+def check_backend(backend: Backend, from_bundle: bool, attention: AttentionBackend | None) -> None:
+    """Raise ConfigError if there is no such back end, or it reads no bundle, or takes no
+    attention."""
+    if backend not in get_args(Backend):
+        raise ConfigError(
+            f"unknown back end {backend!r}",
+            hint=f"choose one of {', '.join(get_args(Backend))}",
+        )
+    if backend == "torch" and from_bundle:
+        raise ConfigError(
+            "the back end 'torch' reads a checkpoint, not a bundle",
+            hint="leave one out",
+        )
+    if backend != "torch" and attention is not None:
+        raise ConfigError(
+            f"the back end {backend!r} takes its attention from the bundle",
+            hint="choose an attention with the back end torch only",
+        )
+
+
 def open_graphs(
     backend: Backend,
     *,
@@ -59,27 +79,13 @@ def open_graphs(
         BackendUnavailable: a package or device is missing.
         CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
     """
-    if backend not in get_args(Backend):
-        raise ConfigError(
-            f"unknown back end {backend!r}",
-            hint=f"choose one of {', '.join(get_args(Backend))}",
-        )
+    check_backend(backend, bundle is not None, attention)
     where = torch.device(device)
     if backend == "torch":
-        if bundle is not None:
-            raise ConfigError(
-                "the back end 'torch' reads a checkpoint, not a bundle",
-                hint="leave one out",
-            )
         from dithead.torchgraphs import TorchGraphs
 
         weights = None if audio_weights is None else Path(audio_weights)
         return TorchGraphs.load(checkpoint, where, weights, attention or "sdpa")
-    if attention is not None:
-        raise ConfigError(
-            f"the back end {backend!r} takes its attention from the bundle",
-            hint="choose an attention with the back end torch only",
-        )
     if bundle is None:
         raise ConfigError(
             f"the back end {backend!r} reads a bundle",

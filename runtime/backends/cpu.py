@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dithead.bundle.graphspecs import NETWORKS
+from dithead.bundle.graphspecs import NETWORKS, networks
 from dithead.face.detector import load_face_detector
 from dithead.face.mesh import load_face_mesh
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
@@ -45,8 +45,7 @@ class CpuGraphs:
         Raises:
             ExportError: a file is missing or damaged.
         """
-        names = [name for name in NETWORKS if name != "shape_head" or self.config.shape_head]
-        self._networks.preload(names)
+        self._networks.preload(networks(self.config.shape_head))
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a graph: its inputs -> its outputs, in the table's order.

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dithead.audio import AudioFeatureStream
 from dithead.errors import ConfigError
-from dithead.generator import COVERED, FrameGenerator, in_rectangle, same_picture
+from dithead.generator import COVERED, FrameGenerator, in_rectangle
 from dithead.graphs import Graphs
-from dithead.patch import Patch, inside
+from dithead.patch import Patch, SamePicture, inside
 from dithead.runtime.schedule.batch import Member
 from dithead.runtime.schedule.frame import Frame, Picture
 from dithead.runtime.schedule.lanes import Lane
@@ -28,13 +28,11 @@ class PictureLoader:
     """Creates frames: their pictures on the device."""
 
     def __init__(self) -> None:
-        self._last: Tensor | None = None
+        self._same = SamePicture()
 
     def __call__(self, source: Picture, lane: Lane) -> Frame:
         frame, picture = Frame(source), torch.from_numpy(source.rgb())
-        frame.same = self._last is not None and same_picture(picture, self._last)
-        if not frame.same:
-            self._last = picture.clone()  # whose it is may write the next picture over it
+        frame.same = self._same(picture)
         frame.rgb = lane.upload(picture)
         return frame
 

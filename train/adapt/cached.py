@@ -19,11 +19,10 @@ from dithead.train.adapt.gain import Gain
 from dithead.train.adapt.run import adapt, check_files
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import VERSION
+from dithead.usercache import short_stem, user_cache
 
 FOLDER = "dithead-adapted"
 """Beside the video, or in the user's cache where its folder cannot be written."""
-STEM_BYTES = 100
-"""Of the video's name, in the file's."""
 
 
 def adapted_to(
@@ -49,8 +48,7 @@ def adapted_to(
     hashes = hash_file(video), hash_file(checkpoint.resolve(base))
     made_from = repr((VERSION, *hashes, face, audio_weights, training))
     digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    stem = video.stem.encode()[:STEM_BYTES].decode(errors="ignore")
-    out = _folder(video) / f"{stem}.{minutes:g}min.{digest}.safetensors"
+    out = _folder(video) / f"{short_stem(video)}.{minutes:g}min.{digest}.safetensors"
     if out.is_file():
         return out, _judged(_read(out), ", made before")
     try:
@@ -97,5 +95,4 @@ def _folder(video: Path) -> Path:
     beside = video.resolve().parent / FOLDER
     if os.access(beside if beside.exists() else beside.parent, os.W_OK):
         return beside
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dithead" / "adapted"
+    return user_cache() / "adapted"
