@@ -71,7 +71,7 @@ def test_a_long_run(
     assert abs(ends[-1] - float(frames * period)) <= float(period)
     settled = held[10:]
     assert len(settled) == frames // 100 - 10
-    level = statistics.median(settled)  # the allocator keeps some and gives some back
-    assert all(abs(value - level) <= 0.02 * level for value in settled), held
+    # Memory that the allocator gives back is no fault: only what is held beyond the usual counts.
+    assert max(settled) <= 1.02 * statistics.median(settled), held
     first, last = settled[: len(settled) // 3], settled[-len(settled) // 3 :]
     assert statistics.median(last) <= 1.02 * statistics.median(first), held
