@@ -54,7 +54,7 @@ def adapt(
     """
     training, tell = training or Adaptation(), tell or _silent
     check_files(videos)
-    model = DitHead.load(base)
+    model = DitHead.load(base, "math")  # the fused one takes half as long again to learn
     checkpoint.check_not_a_base(out, base)
     if model.shape_head is None:
         raise ConfigError(f"{base} has no shape head, so that lips cannot be compared")
