@@ -15,8 +15,9 @@ from streams import RATE, moving, voice
 
 from dithead import checkpoint
 from dithead.__main__ import stream
-from dithead.errors import CheckpointError, ConfigError, MediaError
+from dithead.errors import BackendUnavailable, CheckpointError, ConfigError, MediaError
 from dithead.model import DitHead
+from dithead.train import losses
 from dithead.train.adapt import Adaptation, adapt, adapted_to, person, run
 from dithead.train.adapt.gain import Gain
 from dithead.train.cli import main
@@ -79,13 +80,22 @@ def test_only_what_changed_is_stored(talker: Callable[..., Path], tmp_path: Path
     assert all(name.endswith(".weight") for name in changed if name.startswith("dit"))
 
 
-def test_an_interrupted_run_goes_on(talker: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("interrupted", "left"),
+    [
+        ("learning the lips", {"learning the lips", "learning the picture"}),
+        ("learning the picture", {"learning the picture"}),
+    ],
+)
+def test_an_interrupted_run_goes_on(
+    interrupted: str, left: set[str], talker: Callable[..., Path], tmp_path: Path
+) -> None:
     video, out = talker(), tmp_path / "me.safetensors"
     told: list[str] = []
 
     def tell(what: str, share: float) -> None:
         told.append(what)
-        if told.count("learning the lips") == 2:
+        if told.count(interrupted) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -94,17 +104,31 @@ def test_an_interrupted_run_goes_on(talker: Callable[..., Path], tmp_path: Path)
     assert (tmp_path / ".me.adapting").is_dir()
     again: list[tuple[str, float]] = []
     adapt([video], out, SHORT, tell=lambda what, share: again.append((what, share)))
-    assert {what for what, _ in again} == {"learning the lips"}  # the rest is done
+    assert {what for what, _ in again} == left
     assert again[0][1] > 0
     assert out.is_file()
     assert not (tmp_path / ".me.adapting").exists()
+
+
+def test_without_the_perceptual_distance_it_says_so(
+    talker: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def missing(device: torch.device) -> None:
+        raise BackendUnavailable("stlpips-pytorch is not installed")
+
+    monkeypatch.setattr(losses, "perceptual_metric", missing)
+    adapt([talker()], tmp_path / "me.safetensors", Adaptation(steps=1, batch=4))
+    assert "less sharp: stlpips-pytorch is not installed" in caplog.text
 
 
 def test_other_settings_begin_anew(talker: Callable[..., Path], tmp_path: Path) -> None:
     video, out = talker(), tmp_path / "me.safetensors"
 
     def stop(what: str, share: float) -> None:
-        if what == "learning the picture":
+        if what == "learning the shape":
             raise KeyboardInterrupt
 
     for batch in (6, 8):

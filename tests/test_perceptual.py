@@ -201,6 +201,16 @@ def test_training_loss_uses_it_round_the_mouth(metric: STLPIPS) -> None:
     assert float(total - plain) == pytest.approx(0.5 * expected, rel=1e-4)
 
 
+def test_training_loss_sees_only_the_mouth_that_is_given() -> None:
+    a, b = noise(0, 64, 64), noise(1, 64, 64)
+    mouth = slice(20, 52), slice(10, 50)
+    loss = losses.ReconstructionLoss(torch.ones(1, 1, 64, 64), 0.0, 1.0, torch.device("cpu"), mouth)
+    other = noise(2, 64, 64)
+    other[:, :, 20:52, 10:50] = b[:, :, 20:52, 10:50]
+    assert loss(a, b)[1]["fooled"] == loss(a, other)[1]["fooled"]
+    assert loss(a, b)[1]["fooled"] != loss(a, a)[1]["fooled"]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from dithead.train.perceptual import load_stlpips
 
+ENLARGED = 1.5
+"""Crops are smaller than the mouths that are shown."""
+
 
 class PatchDiscriminator(nn.Module):
     """Classifies overlapping patches of a picture (PatchGAN, arXiv 1611.07004): (B, 3, S, S) -> (B,
@@ -54,14 +57,22 @@ class ReconstructionLoss:
     Args:
         weights: (1, 1, S, S) weight of each pixel.
         perceptual, adversarial: weights of the two additional terms; at 0 they cost nothing.
+        mouth: rows and columns of the pictures round a mouth. If given, the perceptual distance
+            sees them, enlarged, instead of :func:`mouth_window`; and the discriminator only them.
     """
 
     def __init__(
-        self, weights: Tensor, perceptual: float, adversarial: float, device: torch.device
+        self,
+        weights: Tensor,
+        perceptual: float,
+        adversarial: float,
+        device: torch.device,
+        mouth: tuple[slice, slice] | None = None,
     ) -> None:
         self.weights = weights / weights.mean()
         self.perceptual = perceptual
         self.adversarial = adversarial
+        self.mouth = mouth
         self.metric: Any = (
             perceptual_metric(device).requires_grad_(False) if perceptual > 0 else None
         )
@@ -81,21 +92,35 @@ class ReconstructionLoss:
         loss = loss + (self.weights[..., 1:, :] * error.diff(dim=2).abs()).mean()
         parts = {"psnr_db": float(-10 * torch.log10(squared.detach().mean((1, 2, 3)) / 4).mean())}
         if self.metric is not None:
-            distance = self.metric(mouth_window(image), mouth_window(reconstruction)).mean()
+            distance = self.metric(self._seen(image), self._seen(reconstruction)).mean()
             loss = loss + self.perceptual * distance
-            parts["perceptual"] = float(distance)
+            parts["perceptual"] = float(distance.detach())
         if self.adversarial > 0:
-            fooled = -self.discriminator(reconstruction).mean()
+            fooled = -self.discriminator(self._judged(reconstruction)).float().mean()
             loss = loss + self.adversarial * fooled
-            parts["fooled"] = float(fooled)
+            parts["fooled"] = float(fooled.detach())
         return loss, parts
 
     def train_discriminator(self, image: Tensor, reconstruction: Tensor) -> None:
         """One hinge-loss step of the discriminator, if there is one."""
         if self.adversarial == 0:
             return
-        real = F.relu(1.0 - self.discriminator(image)).mean()
-        fake = F.relu(1.0 + self.discriminator(reconstruction)).mean()
+        true, made = (self.discriminator(self._judged(i)).float() for i in (image, reconstruction))
+        real, fake = F.relu(1.0 - true).mean(), F.relu(1.0 + made).mean()
         self.optimiser.zero_grad(set_to_none=True)
         (real + fake).backward()
         self.optimiser.step()
+
+    def _seen(self, image: Tensor) -> Tensor:
+        """What the perceptual distance compares."""
+        if self.mouth is None:
+            return mouth_window(image)
+        part = self._judged(image)
+        return F.interpolate(part, scale_factor=ENLARGED, mode="bilinear", align_corners=False)
+
+    def _judged(self, image: Tensor) -> Tensor:
+        """What the discriminator sees."""
+        if self.mouth is None:
+            return image
+        rows, columns = self.mouth
+        return image[:, :, rows, columns]

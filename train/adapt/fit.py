@@ -1,10 +1,8 @@
-"""Training of an adaptation: the decoder, then the denoiser's low-rank changes."""
+"""Training of an adaptation: the shape head, then the denoiser's low-rank changes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,64 +16,19 @@ from dithead.shape import ShapeHead
 from dithead.train.adapt.person import Person
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
-from dithead.train.data import Footage
 from dithead.train.dit import Batch, DiTTraining, LatentSampler, draw_timesteps, latent_weights
-from dithead.train.loop import MovingAverage, Stage, ahead, descend, precision, set_learning_rate
-from dithead.train.losses import ReconstructionLoss
+from dithead.train.loop import MovingAverage, Stage, descend, precision, set_learning_rate
 from dithead.train.lowrank import add_low_rank
 from dithead.train.motion import lips_apart
 from dithead.train.shape import GAP_WEIGHT, UNIT, shape_loss
-from dithead.train.vqgan import PictureSampler, VQGANTraining, mouth_weights
 
 CPU = torch.device("cpu")
 SHAPE_BATCH = 96
 LATENT_NOISE = 0.25
 """Largest standard deviation of the noise on the latents that the shape head learns from."""
+SO_FAR = "denoiser_so_far"
 KEEP_S = 15.0
 """How often the denoiser's changes are stored, for a run that goes on later."""
-
-
-def fit_decoder(
-    footage: Footage, model: DitHead, work: Work, training: Adaptation, tell: Tell
-) -> dict[str, Tensor]:
-    """Train the decoder on the person's pictures, in place; its weights."""
-    vqgan, config = model.face_vqgan, model.config
-    kept = work.kept("decoder")
-    if kept is not None:
-        checkpoint.load_into(vqgan.decoder, kept, work.folder)
-        return kept
-    minutes = training.decoder_share * work.left_minutes(0.2)
-    pictures = VQGANTraining(batch=training.batch, main_share=1.0, seed=training.seed)
-    sampler = PictureSampler(footage, config, pictures)
-    losses = ReconstructionLoss(
-        mouth_weights(config.face.crop_px, pictures.mouth_weight, config.face.view),
-        *(0.0, 0.0, CPU),
-    )
-    decoder = vqgan.decoder.train().requires_grad_(True)
-    vqgan.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = MovingAverage(decoder, 0.99)
-    optimiser = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
-    stage = Stage(work.folder / "decoder.log", minutes, training.steps)
-    with closing(ahead(partial(sampler.sample, training.batch))) as samples:
-        while stage.running:
-            tell("learning the picture", work.share)
-            set_learning_rate(
-                optimiser, stage.learning_rate(training.decoder_learning_rate, warmup_steps=30)
-            )
-            image = next(samples).contiguous(memory_format=torch.channels_last)
-            with precision(CPU):
-                found = vqgan(image, 0.0, pictures.latent_noise).image
-            loss, parts = losses(image, found.float())
-            descend(loss, optimiser, list(decoder.parameters()))
-            average.update()
-            stage.step += 1
-            stage.samples += training.batch
-            if stage.step % 50 == 0:
-                stage.log(loss=loss.item(), **parts)
-    checkpoint.load_into(decoder, average.values, work.folder)
-    decoder.eval().requires_grad_(False)
-    work.keep("decoder", average.values)
-    return average.values
 
 
 def fit_shape_head(
@@ -129,15 +82,19 @@ def fit_denoiser(
     config, dit, diffusion, head = model.config, model.dit, model.diffusion, model.shape_head
     assert head is not None
     changes = add_low_rank(dit, training.rank)
-    for name, value in (work.kept("denoiser") or {}).items():
+    done = work.kept("denoiser")
+    for name, value in (done or work.kept(SO_FAR) or {}).items():
         changes[name].data.copy_(value)
+    if done is not None:
+        return done
     random = np.random.default_rng(training.seed)
     settings = DiTTraining(
         batch=training.batch, first_step_share=training.first_step_share, seed=training.seed
     )
     weights = latent_weights(config, settings)
     optimiser = torch.optim.AdamW(list(changes.values()), betas=(0.9, 0.98), weight_decay=0.0)
-    stage = Stage(work.folder / "denoiser.log", work.left_minutes(0.05), training.steps)
+    minutes = (1.0 - training.decoder_share) * work.left_minutes(0.1)
+    stage = Stage(work.folder / "denoiser.log", minutes, training.steps)
     kept_s, running, off = 0.0, 0.0, 0.0
     while stage.running:
         tell("learning the lips", work.share)
@@ -169,7 +126,7 @@ def fit_denoiser(
             running = off = 0.0
         if stage.elapsed_s - kept_s > KEEP_S:
             kept_s = stage.elapsed_s
-            work.keep("denoiser", changes)
+            work.keep(SO_FAR, changes)
     work.keep("denoiser", changes)
     return {name: value.detach() for name, value in changes.items()}
 

@@ -13,7 +13,7 @@ from dithead.audio import AudioEncoder
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 from dithead.graphs import Noise
 from dithead.model import DitHead
-from dithead.train.adapt.person import encoded_crops
+from dithead.train.adapt.person import encoded_pictures
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
 from dithead.train.latents import ENCODED_AT_ONCE, windows_at
@@ -66,8 +66,9 @@ class Held:
         true, masked, windows, meshes, times = [], [], [], [], []
         for clip in footage.split("validation"):
             crops, track = torch.from_numpy(np.array(footage.crops(clip))), footage.track(clip)
-            true.append(render(crops, look(len(crops)), face.crop_px, face.view))
-            hidden = encoded_crops(model, crops, look(len(crops)), torch.Generator(), 0.0)[1]
+            picture = render(crops, look(len(crops)), face.crop_px, face.view)
+            true.append(picture)
+            hidden = encoded_pictures(model, picture, look(len(crops)), torch.Generator(), 0.0)[1]
             masked.append(hidden.float())
             heard = windows_at(encoder, track["audio"].astype(np.float32), track["time_s"])
             windows.append(heard.half().float())  # as they are learnt from

@@ -121,6 +121,8 @@ class Person:
     """(N, C, s, s) float16, latents."""
     masked: Tensor
     """(N, C, s, s) float16."""
+    pictures: Tensor
+    """(N, 3, S, S) uint8, the faces themselves."""
     meshes: Tensor
     """(N, 468, 2) in crop units, as the mesh network found them."""
     windows: Tensor
@@ -161,7 +163,8 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
     """Encode what is learnt from."""
     clips, generator = footage.split("train"), torch.Generator().manual_seed(seed)
     poses = max(1, min(4, MOST_ROWS // sum(clip.frames for clip in clips)))
-    faces, maskeds, meshes, windows, silent, pose_of, frames = [], [], [], [], [], [], []
+    faces, maskeds, pictures, meshes, windows, silent = [], [], [], [], [], []
+    pose_of, frames = [], []
     first = 0
     for number, clip in enumerate(clips):
         crops, track = torch.from_numpy(np.array(footage.crops(clip))), footage.track(clip)
@@ -173,9 +176,11 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
             look = plain_appearance(clip.frames)
             if pose > 0:
                 look = replace(vary_pose(look, generator), turn=look.turn)
-            face, masked = encoded_crops(model, crops, look, generator)
+            picture = render(crops, look, model.config.face.crop_px, model.config.face.view)
+            face, masked = encoded_pictures(model, picture, look, generator)
             faces.append(face)
             maskeds.append(masked)
+            pictures.append(((picture + 1.0) * 127.5).round().to(torch.uint8))
             meshes.append(posed_meshes(mesh, look, model.config.face.view))
             pose_of.append(torch.full((clip.frames,), pose))
             frames.append(torch.arange(first, first + clip.frames))
@@ -185,6 +190,7 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
     return Person(
         face=torch.cat(faces),
         masked=torch.cat(maskeds),
+        pictures=torch.cat(pictures),
         meshes=torch.cat(meshes),
         windows=torch.cat(windows),
         silence=silence_window(encoder),
@@ -194,12 +200,12 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
     )
 
 
-def encoded_crops(
-    model: DitHead, crops: Tensor, look: Appearance, generator: torch.Generator, jitter: float = 1.0
+def encoded_pictures(
+    model: DitHead, image: Tensor, look: Appearance, generator: torch.Generator, jitter: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Stored crops (B, S, S, 3) with a look -> latents of the faces and of the masked faces."""
+    """Pictures (B, 3, S, S) of faces with a look -> latents of the faces and of the masked
+    faces."""
     face = model.config.face
-    image = render(crops, look, face.crop_px, face.view)
     mask = training_mask(look, face.crop_px, face.mask_softness, generator, jitter, face.view)
     hidden = mask_out(image, mask)
     return encode_pictures(model.face_vqgan, image), encode_pictures(model.masked_vqgan, hidden)

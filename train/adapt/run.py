@@ -13,7 +13,8 @@ from dithead.audio import load_audio_encoder
 from dithead.errors import ConfigError, MediaError
 from dithead.face.choice import FaceChoice
 from dithead.model import DitHead
-from dithead.train.adapt.fit import Practice, fit_decoder, fit_denoiser, fit_shape_head
+from dithead.train.adapt.decoder import fit_decoder
+from dithead.train.adapt.fit import Practice, fit_denoiser, fit_shape_head
 from dithead.train.adapt.gain import Gain, Held
 from dithead.train.adapt.person import encoded, practice_windows, prepared
 from dithead.train.adapt.settings import Adaptation, Tell
@@ -54,7 +55,7 @@ def adapt(
     """
     training, tell = training or Adaptation(), tell or _silent
     check_files(videos)
-    model = DitHead.load(base)
+    model = DitHead.load(base, "math")  # the fused one takes half as long again to learn
     checkpoint.check_not_a_base(out, base)
     if model.shape_head is None:
         raise ConfigError(f"{base} has no shape head, so that lips cannot be compared")
@@ -91,10 +92,10 @@ def _adapt(
     person = encoded(footage, model, encoder, training.seed)
     held = Held(footage, model, encoder, person.face[:1].float())
     learnt = copy.deepcopy(model)
-    decoder = fit_decoder(footage, learnt, work, training, tell)
     head = fit_shape_head(person, learnt, work, training, tell)
     practice = Practice(model, practice_windows(encoder), training.practice_rows)
     denoiser = fit_denoiser(person, learnt, practice, general, work, training, tell)
+    decoder = fit_decoder(person, learnt, work, training, tell)
     changes = {f"face_vqgan.decoder.{name}": value for name, value in decoder.items()}
     changes |= {f"shape_head.{name}": value for name, value in head.items()}
     changes |= {f"dit.{name}": value for name, value in denoiser.items()}

@@ -18,19 +18,26 @@ class Adaptation:
     minutes: float = 5.0
     """All of it, preparation included."""
     steps: int | None = None
-    """End each of the two parts after this many steps, if that comes first."""
+    """End each of the three parts after this many steps, if that comes first."""
     prepare_share: float = 0.25
     """Of the time, at most: the rest of a long video is not used."""
-    decoder_share: float = 0.3
+    shape_share: float = 0.07
     """Of the time that is left after preparation."""
-    shape_share: float = 0.1
-    """Of the time that is left after the decoder."""
+    decoder_share: float = 0.4
+    """Of the time that is left after the shape head; the denoiser has the rest."""
     rank: int = 16
     """Of the changes of the denoiser's weights."""
     batch: int = 24
     learning_rate: float = 1e-3
     """Of the denoiser's changes."""
-    decoder_learning_rate: float = 4e-4
+    decoder_learning_rate: float = 8e-4
+    decoder_batch: int = 8
+    generated_share: float = 0.75
+    """Share of the decoder's latents that the denoiser generates; the others are true ones."""
+    perceptual_weight: float = 1.0
+    """Of the decoder's perceptual distance, where ST-LPIPS is installed."""
+    adversarial_weight: float = 0.05
+    """Of the discriminator that the decoder is trained against."""
     shape_learning_rate: float = 1e-3
     practice_rows: int = 4
     """Samples of other speech in a step, for which the lips must open and close as they did."""

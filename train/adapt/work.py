@@ -19,7 +19,7 @@ from dithead.filehash import hash_file
 from dithead.train.adapt.settings import Adaptation
 from dithead.train.data import write_json
 
-VERSION = 1
+VERSION = 2
 """Increases when what is learnt, or how, changes."""
 LOCK = "lock"
 
