@@ -68,7 +68,7 @@ class ReferenceChoice:
 
     def _shown(self) -> Tensor:
         assert self._latest is not None
-        if self._before is None:
+        if self._before is None or self._share == 1.0:
             return self._latest
         share = torch.full((), self._share, device=self._latest.device)
         return self._run("looks_mix", self._before, self._latest, share)[0]

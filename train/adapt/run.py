@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -63,13 +64,18 @@ def adapt(
     if latents is not None:
         general = LatentSampler(load_cache(latents), DiTTraining(seed=training.seed))
     torch.manual_seed(training.seed)
+    settings = face, audio_weights, general is None
     try:
-        return _adapt(videos, out, training, model, base, audio_weights, general, face, tell)
+        with closing(Work(out, videos, checkpoint.resolve(base), training, settings)) as work:
+            return _adapt(
+                work, videos, out, training, model, base, audio_weights, general, face, tell
+            )
     except OSError as error:
         raise MediaError(f"{out} cannot be made: {error}") from error
 
 
 def _adapt(
+    work: Work,
     videos: Sequence[Path],
     out: Path,
     training: Adaptation,
@@ -80,9 +86,6 @@ def _adapt(
     face: FaceChoice,
     tell: Tell,
 ) -> Gain:
-    work = Work(
-        out, videos, checkpoint.resolve(base), training, (face, audio_weights, general is None)
-    )
     encoder = load_audio_encoder(model.config.audio, audio_weights)
     try:
         footage = prepared(videos, work, training, model, face, tell)

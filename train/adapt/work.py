@@ -106,8 +106,12 @@ class Work:
 
     def remove(self) -> None:
         """Remove the folder: the file is made, or nothing can be."""
-        self._lock.close()
+        self.close()
         shutil.rmtree(self.folder)
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        self._lock.close()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
