@@ -9,22 +9,13 @@
 #include <string>
 #include <utility>
 
+#include "face/box.hpp"
 #include "graphs.hpp"
 #include "tensor.hpp"
 
 namespace dithead {
 
-using Box = std::array<float, 4>; // left, top, right, bottom in pixels of the frame
-
 enum class LeftAlone { no, no_face, away, nobody, too_faint, covered, too_large, idle };
-
-enum class FaceChoiceKind { largest, index, point, box };
-
-struct FaceChoice {
-    FaceChoiceKind kind = FaceChoiceKind::largest;
-    int index = 0;
-    Box box{}; // a point: its first two
-};
 
 struct Options {
     int steps = 0; // 0: the bundle's own
