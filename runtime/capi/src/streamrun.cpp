@@ -167,10 +167,7 @@ void StreamRun::set_portrait(Tensor image) {
                     "this stream takes pushed frames: open one with a portrait");
     }
     throw_error();
-    {
-        const std::lock_guard lock(mutex_);
-        if (!stopped_.empty()) throw Error(DITHEAD_ERROR_STOPPED, stopped_);
-    }
+    if (is_stopped()) throw_stopped();
     portrait_->change(std::move(image));
 }
 
@@ -250,10 +247,7 @@ Pulled StreamRun::give(Frame &frame, const Buffers &buffers) {
 }
 
 void StreamRun::flush_audio() {
-    {
-        const std::lock_guard lock(mutex_);
-        if (!stopped_.empty()) throw_stopped();
-    }
+    if (is_stopped()) throw_stopped();
     giving_.take(std::nullopt);
     const Ended ended{giving_};
     try {
@@ -337,6 +331,11 @@ void StreamRun::stop(const std::string &why) {
     const std::lock_guard lock(mutex_);
     taken_.clear();
     ++edition_;
+}
+
+bool StreamRun::is_stopped() const {
+    const std::lock_guard lock(mutex_);
+    return !stopped_.empty();
 }
 
 void StreamRun::throw_error() {

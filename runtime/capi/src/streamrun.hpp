@@ -124,6 +124,7 @@ private:
     void rewind();
     void restart(const std::vector<FramePointer> &carried, std::int64_t taken_in);
     std::vector<FramePointer> cut();
+    bool is_stopped() const;
     void throw_error(); // of the stage that failed, if one did
     [[noreturn]] void throw_stopped(); // why nothing more goes in or out
 
