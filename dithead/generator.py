@@ -13,21 +13,15 @@ from torch import Tensor
 from dithead.controls import FaceShape
 from dithead.diffusion import ddim_timesteps
 from dithead.errors import StreamError
-from dithead.face.choice import Box
 from dithead.face.cover import MouthWatch
 from dithead.face.cropsmoother import CropSmoother
-from dithead.face.judge import light_to
 from dithead.face.reference import FAINT, ReferenceChoice
-from dithead.face.search import Read
+from dithead.face.search import Box, Read
 from dithead.face.tracker import Absence, FaceTracker, TrackedFace
-from dithead.graphs import (
-    Graphs,
-    face_rectangle,
-)
+from dithead.graphs import Graphs, face_rectangle
 from dithead.hosttodevice import to_device
 from dithead.options import Options
 from dithead.patch import Patch, SamePicture, cut_rectangle
-from dithead.shape import in_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +139,7 @@ class FrameGenerator:
     def reset(self) -> None:
         """Return to the state of a new stream."""
         self.tracker.reset()
-        self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
-        self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
+        self._forget_face()
         self._before: _Tracked | None = None  # the latest frame, if it showed the face
         self._encoded: tuple[Tensor, Tensor] | None = None  # the latest output of encode
         self._same = SamePicture()
@@ -156,6 +149,15 @@ class FrameGenerator:
         self._noise: Tensor | None = None  # the same
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
         self._larger = False  # whether the last face was too large
+
+    def _forget_face(self) -> None:
+        """Start afresh, with a face that may be another."""
+        self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
+        self._choice, self._mouth = ReferenceChoice(self.graphs.run), MouthWatch()
+        self._fresh = True
+
+    def _light(self, reference: Tensor, looks: Tensor) -> Tensor:
+        return self.graphs.run("face_light", reference, looks)[0]
 
     def track(
         self,
@@ -202,7 +204,7 @@ class FrameGenerator:
         reference, shown = self.tracker.reference, self._choice(before.found)
         light, still = before.face.light, True
         if reference is not None and reference is not before.reference:
-            light, still = light_to(reference, before.found.looks), False
+            light, still = self._light(reference, before.found.looks), False
         self.tracker.reference = shown.looks
         return replace(
             before.face,
@@ -217,8 +219,7 @@ class FrameGenerator:
         """A face's smoothed place, and what the model is shown along with it; None if it is to be
         left alone."""
         if found.changed:
-            self._tracking = SmoothingState(CropSmoother.initial_state(self.graphs.device))
-            self._choice, self._mouth, self._fresh = ReferenceChoice(), MouthWatch(), True
+            self._forget_face()
         state = self._tracking
         elapsed_s = 0.0 if state.last_time_s is None else time_s - state.last_time_s
         state.last_time_s = time_s
@@ -237,7 +238,7 @@ class FrameGenerator:
         shown = self._choice(found, self._mouth.anew)
         light = found.light
         if shown.taken:
-            light = light_to(shown.looks, found.looks)
+            light = self._light(shown.looks, found.looks)
         self.tracker.reference = shown.looks
         # What was learnt about the mouth from a bad reference's frames is forgotten with it.
         fresh = self._fresh or shown.taken
@@ -286,9 +287,8 @@ class FrameGenerator:
     def encode(self, rectangle: Tensor, transform: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
         """Rectangle (S, S, 3) uint8, transform into it, light of :class:`Face` -> crop, masked
         latent. The crop has the frame's own light, the latent the reference's."""
-        (crop,) = self.graphs.run(f"face_crop.{rectangle.shape[0]}", rectangle, transform)
-        factor, offset = light[:, :, None, None]
-        lit = (crop * factor + offset).clamp(-1.0, 1.0)
+        name = f"face_crop.{rectangle.shape[0]}"
+        crop, lit = self.graphs.run(name, rectangle, transform, light)
         return crop, self.graphs.run("masked_encoder", lit)[0]
 
     def begin(self, crop: Tensor, index: int, refers: bool, share: float) -> tuple[Tensor, Tensor]:
@@ -305,7 +305,8 @@ class FrameGenerator:
             (self._reference,) = self.graphs.run("reference_encoder", crop)
         reference = self._reference
         if share < 1.0 and self._replaced is not None:
-            reference = torch.lerp(self._replaced, reference, share)
+            latest = torch.full((), share, device=reference.device)
+            (reference,) = self.graphs.run("reference_mix", self._replaced, reference, latest)
         self._shown = reference
         if self._noise is None or self.graphs.config.diffusion.noise == "frame":
             (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
@@ -344,9 +345,7 @@ class FrameGenerator:
         """Latent (1, C, s, s), light of :class:`Face` -> face crop (1, 3, S, S) in [-1, 1], in the
         frame's own light; its mesh (468, 2) in crop units, or (0, 2) if there is no shape head or
         no detail layer."""
-        (face,) = self.graphs.run("face_decoder", latent)
-        factor, offset = light[:, :, None, None]
-        face = ((face - offset) / factor).clamp(-1.0, 1.0)
+        (face,) = self.graphs.run("face_decoder", latent, light[None])
         if not (self.options.detail and self.graphs.config.shape_head):
             return face, latent.new_zeros(0, 2)
         return face, self.graphs.run("shape_head", latent)[0][0]
@@ -409,7 +408,7 @@ class FrameGenerator:
         """
         name, run = f"face_detail.{rectangle.shape[0]}", self.graphs.run
         if len(shape) > 0:
-            wanted = in_pixels(shape, transform)
+            (wanted,) = run("generated_mesh", shape, transform)
         else:
             wanted = self.fit(blended, region, samples)[0][0]
         target, habit = run("face_shape", mesh, wanted, transform, habit, elapsed_s)

@@ -58,10 +58,18 @@ class FaceCrop(nn.Module):
         self.crop_px, self.view = config.crop_px, config.view
         self.density = crop_density(side, config)
 
-    def forward(self, rectangle: Tensor, transform: Tensor) -> Tensor:
-        """Rectangle (H, W, 3) uint8, transform (2, 3) -> face crop (1, 3, S, S) in [-1, 1]."""
+    def forward(self, rectangle: Tensor, transform: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
+        """Rectangle (H, W, 3) uint8, transform (2, 3), light (2, 3): factor and offset -> face crop
+        (1, 3, S, S) in [-1, 1]; the same in that light."""
         image = rectangle.float().permute(2, 0, 1)[None] / 127.5 - 1.0  # (1, 3, H, W)
-        return crop_face(image, transform[None], self.crop_px, self.density, self.view)
+        crop = crop_face(image, transform[None], self.crop_px, self.density, self.view)
+        factor, offset = light[:, :, None, None]
+        return crop, (crop * factor + offset).clamp(-1.0, 1.0)
+
+
+def own_light(device: torch.device | None = None) -> Tensor:
+    """The light (2, 3) that changes nothing."""
+    return torch.stack([torch.ones(3, device=device), torch.zeros(3, device=device)])
 
 
 class MaskedEncoder(nn.Module):
@@ -189,9 +197,19 @@ class FaceDecoder(nn.Module):
         super().__init__()
         self.face_vqgan = face_vqgan
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """Latent (1, C, s, s) -> face crop (1, 3, S, S) in [-1, 1]."""
-        return self.face_vqgan.decode(latent)
+    def forward(self, latent: Tensor, light: Tensor) -> Tensor:
+        """Latent (B, C, s, s), light (B, 2, 3) in which it was encoded, see :class:`FaceCrop` ->
+        face crop (B, 3, S, S) in [-1, 1], in the frame's own light."""
+        factor, offset = light[:, :, :, None, None].unbind(1)  # (B, 3, 1, 1)
+        return ((self.face_vqgan.decode(latent) - offset) / factor).clamp(-1.0, 1.0)
+
+
+class Mix(nn.Module):
+    """``looks_mix`` and ``reference_mix``: what is shown while a reference gives way to another."""
+
+    def forward(self, before: Tensor, latest: Tensor, share: Tensor) -> Tensor:
+        """The one before, the latest one, share () of the latest in [0, 1] -> their mixture."""
+        return before + share * (latest - before)
 
 
 class FaceBlend(nn.Module):

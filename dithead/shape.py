@@ -45,8 +45,11 @@ class ShapeHead(nn.Module):
         return self.mesh(x).view(-1, POINTS, 2)
 
 
-def in_pixels(shape: Tensor, transform: Tensor) -> Tensor:
-    """A mesh (468, 2) in crop units, converted by ``transform`` (2, 3) to pixels, in the mesh
-    network's form but without depth: (468, 3)."""
-    places = shape @ transform[:, :2].T + transform[:, 2]
-    return F.pad(places, (0, 1))
+class GeneratedMesh(nn.Module):
+    """``generated_mesh``: a shape from :class:`ShapeHead` in the rectangle's pixels."""
+
+    def forward(self, shape: Tensor, transform: Tensor) -> Tensor:
+        """A mesh (468, 2) in crop units, transform (2, 3) from these to pixels -> the mesh in
+        pixels, in the mesh network's form but without depth: (468, 3)."""
+        places = shape @ transform[:, :2].T + transform[:, 2]
+        return F.pad(places, (0, 1))

@@ -26,7 +26,7 @@ from dithead.errors import ConfigError
 from dithead.face.cropsmoother import CropSmoother
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.mesh import FaceMesh, load_face_mesh
-from dithead.face.networks import FaceNetworks
+from dithead.face.networks import WEIGHTLESS, FaceNetworks
 from dithead.graphs import (
     DiTContext,
     DiTStep,
@@ -36,13 +36,30 @@ from dithead.graphs import (
     FaceDecoder,
     Graphs,
     MaskedEncoder,
+    Mix,
     Noise,
     ReferenceEncoder,
 )
 from dithead.interpolation import load_interpolator
 from dithead.model import DitHead
+from dithead.shape import GeneratedMesh
 
 _BY_SIDE = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
+
+
+def weightless(config: DitHeadConfig) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each graph that has no weights and one size, by name."""
+    latents = config.vqgan.latent_channels, config.latent_size
+    return {
+        **WEIGHTLESS,
+        "looks_mix": Mix,
+        "reference_mix": Mix,
+        "crop_smoother": lambda: CropSmoother(config.face),
+        "generated_mesh": GeneratedMesh,
+        "face_shape": FaceShape,
+        "audio_window": lambda: AudioWindow(config.audio),
+        "noise": lambda: Noise(config.diffusion, InitialNoise(*latents)),
+    }
 
 
 class PackagedGraphs:
@@ -84,28 +101,20 @@ class PackagedGraphs:
         kind, _, side = name.partition(".")
         if side.isdigit() and kind in _BY_SIDE:
             return _BY_SIDE[kind](self.config.face, int(side))
-        if name == "face_detector" or kind in ("face_region", "face_landmarks", "face_judge"):
+        if name in ("face_detector", "face_landmarks") or kind == "face_region":
             return self._faces.build(name)
         builders = self._builders()
         if name not in builders:
             raise ConfigError(
                 f"unknown graph {name!r}; choose one of {', '.join(builders)}, face_detector, "
-                "face_landmarks, face_judge, face_region.SAMPLES, "
+                "face_landmarks, face_region.SAMPLES, "
                 f"{', '.join(f'{kind}.SIDE' for kind in _BY_SIDE)}"
             )
         return builders[name]()
 
     def _builders(self) -> dict[str, Callable[[], nn.Module]]:
         """What makes each graph that has one size."""
-        config = self.config
-        latents = config.vqgan.latent_channels, config.latent_size
-        return {
-            "crop_smoother": lambda: CropSmoother(config.face),
-            "face_shape": FaceShape,
-            "audio_window": lambda: AudioWindow(config.audio),
-            "noise": lambda: Noise(config.diffusion, InitialNoise(*latents)),
-            "interpolator": load_interpolator,
-        }
+        return {**weightless(self.config), "interpolator": load_interpolator}
 
 
 class TorchGraphs(PackagedGraphs):

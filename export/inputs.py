@@ -20,8 +20,11 @@ from dithead.controls import FaceShape
 from dithead.errors import MediaError
 from dithead.face.crop import BLEND_ANCHORS, STABLE_POINTS, blend_polygon, stable_template
 from dithead.face.cropsmoother import STATE_SIZE
-from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE
+from dithead.face.judge import GALLERY, MOUTH_SHAPE
+from dithead.face.likeness import LOOKS_SHAPE, MOST_COMPARED
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE
+from dithead.face.passing import MOST_SIDES, SIDES_SHAPE
+from dithead.face.scene import COLUMNS, GLANCES, ROWS
 from dithead.graphs import Graphs
 from dithead.options import Options
 from dithead.pipeline import revoice
@@ -83,9 +86,10 @@ def example_inputs(
 
     def similarity() -> Tensor:
         """A crop that fills most of the rectangle, turned a little."""
-        roll, scale = float(uniform(low=-0.3, high=0.3)), side * 0.7
+        across = side or min(height, breadth)
+        roll, scale = float(uniform(low=-0.3, high=0.3)), across * 0.7
         c, s = scale * math.cos(roll), scale * math.sin(roll)
-        return torch.tensor([[c, -s, side / 2], [s, c, side / 2]])
+        return torch.tensor([[c, -s, across / 2], [s, c, across / 2]])
 
     def upright_mesh(region: Tensor) -> Tensor:
         """A mesh that fills a region (1, 5) as a face does, in frame pixels."""
@@ -98,6 +102,11 @@ def example_inputs(
 
     def looks(*count: int) -> Tensor:
         return uniform(*count, *LOOKS_SHAPE, low=40.0, high=200.0)
+
+    def light(rows: int) -> Tensor:
+        return torch.stack(
+            [uniform(rows, 3, low=0.7, high=1.4), uniform(rows, 3, low=-0.3, high=0.3)], 1
+        )
 
     def context() -> Tensor:
         if config.dit.conditioning == "paper":
@@ -177,9 +186,38 @@ def example_inputs(
         "noise": lambda: {"seed": integer(0, 2**31), "frame_index": integer(0, 2**31)},
         "dit_timestep": lambda: {"timestep": integer(0, config.diffusion.timesteps, batch)},
         "dit_context": lambda: {"window": normal(batch, *audio.window_shape)},
-        "face_decoder": lambda: {"latent": normal(*a_latent)},
+        "face_decoder": lambda: {"latent": normal(*a_latent), "light": light(batch)},
         "shape_head": lambda: {"latent": normal(*a_latent)},
-        "face_crop": lambda: {"rectangle": rectangle(), "transform": similarity()},
+        "face_crop": lambda: {
+            **{"rectangle": rectangle(), "transform": similarity(), "light": light(1)[0]}
+        },
+        "face_sighting": lambda: {
+            "box": torch.tensor([100.0, 80.0, 220.0, 200.0]) + uniform(4, low=-20.0, high=20.0),
+            "keypoints": uniform(6, 2, low=80.0, high=220.0),
+        },
+        "face_look": lambda: {"mesh": 150.0 + 40.0 * normal(MESH_POINTS, 3)},
+        "face_picture": lambda: {"picture": smooth(INPUT_SIZE, INPUT_SIZE)},
+        "face_likeness": lambda: {"known": looks(MOST_COMPARED), "looks": looks()},
+        "face_light": lambda: {"reference": looks(), "looks": looks()},
+        "looks_mix": lambda: {"before": looks(), "latest": looks(), "share": torch.tensor(0.3)},
+        "frame_glance": lambda: {"frame": picture(height, breadth)},
+        "scene_change": lambda: {
+            "glances": uniform(GLANCES, ROWS, COLUMNS, 3, low=0.0, high=255.0),
+            "inside": (uniform(ROWS, COLUMNS) > 0.5).float(),
+        },
+        "face_sides": lambda: {
+            "frame": (255 * smooth(height, breadth)[0].permute(1, 2, 0)).round().to(torch.uint8),
+            "mesh": face(similarity(), 0.02),
+            **{"looks": looks(), "known": 0.3 * normal(MOST_SIDES + 1, *SIDES_SHAPE)},
+        },
+        "reference_mix": lambda: {
+            **{"before": normal(*a_latent), "latest": normal(*a_latent)},
+            "share": torch.tensor(0.3),
+        },
+        "generated_mesh": lambda: {
+            "shape": uniform(MESH_POINTS, 2, low=-0.5, high=0.5),
+            "transform": similarity(),
+        },
         "face_blend": lambda: {
             "face": uniform(*a_crop),
             "rectangle": picture(side, side),

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from dithead.face.choice import Box
+from dithead.face.search import Box
 from dithead.runtime.checked import checked_time, checked_wait
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.stream import Stream

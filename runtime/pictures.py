@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from dithead.errors import ConfigError, DitheadError, MediaError, StreamError
-from dithead.face.choice import Box
+from dithead.face.search import Box
 from dithead.runtime.checked import checked_picture
 from dithead.runtime.media.extend import extend_frames
 from dithead.runtime.media.inputs import as_input

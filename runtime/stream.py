@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from dithead.errors import StreamError
-from dithead.face.choice import Box, checked_box
+from dithead.face.choice import checked_box
+from dithead.face.search import Box
 from dithead.generator import FrameGenerator
 from dithead.runtime.checked import checked_time, checked_wait
 from dithead.runtime.outputframe import OutputFrame

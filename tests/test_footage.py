@@ -47,7 +47,11 @@ def test_no_ordinary_frame_is_left_alone_or_begun_with_afresh(
     clips = sorted((shared_footage / "clips").glob("*.mp4"))
     assert len(clips) >= 30
     for clip in clips:
-        locate, watch, choose = FaceTracker(random_models.run), MouthWatch(), ReferenceChoice()
+        locate, watch, choose = (
+            FaceTracker(random_models.run),
+            MouthWatch(),
+            ReferenceChoice(random_models.run),
+        )
         for index, frame in enumerate(frames_of(clip, 12, every)):
             face = locate(frame)
             assert face is not None, (clip.name, index, locate.absence)

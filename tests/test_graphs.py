@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dithead.config import FaceConfig
 from dithead.face.crop import blend_polygon, crop_mask, transform_from_placement
-from dithead.graphs import FaceBlend, FaceCrop
+from dithead.graphs import FaceBlend, FaceCrop, own_light
 
 SIDE = 128
 CONFIG = FaceConfig(crop_px=128)
@@ -27,12 +27,12 @@ def rectangle() -> Tensor:
 
 
 def blend(face: Tensor, rectangle: Tensor) -> tuple[Tensor, Tensor]:
-    crop = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM)
+    crop, _ = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM, own_light())
     return FaceBlend(CONFIG, SIDE)(face, rectangle, crop, TRANSFORM, POLYGON)
 
 
 def test_the_true_face_blends_into_itself(rectangle: Tensor) -> None:
-    crop = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM)
+    crop, _ = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM, own_light())
     image, mask = blend(crop, rectangle)
     assert (image.int() - rectangle.int()).abs().max() <= 1
     assert mask.max() == 1
@@ -46,7 +46,7 @@ def test_nothing_changes_outside_the_soft_mask(rectangle: Tensor) -> None:
 
 
 def test_a_wrong_light_is_put_right(rectangle: Tensor) -> None:
-    crop = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM)
+    crop, _ = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM, own_light())
     image, mask = blend((crop + torch.tensor([0.12, 0.0, -0.08])[:, None, None]), rectangle)
     off = (image.float() - rectangle.float())[mask == 1].abs().mean(0)
     assert off[0] < 0.35 * 0.12 * 127.5
@@ -54,7 +54,7 @@ def test_a_wrong_light_is_put_right(rectangle: Tensor) -> None:
 
 
 def test_what_is_behind_the_jaw_does_not_shine_through(rectangle: Tensor) -> None:
-    crop = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM)
+    crop, _ = FaceCrop(CONFIG, SIDE)(rectangle, TRANSFORM, own_light())
     lit = rectangle.clone()
     lit[:, 104:] = 255  # a bright window, which the generated face does not show
     dark, bright = blend(crop, rectangle)[0], blend(crop, lit)[0]

@@ -90,5 +90,4 @@ def test_places_in_a_turned_picture_are_turned_back(turns: int) -> None:
     picture = torch.zeros(5, 9, 3, dtype=torch.uint8)
     picture[1, 7] = 255
     row, column = torch.nonzero(torch.rot90(picture, turns)[..., 0])[0].tolist()
-    back = turned_back(torch.tensor([[column + 0.5, row + 0.5]]), turns, 5, 9)
-    assert back.tolist() == [[7.5, 1.5]]
+    assert turned_back([(column + 0.5, row + 0.5)], turns, 5, 9) == ((7.5, 1.5),)

@@ -18,7 +18,7 @@ from dithead.errors import MediaError
 from dithead.face.choice import FaceChoice
 from dithead.face.crop import STABLE_POINTS, crop_face
 from dithead.face.cropsmoother import CropSmoother
-from dithead.face.judge import unlikeness
+from dithead.face.likeness import unlikeness
 from dithead.face.networks import FaceNetworks
 from dithead.face.tracker import ANOTHER, FaceTracker
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource

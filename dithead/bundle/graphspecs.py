@@ -47,30 +47,46 @@ class GraphSpec:
 
 _TABLE = """
 face_detector: frame -> boxes scores keypoints
+face_sighting: box keypoints -> region
 face_region.SAMPLES: frame region -> picture
 face_landmarks: picture region -> mesh score
 face_judge: picture region mesh score last_mesh last_looks person reference mouths ->
-  looks mouth light measures
+  looks mouth light around measures
+face_look: mesh -> region points
+face_picture: picture -> frame
+face_likeness: known looks -> unlike
+face_light: reference looks -> light
+looks_mix: before latest share -> looks
+frame_glance: frame -> glance
+scene_change: glances inside -> changes
+face_sides: frame mesh looks known -> sides seen
 crop_smoother: mesh state elapsed_s -> transform polygon next_state
+generated_mesh: shape transform -> wanted
 face_shape: source wanted transform habit elapsed_s -> target next_habit
 masked_encoder: crop -> masked
 reference_encoder: crop -> reference
+reference_mix: before latest share -> reference
 audio_encoder: chunk -> features
 audio_window: features first_index time_us -> window
 noise: seed frame_index -> noise
 dit_context: window -> context
 dit_timestep: timestep -> modulation
 dit_step: noisy masked reference context modulation timestep following -> latent
-face_decoder: latent -> face
+face_decoder: latent light -> face
 shape_head: latent -> shape
 interpolator: first second t -> middle
-face_crop.SIDE: rectangle transform -> crop
+face_crop.SIDE: rectangle transform light -> crop lit
 face_blend.SIDE: face rectangle crop transform polygon -> composited soft_mask
 face_detail.SIDE: rectangle blended soft_mask transform polygon source wanted target ->
   detailed covered
 """
 """Every graph with its inputs and outputs, in the order of a bundle."""
-_WITHOUT_ENGINE = ("crop_smoother", "face_shape", "audio_window", "noise")
+_WITHOUT_ENGINE = (
+    *("face_sighting", "face_look", "face_picture", "face_likeness", "face_light", "looks_mix"),
+    *("frame_glance", "scene_change", "face_sides", "reference_mix"),
+    *("crop_smoother", "generated_mesh", "face_shape", "audio_window", "noise"),
+)
+"""Graphs that are too small to gain from an engine, or compute in integers."""
 _REDUCED = (
     *("masked_encoder", "reference_encoder", "audio_encoder"),
     *("dit_context", "dit_step", "face_decoder", "interpolator"),
@@ -80,6 +96,7 @@ _SHARED = (
     *("dit_context", "dit_timestep", "dit_step", "face_decoder"),
 )
 """Graphs that can work for several streams at once."""
+_OF_THE_SHAPE_HEAD = ("shape_head", "generated_mesh")
 NETWORKS = (
     *("face_landmarks", "masked_encoder", "reference_encoder", "audio_encoder"),
     *("dit_timestep", "dit_context", "dit_step", "face_decoder", "shape_head"),
@@ -90,6 +107,8 @@ _INTERPOLATED = {2: Axis("H", 64, 512, 2176), 3: Axis("W", 64, 512, 2176)}
 _DYNAMIC = {
     "face_detector": {"frame": _FRAME},
     "face_region": {"frame": _FRAME},
+    "frame_glance": {"frame": _FRAME},
+    "face_sides": {"frame": _FRAME},
     "interpolator": dict.fromkeys(("first", "second", "middle"), _INTERPOLATED),
 }
 
@@ -117,7 +136,7 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
         specs += [_spec(line, size) for size in sizes]
     for side in (size for size in RECTANGLE_SIZES if size <= largest_rectangle):
         specs += [_spec(line, side) for line in lines if ".SIDE" in line]
-    return [spec for spec in specs if shape_head or spec.name != "shape_head"]
+    return [spec for spec in specs if shape_head or spec.name not in _OF_THE_SHAPE_HEAD]
 
 
 def networks(shape_head: bool) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from dithead.errors import ConfigError, ExportError
 from dithead.filehash import hash_file
 from dithead.jsontext import parse_json
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 

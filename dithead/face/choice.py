@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from dithead.errors import ConfigError
-from dithead.face.search import Sighting, overlap
+from dithead.face.search import Box, Point, Sighting, overlap
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright frame."""
 FaceChoice = Literal["largest"] | int | tuple[float, float] | Box
 """Whom to follow: the largest face, one by its index from the left, one at a point or in a box."""
 
@@ -45,25 +40,34 @@ def chosen(seen: list[Sighting], choice: FaceChoice) -> Sighting | None:
     if choice == "largest":
         return max(seen, key=lambda face: face.area, default=None)
     if isinstance(choice, int):
-        from_left = sorted(seen, key=lambda face: float(face.box[0] + face.box[2]))
+        from_left = sorted(seen, key=lambda face: face.box[0] + face.box[2])
         return from_left[choice] if choice < len(from_left) else None
     if len(choice) == 2:
-        point = torch.tensor(choice * 2, dtype=torch.float32)
-        holding = [face for face in seen if inside(point[:2], _wider(face.box))]
-        return min(holding, key=lambda face: float((face.box - point).abs().sum()), default=None)
-    box = torch.tensor(choice, dtype=torch.float32)
-    middles = ((face, (face.box[:2] + face.box[2:]) / 2) for face in seen)
+        x, y = choice
+        holding = [face for face in seen if inside((x, y), _wider(face.box))]
+        return min(holding, key=lambda face: _off((x, y), face.box), default=None)
+    middles = ((face, _middle(face.box)) for face in seen)
     within = [face for face, middle in middles if inside(middle, choice)]
-    return max(within, key=lambda face: overlap(box, face.box), default=None)
+    return max(within, key=lambda face: overlap(choice, face.box), default=None)
 
 
-def inside(point: Tensor, box: Tensor | Box) -> bool:
-    """Whether a point (2,) on the host lies in a box."""
-    left, top, right, bottom = (float(edge) for edge in box)
-    return left <= float(point[0]) <= right and top <= float(point[1]) <= bottom
+def inside(point: Point, box: Box) -> bool:
+    """Whether a point lies in a box."""
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
-def _wider(box: Tensor) -> Tensor:
+def _middle(box: Box) -> Point:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _off(point: Point, box: Box) -> float:
+    """How far a point is from the edges of a box, in sum."""
+    x, y = point
+    return abs(box[0] - x) + abs(box[1] - y) + abs(box[2] - x) + abs(box[3] - y)
+
+
+def _wider(box: Box) -> Box:
     """A box extended to the forehead and chin, which the detector leaves out."""
-    side = 0.3 * (box[2:] - box[:2])
-    return torch.cat([box[:2] - side, box[2:] + side])
+    left, top, right, bottom = box
+    x, y = 0.3 * (right - left), 0.3 * (bottom - top)
+    return left - x, top - y, right + x, bottom + y

@@ -79,8 +79,8 @@ class MouthWatch:
     def _is_near(self, face: TrackedFace) -> bool:
         """Whether a mouth is close to the first look; one that a hand slides over is not."""
         assert self.known is not None
-        off = (face.mouth - self.known[0]).square().mean().sqrt()
-        return float(off) < COVERED and face.measures.redness > self._redness - SAME_RED
+        seen = face.measures
+        return seen.unlike_first_mouth < COVERED and seen.redness > self._redness - SAME_RED
 
     def _begin(self, face: TrackedFace, time_s: float) -> None:
         self.known = torch.stack([face.mouth] * GALLERY)

@@ -21,23 +21,14 @@ from dithead.face.crop import (
     stable_template,
     transform_from_placement,
 )
-from dithead.face.mesh import INPUT_SIZE
+from dithead.face.likeness import LOOKS_SHAPE, NOISE, light_to, unlikeness
+from dithead.face.mesh import INPUT_SIZE, roi_from_mesh
 
-LOOKS_SHAPE = (3, 18, 24)
-"""Shape of a face's looks: colours, rows and columns."""
 _VIEW = View(0.84, -0.29)  # in crop units; the part cut out of it is from the hair to the nose
 _FIRST_ROW = 3
 _DENSITY = 4
 _SHARP_ROWS, _SHARP_COLUMNS = slice(40, 112), slice(48, 144)  # of the picture: eyes and nose
-_CLIPPED = 250.0  # levels; from here on a picture may have lost detail
-_FAINT = 3.0  # levels; contrast below it is noise
 _TEMPLES, _NOSE_TIP = (127, 356), 1
-LIGHT_STEADY, LIGHT_CHANGED = 0.15, 0.30
-"""Light that differs from the reference's by less than the first counts as the same; by more than
-the second, as different. The difference is a logarithm of the level. Contrast counts half, because
-it also changes when a head turns. In 40 clips the light wanders by 0.13 at most."""
-MOST_LIGHT = 8.0
-"""Contrast is raised or lowered by this factor at most."""
 GALLERY = 6
 """How many looks of a person are stored, and how many of the mouth."""
 _BELOW: tuple[int, ...] = (
@@ -67,6 +58,10 @@ MOUTH_SHAPE = (3, len(_SPOTS))
 """Shape of a mouth's looks: colours, and spots on and round the lips that move with them."""
 
 
+MEASURES = 12
+"""How many numbers a judgement has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measures:
     """A judgement, on the host."""
@@ -92,6 +87,8 @@ class Measures:
     unlike_mouth: float
     """How much the mouth differs from all its stored looks: root mean square of the logarithms of
     its colours' ratios."""
+    unlike_first_mouth: float
+    """How much it differs from the first of them."""
     redness: float
     """How much redder the lips are than the skin round them, as a logarithm."""
     turn: float
@@ -124,7 +121,7 @@ class FaceJudge(nn.Module):
         person: Tensor,
         reference: Tensor,
         mouths: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Judge one face.
 
         Args:
@@ -137,8 +134,9 @@ class FaceJudge(nn.Module):
 
         Returns:
             Looks, LOOKS_SHAPE, in levels; looks of the mouth, MOUTH_SHAPE; light (2, 3), the factor
-            and offset that bring colours in [-1, 1] to the reference's light; measures, in the
-            order of :class:`Measures`.
+            and offset that bring colours in [-1, 1] to the reference's light; the region (1, 5)
+            in which to look for the face next; measures, in the order of :class:`Measures`, then
+            the mesh's left, top, right and bottom, and its middle's x and y, in frame pixels.
         """
         points = _in_picture(mesh, region)  # (1, 468, 2)
         placement = placement_from_mesh(points, self.template)
@@ -151,20 +149,23 @@ class FaceJudge(nn.Module):
         light = light_to(reference, looks)
         mouth = self.mouth(picture, points, looks, light)
         last = mesh[0, :, :2], last_mesh[:, :2]
+        middle, unlike_mouth = last[0].mean(0), _unlike_mouth(mouths, mouth)
         measures = [
             score[0],
-            (last[0].mean(0) - last[1].mean(0)).norm() / _width(last_mesh),
+            (middle - last[1].mean(0)).norm() / _width(last_mesh),
             unlikeness(last_looks[None], looks)[0],
             unlikeness(person, looks).amin(0),
             _light_step(last_looks, looks),
             grey.mean(),
             contrast,
-            _sharpness(picture) / (contrast + _FAINT),
-            (mouth - mouths).square().mean((1, 2)).sqrt().amin(0),
+            _sharpness(picture) / (contrast + NOISE),
+            unlike_mouth.amin(0),
+            unlike_mouth[0],
             _redness(mouth),
             _turn(points[0], placement[0]),
         ]
-        return looks, mouth, light, torch.stack(measures)
+        place = torch.cat([last[0].amin(0), last[0].amax(0), middle])
+        return looks, mouth, light, roi_from_mesh(mesh), torch.cat([torch.stack(measures), place])
 
     def mouth(self, picture: Tensor, points: Tensor, looks: Tensor, light: Tensor) -> Tensor:
         """Colours of lips and skin, MOUTH_SHAPE: logarithms of their ratios to the colours of the
@@ -176,48 +177,6 @@ class FaceJudge(nn.Module):
         lit = (seen * 2.0 - 1.0) * light[0, :, None] + light[1, :, None]
         levels = (127.5 * (lit + 1.0)).clamp(min=0.0) + 8.0
         return (levels[:, :-1] / levels[:, -1:]).log()
-
-
-def unlikeness(before: Tensor, after: Tensor) -> Tensor:
-    """1 minus the correlation of looks (N, *LOOKS_SHAPE) with other looks, LOOKS_SHAPE: (N,).
-    Brightness and contrast do not count, nor does what is clipped in either of them. The less can
-    be seen of both, the closer the result is to 0.
-
-    Within the 40 clips at hand (25 to 30 frames a second), a face differs from the frame before by
-    0.08 at most, and from any other frame mostly by less than 0.1. Of pairs of different people,
-    1 in 100 differs by less than 0.22, and half differ by more than 0.7.
-    """
-    both = (torch.maximum(before, after).amax(1, keepdim=True) < _CLIPPED).to(after.dtype)
-    count = both.sum((2, 3), keepdim=True)  # (N, 1, 1, 1), with both (N, 1, rows, columns)
-    a, b = (
-        (seen - (seen * both).sum((2, 3), keepdim=True) / count.clamp(min=1.0)) * both
-        for seen in (before, after.expand_as(before))
-    )
-    noise = _FAINT**2 * after.numel()
-    size = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).sqrt()
-    alike = ((a * b).sum((1, 2, 3)) + noise) / (size + noise)
-    return (1.0 - alike) * (count.flatten() / both[0].numel())
-
-
-def light_to(reference: Tensor, looks: Tensor) -> Tensor:
-    """Factor and offset (2, 3) that bring a picture's colours in [-1, 1] to the light of a
-    reference. As long as the two differ little they are (1, 0), which changes nothing. They come
-    from the mean and contrast of each colour, where neither of the looks is clipped."""
-    both = (torch.maximum(reference, looks).amax(0) < _CLIPPED).to(looks.dtype)
-    count = both.sum().clamp(min=1)
-    stacked = torch.stack([reference, looks])  # (2, 3, rows, columns)
-    mean = (stacked * both).sum((2, 3)) / count  # (2, 3)
-    spread = ((stacked - mean[:, :, None, None]).square() * both).sum((2, 3)) / count
-    spread = (spread + _FAINT**2).sqrt()
-    level = mean + 8.0
-    ratio = spread[0] / spread[1]  # (3,)
-    off = torch.maximum(0.5 * ratio.log().abs(), (level[0] / level[1]).log().abs()).amax(0)
-    share = ((off - LIGHT_STEADY) / (LIGHT_CHANGED - LIGHT_STEADY)).clamp(0.0, 1.0)
-    share = share * (reference.flatten().amax(0) > 0)
-    ratio = ratio.clamp(1 / MOST_LIGHT, MOST_LIGHT)
-    factor = torch.lerp(torch.ones_like(ratio), ratio, share)
-    offset = share * (mean[0] - mean[1] * ratio)  # levels
-    return torch.stack([factor, factor - 1.0 + offset / 127.5])
 
 
 def _in_picture(mesh: Tensor, region: Tensor) -> Tensor:
@@ -243,6 +202,11 @@ def _sharpness(picture: Tensor) -> Tensor:
     grey = 255.0 * picture[:, :, _SHARP_ROWS, _SHARP_COLUMNS].mean(1, keepdim=True)
     bend = 4.0 * grey[..., 1:-1, 1:-1] - grey[..., :-2, 1:-1] - grey[..., 2:, 1:-1]
     return (bend - grey[..., 1:-1, :-2] - grey[..., 1:-1, 2:]).abs().mean()
+
+
+def _unlike_mouth(known: Tensor, mouth: Tensor) -> Tensor:
+    """How much a mouth differs from others (N, *MOUTH_SHAPE): (N,)."""
+    return (mouth - known).square().mean((1, 2)).sqrt()
 
 
 def _redness(mouth: Tensor) -> Tensor:

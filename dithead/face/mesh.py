@@ -26,7 +26,11 @@ SHRUNK_LITTLE = 1.5
 picture on average, while moving the region by half a pixel moves it by 0.13."""
 _TRUNK_CHANNELS = (16, 16, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128)
 _HALVING_BLOCKS = (2, 5, 8, 11)
-_ROI_SCALE = 1.5  # side of the crop relative to the face
+ROI_SCALE = 1.5
+"""Side of a region relative to the face."""
+LOOK_SCALE = 1.4
+"""Side of the region in which the detector looks at one face, relative to that of the mesh."""
+_KEYPOINTS = ((33, 133), (263, 362), (1,), (13, 14))  # mesh points for the detector's first four
 _OUTER_EYE_CORNERS = (33, 263)  # on the left and on the right in a picture of an upright face
 
 INNER_UPPER: tuple[int, ...] = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
@@ -138,6 +142,46 @@ class FaceLandmarks(nn.Module):
         return to_frame(landmarks, roi), score
 
 
+class FaceSighting(nn.Module):
+    """``face_sighting``: the region for the first fit to a face that the detector sees."""
+
+    def forward(self, box: Tensor, keypoints: Tensor) -> Tensor:
+        """Box (4,), keypoints (6, 2) in frame pixels -> region (1, 5)."""
+        return roi_from_detection(keypoints[None], box[None])
+
+
+class FaceLook(nn.Module):
+    """``face_look``: what the detector needs to look at one face alone, turned upright, and what it
+    should see there."""
+
+    def forward(self, mesh: Tensor) -> tuple[Tensor, Tensor]:
+        """Mesh (468, 3) in frame pixels.
+
+        Returns:
+            The region (1, 5). For the host (10,): x and y of the eyes, the tip of the nose and the
+            mouth (the detector's first four keypoints) in the pixels of the region's picture, the
+            face's width there, and the region's side in frame pixels.
+        """
+        region = roi_from_mesh(mesh[None])
+        wide = torch.cat([region[:, :2], LOOK_SCALE * region[:, 2:4], region[:, 4:]], 1)
+        corners = (torch.stack([mesh[p, :2] for p in points]) for points in _KEYPOINTS)
+        points = torch.stack([corner.mean(0) for corner in corners])
+        off = points - wide[:, :2]  # (4, 2)
+        cos, sin, scale = wide[0, 4].cos(), wide[0, 4].sin(), INPUT_SIZE / wide[0, 2]
+        turned = torch.stack([off[:, 0] * cos + off[:, 1] * sin, off[:, 1] * cos - off[:, 0] * sin])
+        width = (mesh[:, 0].amax(0) - mesh[:, 0].amin(0)).clamp(min=1.0) * scale
+        places = (turned.T * scale + INPUT_SIZE / 2).flatten()
+        return wide, torch.cat([places, width[None], wide[0, 2:3]])
+
+
+class FacePicture(nn.Module):
+    """``face_picture``: the mesh network's picture as a frame for the detector."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Picture (1, 3, 192, 192) in [0, 1] -> frame (192, 192, 3) uint8."""
+        return (picture[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).contiguous()
+
+
 class FaceMesh(nn.Module):
     """Fits meshes, in frame pixels, to the faces in given regions of a frame: cuts out the regions
     and finds the landmarks in one call, with enough samples for any size."""
@@ -171,10 +215,15 @@ class FaceMesh(nn.Module):
         return to_frame(landmarks, roi.flatten(0, 1)), score
 
 
-def samples_for(roi: Tensor) -> int:
-    """How many samples along each side of a pixel a region (1, 5) on the host needs: one if the
+def samples_for(side_px: float) -> int:
+    """How many samples along each side of a pixel a region of a side length needs: one if the
     picture is shrunk only a little or not at all."""
-    return 1 if float(roi[0, 2:4].amax()) <= SHRUNK_LITTLE * INPUT_SIZE else MOST_SAMPLES
+    return 1 if side_px <= SHRUNK_LITTLE * INPUT_SIZE else MOST_SAMPLES
+
+
+def region_side(box: tuple[float, float, float, float]) -> float:
+    """Side of the region round a face's box (left, top, right, bottom), in the same pixels."""
+    return ROI_SCALE * max(box[2] - box[0], box[3] - box[1])
 
 
 def to_frame(landmarks: Tensor, roi: Tensor) -> Tensor:
@@ -210,7 +259,7 @@ def roi_from_mesh(mesh: Tensor) -> Tensor:
 def _square_roi(low: Tensor, high: Tensor, left_eye: Tensor, right_eye: Tensor) -> Tensor:
     across = right_eye - left_eye  # (B, 2)
     angle = torch.atan2(across[:, 1], across[:, 0])[:, None]
-    side = (high - low).amax(1, keepdim=True) * _ROI_SCALE
+    side = (high - low).amax(1, keepdim=True) * ROI_SCALE
     return torch.cat([(low + high) / 2, side, side, angle], 1)
 
 

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from dithead.errors import ConfigError
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.judge import FaceJudge
-from dithead.face.mesh import FaceLandmarks, FaceMesh, FaceRegion, load_face_mesh
+from dithead.face.likeness import FaceLight, FaceLikeness
+from dithead.face.mesh import (
+    FaceLandmarks,
+    FaceLook,
+    FaceMesh,
+    FacePicture,
+    FaceRegion,
+    FaceSighting,
+    load_face_mesh,
+)
+from dithead.face.passing import FaceSides
+from dithead.face.scene import FrameGlance, SceneChange
+
+WEIGHTLESS: dict[str, Callable[[], nn.Module]] = {
+    "face_sighting": FaceSighting,
+    "face_judge": FaceJudge,
+    "face_look": FaceLook,
+    "face_picture": FacePicture,
+    "face_likeness": FaceLikeness,
+    "face_light": FaceLight,
+    "face_sides": FaceSides,
+    "frame_glance": FrameGlance,
+    "scene_change": SceneChange,
+}
+"""Graphs of the search for faces that have no weights and one size."""
 
 
 class FaceNetworks:
@@ -32,8 +58,8 @@ class FaceNetworks:
             return self.detector
         if name == "face_landmarks":
             return FaceLandmarks(self.mesh.net)
-        if name == "face_judge":
-            return FaceJudge()
+        if name in WEIGHTLESS:
+            return WEIGHTLESS[name]()
         raise ConfigError(f"unknown graph {name!r}")
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:

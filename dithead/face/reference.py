@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dithead.face.judge import Measures
+from dithead.face.search import Run
 from dithead.face.tracker import TrackedFace
 
 BETTER = 0.35
@@ -35,9 +36,14 @@ class Shown:
 
 
 class ReferenceChoice:
-    """Chooses the reference for one person, frame by frame."""
+    """Chooses the reference for one person, frame by frame.
 
-    def __init__(self) -> None:
+    Args:
+        run: runs the graph ``looks_mix``.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._before: Tensor | None = None  # looks that give way to the latest reference
         self._latest: Tensor | None = None
         self._quality = 0.0
@@ -64,7 +70,8 @@ class ReferenceChoice:
         assert self._latest is not None
         if self._before is None:
             return self._latest
-        return torch.lerp(self._before, self._latest, self._share)
+        share = torch.full((), self._share, device=self._latest.device)
+        return self._run("looks_mix", self._before, self._latest, share)[0]
 
 
 def quality(seen: Measures) -> float:

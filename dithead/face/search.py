@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dithead.face.mesh import INPUT_SIZE, roi_from_detection, roi_from_mesh, samples_for
+from dithead.face.mesh import region_side, samples_for
 from dithead.hosttodevice import to_device
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright frame."""
+Point = tuple[float, float]
 Run = Callable[..., tuple[Tensor, ...]]
 """Runs a graph: its name, its inputs -> its outputs."""
 Read = Callable[[Tensor], Tensor]
@@ -24,37 +28,35 @@ SMALLEST_PX = 48
 """Smaller faces are not searched for."""
 _SMALLER = 1.8  # by this factor tiles get smaller at each level
 _CLOSE, _CLOSE_PX = 4.0, 128  # side of the tile round a face: in face sizes, and at least
-_LOOK_SCALE = 1.4  # of the mesh's region: suits the detector best
-_KEYPOINTS = ((33, 133), (263, 362), (1,), (13, 14))  # mesh points for the detector's first four
 _TURNS = (1, 3, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A face as the detector sees it, on the host."""
+    """A face as the detector sees it."""
 
-    box: Tensor
-    """(4,) left, top, right, bottom in frame pixels."""
-    keypoints: Tensor
-    """(6, 2) in frame pixels."""
+    box: Box
+    keypoints: tuple[Point, ...]
+    """Six, in frame pixels."""
     score: float
-
-    @property
-    def region(self) -> Tensor:
-        """(1, 5), the region in which to fit a mesh."""
-        return roi_from_detection(self.keypoints[None], self.box[None])
 
     @property
     def area(self) -> float:
         """Area of the box, in pixels."""
         return area(self.box)
 
+    @property
+    def samples(self) -> int:
+        """Samples along each side of a pixel of its region (:meth:`FaceSearch.region`)."""
+        return samples_for(region_side(self.box))
+
 
 class FaceSearch:
     """Searches for faces with the detector.
 
     Args:
-        run: runs the graphs ``face_detector`` and ``face_region``.
+        run: runs the graphs ``face_detector``, ``face_sighting``, ``face_region``, ``face_look``,
+            ``face_picture``.
     """
 
     def __init__(self, run: Run) -> None:
@@ -62,12 +64,18 @@ class FaceSearch:
 
     def upright(self, frame: Tensor, read: Read) -> list[Sighting]:
         """Faces of a frame (H, W, 3) uint8 that are roughly upright, the surest first."""
-        boxes, scores, keypoints = (read(found) for found in self._run("face_detector", frame))
+        found = (read(values).tolist() for values in self._run("face_detector", frame))
         return [
-            Sighting(box, points, float(score))
-            for box, score, points in zip(boxes, scores, keypoints, strict=True)
-            if float(score) > 0
+            Sighting(tuple(box), tuple((x, y) for x, y in keypoints), score)
+            for box, score, keypoints in zip(*found, strict=True)
+            if score > 0
         ]
+
+    def region(self, seen: Sighting, device: torch.device) -> Tensor:
+        """The region (1, 5) in which to fit a mesh to a sighting, on a device."""
+        places = (to_device(torch.tensor(v), device) for v in (seen.box, seen.keypoints))
+        (region,) = self._run("face_sighting", *places)
+        return region
 
     def turned(self, frame: Tensor, read: Read) -> list[Sighting]:
         """Faces on their side or upside down; upright faces may be among them."""
@@ -76,8 +84,8 @@ class FaceSearch:
         for turns in _TURNS:
             picture = torch.rot90(frame, turns).contiguous()
             for seen in self.upright(picture, read):
-                corners = turned_back(seen.box.view(2, 2), turns, height, width)
-                box = torch.cat([corners.amin(0), corners.amax(0)])
+                (x, y), (u, v) = turned_back((seen.box[:2], seen.box[2:]), turns, height, width)
+                box = min(x, u), min(y, v), max(x, u), max(y, v)
                 points = turned_back(seen.keypoints, turns, height, width)
                 found.append(Sighting(box, points, seen.score))
         return sorted(found, key=lambda seen: -seen.score)
@@ -88,18 +96,16 @@ class FaceSearch:
         for tiles in self.levels(frame):
             yield self.in_tiles(frame, tiles, read)
 
-    def closer(
-        self, frame: Tensor, place: Tensor, seen: list[Sighting], read: Read
-    ) -> list[Sighting]:
-        """Faces that were seen in the whole frame. If the face at a place (4,) on the host was of a
-        size that is easily missed there, faces seen close up round that place are added."""
+    def closer(self, frame: Tensor, place: Box, seen: list[Sighting], read: Read) -> list[Sighting]:
+        """Faces that were seen in the whole frame. If the face at a place was of a size that is
+        easily missed there, faces seen close up round that place are added."""
         height, width = frame.shape[:2]
-        across = float((place[2:] - place[:2]).amax())
+        across = max(place[2] - place[0], place[3] - place[1])
         if across * SMALLEST_SHARE > 2 * max(height, width):
             return seen
         side = max(_CLOSE_PX, round(_CLOSE * across))
         left, top = (
-            max(0, min(length - side, round(float(low + high) / 2 - side / 2)))
+            max(0, min(length - side, round((low + high) / 2 - side / 2)))
             for low, high, length in zip(place[:2], place[2:], (width, height), strict=True)
         )
         close = self.in_tiles(frame, [(left, top, side)], read)
@@ -124,11 +130,12 @@ class FaceSearch:
         found: list[Sighting] = []
         for left, top, side in tiles:
             tile = frame[top : top + side, left : left + side].contiguous()
-            offset = torch.tensor([left, top], dtype=torch.float32)
             for seen in self.upright(tile, read):
-                box = seen.box + offset.repeat(2)
+                a, b, c, d = seen.box
+                box = a + left, b + top, c + left, d + top
                 if not any(overlap(box, other.box) > 0.2 for other in found):
-                    found.append(Sighting(box, seen.keypoints + offset, seen.score))
+                    points = tuple((x + left, y + top) for x, y in seen.keypoints)
+                    found.append(Sighting(box, points, seen.score))
         return found
 
     def doubt(self, frame: Tensor, mesh: Tensor, read: Read) -> float:
@@ -138,53 +145,44 @@ class FaceSearch:
         In 22 clips it is 0.09 at most for right fits, at any angle, and 0.1 at least where the mesh
         was upside down or lay on its side; in the dark it is 0.1 to 0.2.
         """
-        region = roi_from_mesh(mesh[None]).clone()
-        region[:, 2:4] *= _LOOK_SCALE
-        samples = samples_for(read(region))
-        (picture,) = self._run(f"face_region.{samples}", frame, region)
-        upright = (picture[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).contiguous()
-        seen = self.upright(upright, read)
-        wanted = torch.stack(
-            [torch.stack([mesh[p, :2] for p in points]).mean(0) for points in _KEYPOINTS]
-        )
-        off = wanted - region[:, :2]  # (4, 2)
-        cos, sin = region[0, 4].cos(), region[0, 4].sin()
-        turned = torch.stack([off[:, 0] * cos + off[:, 1] * sin, off[:, 1] * cos - off[:, 0] * sin])
-        scale = INPUT_SIZE / region[0, 2]
-        width = (mesh[:, 0].amax() - mesh[:, 0].amin()).clamp(min=1.0) * scale
-        values = read(torch.cat([turned.T.flatten() * scale + INPUT_SIZE / 2, width[None]]))
-        points, face_width = values[:8].view(4, 2), float(values[8])
+        region, look = self._run("face_look", mesh)
+        *places, face_width, side = read(look).tolist()
+        (picture,) = self._run(f"face_region.{samples_for(side)}", frame, region)
+        (upright,) = self._run("face_picture", picture)
+        wanted = list(zip(places[::2], places[1::2], strict=True))
         doubts = (
-            float((face.keypoints[:4] - points).norm(dim=1).mean()) / face_width
-            + 0.3 * (1.0 - face.score)
-            for face in seen
+            _mean_distance(face.keypoints[:4], wanted) / face_width + 0.3 * (1.0 - face.score)
+            for face in self.upright(upright, read)
         )
-        return min(doubts, default=float("inf"))
+        return min(doubts, default=math.inf)
 
 
-def turned_back(points: Tensor, turns: int, height: int, width: int) -> Tensor:
-    """Map points (N, 2) of a picture that was turned counter-clockwise by ``turns`` quarter turns
-    to pixels of the original picture (height, width)."""
-    x, y = points[:, 0], points[:, 1]
-    return torch.stack(
-        {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[turns], dim=1
-    )
+def turned_back(points: Sequence[Point], turns: int, height: int, width: int) -> tuple[Point, ...]:
+    """Map points of a picture that was turned counter-clockwise by ``turns`` quarter turns to
+    pixels of the original picture (height, width)."""
+    if turns == 1:
+        return tuple((width - y, x) for x, y in points)
+    if turns == 2:
+        return tuple((width - x, height - y) for x, y in points)
+    return tuple((y, height - x) for x, y in points)
 
 
-def region_on(sighting: Sighting, device: torch.device) -> Tensor:
-    """The region (1, 5) of a sighting, on a device."""
-    return to_device(sighting.region, device)
+def area(box: Box) -> float:
+    """Area of a box, in pixels."""
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
-def area(box: Tensor) -> float:
-    """Area of a box (4,) on the host, in pixels."""
-    return float((box[2] - box[0]).clamp(min=0) * (box[3] - box[1]).clamp(min=0))
-
-
-def overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two boxes (4,) on the host."""
-    shared = area(torch.cat([torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])]))
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    shared = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
     return shared / max(area(a) + area(b) - shared, 1e-9)
+
+
+def _mean_distance(a: Sequence[Point], b: Sequence[Point]) -> float:
+    total = 0.0
+    for (x, y), (u, v) in zip(a, b, strict=True):
+        total += math.sqrt((x - u) * (x - u) + (y - v) * (y - v))
+    return total / len(a)
 
 
 def _starts(length: int, side: int, common: int) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dithead.errors import ConfigError
-from dithead.face.choice import Box
+from dithead.face.search import Box
 
 NOBODY: Box = (0.0, 0.0, 0.0, 0.0)
 """The box that stands for nobody speaking."""

@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dithead.face.choice import Box, FaceChoice, checked_choice, chosen, inside
-from dithead.face.judge import GALLERY, LOOKS_SHAPE, MOUTH_SHAPE, Measures, unlikeness
-from dithead.face.mesh import POINTS, roi_from_mesh, samples_for
-from dithead.face.others import MIN_OVERLAP, Other, Others, Passing, seen_at
+from dithead.face.choice import FaceChoice, checked_choice, chosen, inside
+from dithead.face.judge import GALLERY, MEASURES, MOUTH_SHAPE, Measures
+from dithead.face.likeness import LOOKS_SHAPE
+from dithead.face.mesh import POINTS, region_side, samples_for
+from dithead.face.others import MIN_OVERLAP, Other, Others, compared, seen_at
+from dithead.face.passing import Passing
 from dithead.face.scene import Scene
-from dithead.face.search import FaceSearch, Read, Run, Sighting, area, overlap, region_on
+from dithead.face.search import Box, FaceSearch, Point, Read, Run, Sighting, area, overlap
 
 MIN_MESH_SCORE = 0.5
 SAME_PLACE = 0.4
@@ -70,6 +72,12 @@ class TrackedFace:
     """MOUTH_SHAPE, likewise."""
     light: Tensor
     """(2, 3), likewise: brings colours to the light of :attr:`FaceTracker.reference`."""
+    around: Tensor
+    """(1, 5), the region in which to look for it next."""
+    place: Box
+    """The box round its mesh."""
+    middle: Point
+    """The middle of its mesh's points."""
     measures: Measures
     changed: bool = False
     """Whether it may not be the face of the frame before, or following starts afresh with it."""
@@ -77,9 +85,9 @@ class TrackedFace:
     """Whether somebody else is in front of the lower face, or soon will be."""
 
     @property
-    def around(self) -> Tensor:
-        """(1, 5), the region in which to look for it next."""
-        return roi_from_mesh(self.mesh[None])
+    def samples_around(self) -> int:
+        """Samples along each side of a pixel of the region round it."""
+        return samples_for(region_side(self.place))
 
     @property
     def sudden(self) -> bool:
@@ -114,7 +122,8 @@ class FaceTracker:
             (GALLERY, *MOUTH_SHAPE), what the mouth is compared with; also set by the caller.
 
     Args:
-        run: runs the graphs ``face_detector``, ``face_region``, ``face_landmarks``, ``face_judge``.
+        run: runs the graphs of the search, the scene, the others and who passes
+            (:mod:`dithead.face`), ``face_landmarks`` and ``face_judge``.
         choice: whom to look for first.
         redetect_every: frames between two runs of the detector.
 
@@ -139,13 +148,13 @@ class FaceTracker:
         self._first: TrackedFace | None = None  # the face with the first of these looks
         self._first_glance: Tensor | None = None  # and the glance at its frame
         self._bound = False  # whether only this person may be followed
-        self._others = Others()
-        self._passing = Passing()
+        self._others = Others(self._run)
+        self._passing = Passing(self._run)
         self._lost = 0  # frames since the person was seen
         self._since_detection = 0
         self._everywhere = False  # whether the last check covered the whole frame
         self._looked = False  # whether the detector saw all of the latest frame
-        self._scene = Scene()
+        self._scene = Scene(self._run)
         self._next_tile = 0
         self.reference: Tensor | None = None
         self.mouths: Tensor | None = None
@@ -161,7 +170,7 @@ class FaceTracker:
                 nobody is followed.
         """
         self._read = read
-        if box is not None and area(torch.tensor(box)) <= 0:
+        if box is not None and area(box) <= 0:
             self.absence, self._followed = "nobody", False
             return None
         if box is not None and not self._goes_on_in(box, self._last):
@@ -188,7 +197,7 @@ class FaceTracker:
             return None
         if found.changed and self.reference is not None:  # which was taken in another light
             self.reference = self.mouths = None
-            found = begun(self._fit(frame, found.region) or found)
+            found = begun(self._fit(frame, found.region, found.samples) or found)
         self._lost, self._last = 0, found
         self._remember(found)
         return replace(found, crossed=True) if self._is_crossed(frame, found) else found
@@ -196,14 +205,14 @@ class FaceTracker:
     def _goes_on_in(self, box: Box, face: TrackedFace | None) -> bool:
         if face is None:
             return self._person is None
-        return inside(self._read(face.mesh[:, :2].mean(0)), box)
+        return inside(face.middle, box)
 
     def _follow(self, frame: Tensor) -> TrackedFace | None:
         if self._last is None or not self._followed:
             return None
-        found = self._fit(frame, self._last.around)
+        found = self._fit_again(frame, self._last)
         if found is not None and found.sudden:  # the region may have been off centre
-            found = self._fit(frame, found.around) or found
+            found = self._fit_again(frame, found) or found
         return None if found is None or found.measures.moved > MAX_JUMP else found
 
     def _confirmed(self, frame: Tensor, found: TrackedFace) -> bool:
@@ -216,8 +225,7 @@ class FaceTracker:
         if self._everywhere:
             seen = self._seen(frame)
             self._note_others(frame, found, seen)
-            place = self._place(found)
-            if any(overlap(place, face.box) > MIN_OVERLAP for face in seen):
+            if any(overlap(found.place, face.box) > MIN_OVERLAP for face in seen):
                 return True
         return self._search.doubt(frame, found.mesh, self._read) <= LIKELY
 
@@ -229,14 +237,14 @@ class FaceTracker:
             return False
         if abs(found.measures.turn - self._first.measures.turn) > SAME_TURN:
             return False
-        unlike = float(self._read(unlikeness(self._first.looks[None], found.looks)))
-        before, place = self._first_glance, self._place(found)
+        (unlike,) = compared([self._first.looks], found.looks, self._run, self._read)
+        before, place = self._first_glance, found.place
         return unlike > TURNED and self._scene.has_changed(before, place, self._read)
 
     def _is_crossed(self, frame: Tensor, found: TrackedFace) -> bool:
         """Whether somebody else passes in front of the person."""
         if found.changed:
-            self._passing = Passing()
+            self._passing = Passing(self._run)
 
         def look() -> None:
             if not self._looked:
@@ -257,8 +265,8 @@ class FaceTracker:
             return self._scene.has_cut(None, self._read)
         if found.measures.unlike_person <= MAX_UNLIKENESS:
             return False  # whatever else has changed, as when the camera shakes
-        place = self._place(found)
-        return self._scene.has_cut(None if self._others.near(place) else place, self._read)
+        place = None if self._others.near(found.place) else found.place
+        return self._scene.has_cut(place, self._read)
 
     def _sees_others(self, frame: Tensor, seen: list[Sighting]) -> bool:
         """Whether one of the others is still there; if so, the scene is the same."""
@@ -271,17 +279,13 @@ class FaceTracker:
 
     def _note_others(self, frame: Tensor, person: TrackedFace, seen: list[Sighting]) -> None:
         """Remember who else is there besides the person."""
-        place, others = self._place(person), []
+        place, others = person.place, []
         for face in seen[:LOOKED_AT]:
             if overlap(place, face.box) <= MIN_OVERLAP:
                 known = self._others.at(face)
                 found = None if known else self._fit_sighting(frame, face)
                 others.append(seen_at(face.box, known, None if found is None else found.looks))
         self._others.replace(others, keep=False)
-
-    def _place(self, face: TrackedFace) -> Tensor:
-        """Box (4,) round a face, on the host."""
-        return self._read(bounds(face.mesh))
 
     def _look(
         self, frame: Tensor, followed: TrackedFace | None, cut: bool, choice: FaceChoice
@@ -294,23 +298,25 @@ class FaceTracker:
             self._bound = False
         if self._bound:
             if self._last is not None:
-                seen = self._search.closer(frame, self._place(self._last), seen, self._read)
+                seen = self._search.closer(frame, self._last.place, seen, self._read)
             found = self._person_again(frame, followed, seen)
             if found is None and wide:
                 found = self._person_again(frame, None, self._search.turned(frame, self._read))
             for small in self._small(frame) if found is None else ():
-                found = found or self._person_again(frame, None, small)
+                found = self._person_again(frame, None, small)
+                if found is not None:
+                    break
             return found
         found = self._preferred(frame, seen)
         if found is None:
             found = self._chosen(frame, seen, wide, choice)
         if found is None and followed is not None:  # only the detector does not see it
-            found = self._fit(frame, followed.around) or followed
+            found = self._fit_again(frame, followed) or followed
         if found is None:
             return None
         if found.measures.unlike_person > AGAIN:
             self._person = None
-        self._others = Others()
+        self._others = Others(self._run)
         self._note_others(frame, found, seen)
         return begun(found)
 
@@ -319,7 +325,7 @@ class FaceTracker:
     ) -> TrackedFace | None:
         """The person who was followed, if the frame shows them."""
         assert self._last is not None
-        place, read = self._place(followed or self._last), self._read
+        place, read = (followed or self._last).place, self._read
         best: TrackedFace | None = None
         others: list[Other | None] = []
         for face in seen[:LOOKED_AT]:
@@ -344,7 +350,7 @@ class FaceTracker:
         if best is None and followed is not None:
             limit = min(ANOTHER, self._others.unlike(followed.looks, read))
             if followed.measures.unlike_person <= limit:
-                best = self._fit(frame, followed.around) or followed
+                best = self._fit_again(frame, followed) or followed
         if best is None:
             return None
         return begun(best) if best.relit else best
@@ -410,17 +416,19 @@ class FaceTracker:
         return found, self._search.doubt(frame, found.mesh, self._read)
 
     def _fit_sighting(self, frame: Tensor, face: Sighting) -> TrackedFace | None:
-        found = self._fit(frame, region_on(face, frame.device))
-        # Fit again, in the region that the first fit gives.
-        return None if found is None else self._fit(frame, found.around)
+        found = self._fit(frame, self._search.region(face, frame.device), face.samples)
+        return None if found is None else self._fit_again(frame, found)
 
-    def _fit(self, frame: Tensor, region: Tensor) -> TrackedFace | None:
+    def _fit_again(self, frame: Tensor, face: TrackedFace) -> TrackedFace | None:
+        """The face fitted in the region that an earlier fit gives."""
+        return self._fit(frame, face.around, face.samples_around)
+
+    def _fit(self, frame: Tensor, region: Tensor, samples: int) -> TrackedFace | None:
         """The face fitted in a region, or None if there is none."""
-        samples = samples_for(self._read(region))
         (picture,) = self._run(f"face_region.{samples}", frame, region)
         mesh, score = self._run("face_landmarks", picture, region)
         device, last = frame.device, self._last
-        looks, mouth, light, measures = self._run(
+        looks, mouth, light, around, measures = self._run(
             "face_judge",
             *(picture, region, mesh, score),
             torch.zeros(POINTS, 3, device=device) if last is None else last.mesh,
@@ -429,12 +437,17 @@ class FaceTracker:
             _known(self.reference, LOOKS_SHAPE, device),
             _known(self.mouths, (GALLERY, *MOUTH_SHAPE), device),
         )
-        seen = Measures(*self._read(measures).tolist())
+        values = self._read(measures).tolist()
+        seen, (left, top, right, bottom, *middle) = Measures(*values[:MEASURES]), values[MEASURES:]
         if not seen.score >= MIN_MESH_SCORE:
             return None
         if last is None:
             seen = replace(seen, moved=0.0, unlike_last=0.0, light_step=0.0)
-        return TrackedFace(mesh[0], region, samples, looks, mouth, light, seen)
+        x, y = middle
+        place = left, top, right, bottom
+        return TrackedFace(
+            mesh[0], region, samples, looks, mouth, light, around, place, (x, y), seen
+        )
 
     def _remember(self, found: TrackedFace) -> None:
         """Store the looks of the person who is followed."""
@@ -442,7 +455,7 @@ class FaceTracker:
         if self._person is None:
             self._person = torch.stack([found.looks] * GALLERY)
             self._first, self._first_glance = found, self._scene.now
-        elif found.measures.unlike_person > NEW_LOOK and not self._others.near(self._place(found)):
+        elif found.measures.unlike_person > NEW_LOOK and not self._others.near(found.place):
             # Keep the first look; drop the oldest of the others.
             self._person = torch.stack([self._person[0], *self._person[2:], found.looks])
 
@@ -454,9 +467,3 @@ def _known(value: Tensor | None, shape: tuple[int, ...], device: torch.device) -
 def begun(found: TrackedFace) -> TrackedFace:
     """The same face, marked as one with which following starts afresh."""
     return replace(found, changed=True)
-
-
-def bounds(mesh: Tensor) -> Tensor:
-    """Box (4,) round a mesh (468, 2 or 3)."""
-    points = mesh[:, :2]
-    return torch.cat([points.amin(0), points.amax(0)])

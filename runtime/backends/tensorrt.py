@@ -7,22 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dithead.audio import AudioWindow
 from dithead.bundle.engines import Engines
 from dithead.bundle.libraries import Flavour
-from dithead.controls import FaceShape
-from dithead.diffusion import InitialNoise
 from dithead.errors import ConfigError
-from dithead.face.cropsmoother import CropSmoother
-from dithead.graphs import Noise
 from dithead.runtime.backends.bundlegraphs import BundleGraphs
+from dithead.torchgraphs import weightless
 
 
 class EngineGraphs(BundleGraphs):
     """:class:`~dithead.graphs.Graphs` from a bundle's engines.
 
-    The graphs without an engine (crop_smoother, face_shape, audio_window, noise) have no weights
-    and run in PyTorch on the same GPU. Everything is queued on PyTorch's current CUDA stream.
+    The graphs without an engine have no weights and run in PyTorch on the same GPU. Everything is
+    queued on PyTorch's current CUDA stream.
 
     Args:
         bundle: folder written by dithead-export.
@@ -46,15 +42,11 @@ class EngineGraphs(BundleGraphs):
             )
         super().__init__(bundle, where)
         self._engines = Engines(bundle, self.device, flavour)
-        noise = InitialNoise(self.config.vqgan.latent_channels, self.config.latent_size)
         self._modules: dict[str, nn.Module] = {
-            "crop_smoother": CropSmoother(self.config.face),
-            "face_shape": FaceShape(),
-            "audio_window": AudioWindow(self.config.audio),
-            "noise": Noise(self.config.diffusion, noise),
+            name: make().to(self.device).eval()
+            for name, make in weightless(self.config).items()
+            if not (name in self._entries and self._entries[name].engine)
         }
-        for module in self._modules.values():
-            module.to(self.device).eval()
 
     def preload(self) -> None:
         """Open the engines that every stream runs, so that its first frame need not wait for them.

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from dithead.face.choice import Box
+from dithead.face.search import Box
 from dithead.generator import Face, LeftAlone
 from dithead.runtime.schedule.lanes import Event
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dithead.generator import FrameGenerator
+from dithead.graphs import own_light
 from dithead.options import Options
 from dithead.patch import put_patch
 from dithead.torchgraphs import TorchGraphs
@@ -28,7 +29,7 @@ def ceiling_frames(clip: Clip, models: TorchGraphs) -> Iterator[Tensor]:
 def through_stage_1(crop: Tensor, models: TorchGraphs) -> Tensor:
     """A face crop (1, 3, S, S) in [-1, 1], encoded and decoded."""
     (latent,) = models.run("reference_encoder", crop)
-    return models.run("face_decoder", latent)[0]
+    return models.run("face_decoder", latent, own_light(latent.device)[None])[0]
 
 
 def _replaced(
