@@ -35,8 +35,11 @@ json parse_json(const std::string &text) {
     };
     try {
         return json::parse(text, watch);
-    } catch (const json::exception &error) {
-        throw JsonError(error.what());
+    } catch (const json::parse_error &error) {
+        // Its own message quotes the text, which may be long, or no UTF-8.
+        throw JsonError("no JSON at byte " + std::to_string(error.byte));
+    } catch (const json::exception &) {
+        throw JsonError("a number is too large");
     }
 }
 

@@ -1,7 +1,7 @@
 // What the loader makes of a bundle, for tests/test_capi_loader.py.
 //
 // usage: capi_loader manifest BUNDLE                       what the manifest says, as JSON
-//        capi_loader open BUNDLE PROVIDER                  opens the graphs that every stream runs
+//        capi_loader open BUNDLE PROVIDER [LIBRARY]        opens the graphs that every stream runs
 //        capi_loader run BUNDLE GRAPH THREADS OUT IN...    raw inputs -> raw outputs, OUT.0 ...
 //        capi_loader sizes                                 which sizes stay open
 //
@@ -159,9 +159,10 @@ int main(int count, char **arguments) {
         const std::string command = count > 1 ? arguments[1] : "";
         if (command == "manifest" && count == 3) {
             show_manifest(arguments[2]);
-        } else if (command == "open" && count == 4) {
-            const auto graphs = dithead::open_graphs(options(arguments[2], arguments[3], 1));
-            std::cout << graphs->largest_rectangle() << "\n";
+        } else if (command == "open" && (count == 4 || count == 5)) {
+            dithead::OpenOptions open = options(arguments[2], arguments[3], 1);
+            if (count == 5) open.provider_library = arguments[4];
+            std::cout << dithead::open_graphs(open)->largest_rectangle() << "\n";
         } else if (command == "run" && count >= 6) {
             run(arguments + 2, count - 2);
         } else if (command == "sizes") {
