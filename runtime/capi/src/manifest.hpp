@@ -13,7 +13,8 @@
 
 namespace dithead {
 
-constexpr int BUNDLE_SCHEMA = 1;
+// Of the manifest, and of what the graphs are: dithead/bundle/manifest.py.
+constexpr int BUNDLE_SCHEMA = 2;
 
 struct Dimension {
     std::int64_t size = 0; // 0: open, under the name
