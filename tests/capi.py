@@ -1,13 +1,23 @@
-"""libdithead through ctypes, as the tests use it. The classes mirror dithead.h; the library compares
-their sizes in every call."""
+"""libdithead through ctypes, as the tests use it. The classes mirror dithead.h; the library
+compares their sizes in every call."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Iterator
-from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint8
-from ctypes import c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +27,7 @@ import numpy as np
 OK, WOULD_BLOCK, END_OF_STREAM = 0, 1, 2
 INVALID_ARGUMENT, BUNDLE, PROVIDER, STATE, STAGE, STOPPED = -1, -4, -5, -6, -9, -10
 NEXT_SAMPLE = WAIT_FOREVER = -1
-LEFT_ALONE = (
-    *(None, "no face", "away", "nobody", "too faint", "covered", "too large", "idle"),
-)
+LEFT_ALONE = (*(None, "no face", "away", "nobody", "too faint", "covered", "too large", "idle"),)
 """By number, as Python's streams name them."""
 EVENT_KINDS = ("began", "ended", "interrupted")
 

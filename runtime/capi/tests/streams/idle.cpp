@@ -129,15 +129,20 @@ TEST(a_portrait_keeps_the_pace_of_the_clock) {
     SessionHandle session;
     const Bytes image = picture(1);
     const Change change = portrait_of(image, DITHEAD_IDLE_REST);
+    const auto start = std::chrono::steady_clock::now();
     StreamHandle stream(session, [&](dithead_stream_options &o) {
         change(o);
         o.realtime = 1;
         o.rate_numerator = 50;
     });
-    const auto start = std::chrono::steady_clock::now();
-    for (std::int64_t n = 0; n < 11; ++n) EXPECT(stream.next().pts_us == n * 20'000);
+    std::int64_t last_us = -1;
+    while (last_us < 200'000) { // a slow machine leaves frames out
+        const Output output = stream.next();
+        EXPECT(output.pts_us > last_us && output.pts_us % 20'000 == 0);
+        last_us = output.pts_us;
+    }
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    EXPECT(took.count() > 0.19);
+    EXPECT(took.count() > 0.199);
 }
 
 TEST(pushed_frames_wait_for_sound_for_so_long) {

@@ -1,0 +1,201 @@
+"""The C library's streams: scheduling on a pretended model, and the same frames as Python's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import capi
+import numpy as np
+import pytest
+import torch
+from streams import BLANK, FPS, RATE, TIMES, moving, voice, warble
+
+from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.options import Options
+from dithead.runtime.outputframe import OutputFrame
+from dithead.runtime.session import Session
+from dithead.runtime.stream import Stream
+
+BUILD = Path(os.environ.get("DITHEAD_CAPI", Path(__file__).resolve().parents[1] / "build" / "capi"))
+
+pytestmark = pytest.mark.skipif(
+    not (BUILD / "tests" / "capi_streams").exists(),
+    reason=f"{BUILD} lacks the test programs: make capi CAPI_OPTIONS=-DDITHEAD_TESTS=ON",
+)
+
+FRAME_US = 1_000_000 // FPS
+
+
+@pytest.mark.parametrize("program", ["capi_streams", "capi_header_c", "capi_header_cpp"])
+def test_programs(program: str) -> None:
+    ran = subprocess.run([BUILD / "tests" / program], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint_file: Path, made_once: Any) -> Path:
+    """All graphs of the small random model, for a CPU."""
+    options = ExportOptions(targets=("cpu",), largest_rectangle=256)
+    made = made_once("capi", lambda f: export_bundle(str(checkpoint_file), f / "bundle", options))
+    return Path(made) / "bundle"
+
+
+@pytest.fixture(scope="module")
+def library() -> capi.Library:
+    return capi.Library(BUILD / "libdithead.so")
+
+
+@pytest.fixture(scope="module")
+def c_session(library: capi.Library, bundle: Path) -> Iterator[capi.CSession]:
+    with capi.CSession(library, bundle, threads=1) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def python_session(bundle: Path) -> Session:
+    torch.set_num_threads(1)
+    return Session.open("onnxruntime", bundle=bundle, threads=1)
+
+
+def show(stream: capi.CStream | Stream, pictures: Sequence[np.ndarray]) -> threading.Thread:
+    """Push pictures from another thread."""
+
+    def work() -> None:
+        for number, image in enumerate(pictures):
+            if isinstance(stream, Stream):
+                stream.push_frame(image, Fraction(number, FPS))
+            else:
+                stream.push_frame(image, number * FRAME_US)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def finish(stream: capi.CStream | Stream) -> None:
+    if isinstance(stream, Stream):
+        stream.finish()
+    else:
+        stream.call("finish")
+
+
+def flush(stream: capi.CStream | Stream) -> None:
+    if isinstance(stream, Stream):
+        stream.flush_audio()
+    else:
+        stream.call("flush_audio")
+
+
+def collect(
+    stream: capi.CStream | Stream, pictures: Sequence[np.ndarray], sound: np.ndarray
+) -> list[Any]:
+    stream.push_audio(sound)
+    thread = show(stream, pictures)
+    thread.join()
+    finish(stream)
+    return list(stream.frames())
+
+
+def assert_same(found: Sequence[capi.Pulled], wanted: Sequence[OutputFrame | None]) -> None:
+    assert len(found) == len(wanted)
+    for mine, other in zip(found, wanted, strict=True):
+        assert other is not None and other.samples is not None
+        assert (mine.index, mine.left_alone) == (other.index, other.left_alone)
+        assert np.array_equal(mine.image, other.image), mine.index
+        assert np.array_equal(mine.samples, other.samples), mine.index
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"seed": 3}, Options(seed=3)),
+        ({"seed": 3, "overlap": 0}, Options(seed=3)),
+        ({"steps": 1, "in_flight": 2}, Options(steps=1)),
+        ({"reference": 1, "steps": 2}, Options(reference="previous", steps=2)),
+        ({"detail": 0, "steps": 1}, Options(detail=False, steps=1)),
+    ],
+)
+def test_frames_equal_pythons(
+    c_session: capi.CSession,
+    python_session: Session,
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+    fields: dict[str, int],
+    options: Options,
+) -> None:
+    with c_session.open_stream(**fields) as stream:
+        found = collect(stream, pictures, sound)
+        told = stream.statistics()
+    with python_session.open_stream(options) as other:
+        assert_same(found, collect(other, pictures, sound))
+    assert [frame.left_alone for frame in found].count(None) == len(TIMES) - 1
+    assert found[BLANK].left_alone is not None
+    assert told.frames_out == len(TIMES) and told.left_alone[0] == len(TIMES) - 1
+
+
+def test_dropped_speech_and_reset_equal_pythons(
+    c_session: capi.CSession, python_session: Session, astronaut: np.ndarray
+) -> None:
+    drive, first, second = moving(astronaut, 12), warble(1.0), voice(1.0)
+
+    def talk(stream: capi.CStream | Stream) -> list[Any]:
+        stream.push_audio(first)
+        pusher = show(stream, drive)
+        frames: list[Any] = [stream.pull() for _ in range(5)]
+        flush(stream)
+        stream.push_audio(second)
+        pusher.join()
+        finish(stream)
+        return frames + list(stream.frames())
+
+    with python_session.open_stream(Options(steps=1)) as other:
+        wanted = talk(other)
+    for overlap in (0, 1):
+        with c_session.open_stream(steps=1, overlap=overlap) as stream:
+            assert_same(talk(stream), wanted)
+            stream.call("stream_reset")
+            assert_same(talk(stream), wanted)
+
+
+def test_two_streams_on_two_threads(
+    c_session: capi.CSession,
+    python_session: Session,
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+) -> None:
+    found: dict[int, list[Any]] = {}
+
+    def run(seed: int) -> None:
+        with c_session.open_stream(seed=seed, steps=1) as stream:
+            found[seed] = collect(stream, pictures, sound)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (1, 2):
+        with python_session.open_stream(Options(seed=seed, steps=1)) as other:
+            assert_same(found[seed], collect(other, pictures, sound))
+
+
+def test_an_idle_portrait_equals_pythons(
+    c_session: capi.CSession, python_session: Session, astronaut: np.ndarray
+) -> None:
+    portrait, speech = moving(astronaut, 1)[0], voice(0.3)
+    with c_session.open_stream(portrait=portrait, steps=1) as stream:
+        stream.push_audio(speech)
+        stream.call("finish")
+        found = list(stream.frames())
+    with python_session.open_stream(Options(steps=1), portrait=portrait) as other:
+        other.push_audio(speech)
+        other.finish()
+        assert_same(found, list(other.frames()))
+    assert len(found) == round(0.3 * FPS + 0.49)
+    assert sum(frame.samples.size for frame in found) == len(found) * RATE // FPS
