@@ -202,7 +202,8 @@ FaceTracker::Found FaceTracker::fit(const Tensor &frame, const Tensor &region, i
     const std::vector<double> v = numbers(judged[4]);
     Face found;
     found.measures = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11]};
-    if (!(found.measures.score >= MIN_MESH_SCORE)) return std::nullopt;
+    const bool placed = std::isfinite(v[12] + v[13] + v[14] + v[15]);
+    if (!(found.measures.score >= MIN_MESH_SCORE) || !placed) return std::nullopt;
     if (!last_) {
         found.measures.moved = found.measures.unlike_last = found.measures.light_step = 0.0;
     }
