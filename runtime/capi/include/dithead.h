@@ -205,7 +205,8 @@ typedef struct dithead_stream_options {
                                  leaves frames out where the machine is too slow; 0: as fast as they
                                  are pulled. 1 */
     int32_t rate_numerator;   /* frames a second, as a fraction: the rate of a portrait, or how long */
-    int32_t rate_denominator; /* the first pushed frame lasts; 1 to 1000000, and 1 to 100000. 25 / 1 */
+    int32_t rate_denominator; /* the first pushed frame lasts; 1 to 1000000, and 1 to 100000, and
+                                 a frame lasts 600 s at most. 25 / 1 */
     int32_t portrait_width;
     int32_t portrait_height;
     int32_t reserved;         /* 0 */

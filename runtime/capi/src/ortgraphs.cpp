@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "error.hpp"
+#include "graphtable.hpp"
 
 namespace dithead {
 namespace {
@@ -42,6 +43,7 @@ OrtGraphs::OrtGraphs(const OpenOptions &options)
       log_(std::make_shared<const Log>(options.log)), environment_(shared_environment()),
       provider_(options, environment_, log_),
       precision_(options.provider == "cpu" ? "fp32" : manifest_.precision) {
+    check_ports(manifest_);
     environment_->add_log(log_);
     const std::vector<std::string> &targets = manifest_.targets;
     if (std::find(targets.begin(), targets.end(), provider_.target()) == targets.end()) {
@@ -119,6 +121,7 @@ fs::path OrtGraphs::path(const GraphEntry &graph, const OnnxFile &file) {
 
 std::unique_ptr<Graphs> open_graphs(const OpenOptions &options) {
     auto graphs = std::make_unique<OrtGraphs>(options);
+    require_graphs(graphs->manifest());
     graphs->preload();
     return graphs;
 }

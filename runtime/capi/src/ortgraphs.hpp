@@ -22,7 +22,8 @@ namespace dithead {
 // GPU's provider would pass to the CPU.
 class OrtGraphs : public Graphs {
 public:
-    // Throws Error: DITHEAD_ERROR_BUNDLE, DITHEAD_ERROR_PROVIDER.
+    // The bundle may hold only some of the graphs. Throws Error: DITHEAD_ERROR_BUNDLE,
+    // DITHEAD_ERROR_PROVIDER.
     explicit OrtGraphs(const OpenOptions &options);
 
     // Opens the graphs that every stream runs, whatever the size of frame and face.

@@ -170,8 +170,9 @@ void Speech::put_off(std::int64_t start) {
 
 std::vector<float> Speech::read(const Picture &picture) {
     std::unique_lock lock(mutex_);
-    while (sound_.end() == read_) {
-        if (stopped_ || paused_) throw Stopped();
+    while (true) {
+        if (stopped_ || paused_) throw Stopped(); // however much there is to hear
+        if (sound_.end() > read_) break;
         if (finished_) return {};
         if (!patience_s_) {
             changed_.wait(lock);

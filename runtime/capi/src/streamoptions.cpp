@@ -42,6 +42,10 @@ FrameRate checked_rate(const dithead_stream_options &options) {
         in_range(options.rate_numerator, "rate_numerator", 1, 1'000'000);
     const std::int64_t denominator =
         in_range(options.rate_denominator, "rate_denominator", 1, 100'000);
+    if (denominator > LONGEST_GAP_S * numerator) {
+        refuse("a frame may last 600 s at most: the rate is " + std::to_string(numerator) + " / " +
+               std::to_string(denominator) + " a second");
+    }
     const std::int64_t common = std::gcd(numerator, denominator);
     return {numerator / common, denominator / common};
 }

@@ -7,9 +7,6 @@
 namespace dithead {
 namespace {
 
-// From sound and frames to the next pushed frame, in a stream that idles.
-constexpr std::int64_t LONGEST_GAP_S = 600;
-
 std::int64_t memory_of(const AudioConfig &config) {
     return config.chunk_samples() + config.hop_samples();
 }

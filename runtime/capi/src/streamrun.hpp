@@ -21,6 +21,9 @@
 
 namespace dithead {
 
+// From sound and frames to the next frame, in a stream that idles.
+constexpr std::int64_t LONGEST_GAP_S = 600;
+
 enum class Idle { wait, rest, pass };
 
 struct StreamSettings {

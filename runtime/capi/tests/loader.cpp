@@ -2,8 +2,10 @@
 //
 // usage: capi_loader manifest BUNDLE                       what the manifest says, as JSON
 //        capi_loader open BUNDLE PROVIDER [LIBRARY]        opens the graphs that every stream runs
+//        capi_loader complete BUNDLE                       the same, and none may be missing
 //        capi_loader run BUNDLE GRAPH THREADS OUT IN...    raw inputs -> raw outputs, OUT.0 ...
 //        capi_loader sizes                                 which sizes stay open
+//        capi_loader table                                 the graphs that the library expects
 //
 // An input is FILE or FILE:SIDE,SIDE... where its shape is open. Exits with minus the status, after
 // its message on stderr.
@@ -16,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include "error.hpp"
+#include "graphtable.hpp"
 #include "ortgraphs.hpp"
 
 using dithead::Tensor;
@@ -162,7 +165,13 @@ int main(int count, char **arguments) {
         } else if (command == "open" && (count == 4 || count == 5)) {
             dithead::OpenOptions open = options(arguments[2], arguments[3], 1);
             if (count == 5) open.provider_library = arguments[4];
-            std::cout << dithead::open_graphs(open)->largest_rectangle() << "\n";
+            dithead::OrtGraphs graphs(open);
+            graphs.preload();
+            std::cout << graphs.opened_bytes() << "\n";
+        } else if (command == "complete" && count == 3) {
+            dithead::open_graphs(options(arguments[2], "cpu", 1));
+        } else if (command == "table") {
+            std::cout << dithead::graph_table();
         } else if (command == "run" && count >= 6) {
             run(arguments + 2, count - 2);
         } else if (command == "sizes") {

@@ -295,6 +295,7 @@ TEST(what_cannot_be_asked_for) {
     refused([](auto &o) { o.idle = DITHEAD_IDLE_REST, o.patience_us = -2; });
     refused([](auto &o) { o.rate_denominator = 0; });
     refused([](auto &o) { o.rate_numerator = -25; });
+    refused([](auto &o) { o.rate_numerator = 1, o.rate_denominator = 601; });
     refused([](auto &o) { o.reserved = 1; });
     refused([&](auto &o) { o.portrait = image.data(); });
 
