@@ -16,6 +16,8 @@ import torch
 from bundles import SMALL, cases
 
 from dithead.bundle import manifest as mf
+from dithead.bundle.graphspecs import graph_specs
+from dithead.export.inputs import example_inputs
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.torchgraphs import TorchGraphs
 
@@ -104,9 +106,6 @@ def test_graphs_give_the_same_bits_as_in_python(
 def test_every_graph_of_a_whole_bundle_gives_the_same_bits(
     shipped_bundle: Path, tmp_path: Path
 ) -> None:
-    from dithead.bundle.graphspecs import graph_specs
-    from dithead.export.inputs import example_inputs
-
     manifest = mf.read_manifest(shipped_bundle)
     config = manifest.model_config()
     generator = torch.Generator().manual_seed(1)
@@ -336,6 +335,43 @@ def test_inputs_that_do_not_fit_are_named(small_bundle: Path, tmp_path: Path) ->
     assert "graph 'noise', input 'seed': expected int64 [1], found int64 [2]" in message
     message = loader(*run, tmp_path / "one", status=STAGE)
     assert "graph 'noise' takes 2 inputs, found 1" in message
+
+
+def test_the_table_of_graphs_is_that_of_python() -> None:
+    found = {}
+    for line in loader("table").strip().splitlines():
+        name, _, ports = line.partition(": ")
+        inputs, _, outputs = ports.partition(" -> ")
+        names = [tuple(p.partition("(")[0] for p in side.split()) for side in (inputs, outputs)]
+        found[name.replace("SIDE", "64")] = names
+    unused = "interpolator"
+    specs = [spec for spec in graph_specs(64) if spec.name != unused]
+    assert found == {spec.name: [spec.inputs, spec.outputs] for spec in specs}
+
+
+@pytest.mark.parametrize(
+    ("graph", "port", "shape"),
+    [("dit_step", "noisy", [1, 4, 8, 9]), ("noise", "seed", [2]), ("dit_context", "window", [7])],
+)
+def test_graphs_with_other_shapes_are_refused(
+    change: Callable[..., Path], graph: str, port: str, shape: list[int]
+) -> None:
+    def by(values: dict) -> None:
+        entry = next(entry for entry in values["graphs"] if entry["name"] == graph)
+        next(p for p in entry["inputs"] if p["name"] == port)["shape"] = shape
+
+    message = loader("open", change(by), "cpu", status=BUNDLE)
+    assert f"graph '{graph}' was made by another version" in message and f"{port}(" in message
+
+
+def test_a_bundle_of_some_graphs_is_not_complete(small_bundle: Path) -> None:
+    message = loader("complete", small_bundle, status=BUNDLE)
+    assert "the bundle has no graph 'face_detector'" in message
+
+
+@pytest.mark.slow
+def test_a_whole_bundle_is_complete(shipped_bundle: Path) -> None:
+    loader("complete", shipped_bundle)
 
 
 def test_the_sizes_in_use_stay_open() -> None:
