@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -439,7 +440,7 @@ class FaceTracker:
         )
         values = self._read(measures).tolist()
         seen, (left, top, right, bottom, *middle) = Measures(*values[:MEASURES]), values[MEASURES:]
-        if not seen.score >= MIN_MESH_SCORE:
+        if not (seen.score >= MIN_MESH_SCORE and isfinite(left + top + right + bottom)):
             return None
         if last is None:
             seen = replace(seen, moved=0.0, unlike_last=0.0, light_step=0.0)
