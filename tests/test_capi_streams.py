@@ -18,6 +18,7 @@ from streams import BLANK, FPS, RATE, TIMES, moving, voice, warble
 
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.options import Options
+from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session
 from dithead.runtime.stream import Stream
@@ -40,7 +41,10 @@ def test_programs(program: str) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint_file: Path, made_once: Any) -> Path:
-    """All graphs of the small random model, for a CPU."""
+    """All graphs of the small random model, for a CPU; DITHEAD_CAPI_BUNDLE names another bundle
+    that was made before."""
+    if before := os.environ.get("DITHEAD_CAPI_BUNDLE"):
+        return Path(before)
     options = ExportOptions(targets=("cpu",), largest_rectangle=256)
     made = made_once("capi", lambda f: export_bundle(str(checkpoint_file), f / "bundle", options))
     return Path(made) / "bundle"
@@ -59,8 +63,9 @@ def c_session(library: capi.Library, bundle: Path) -> Iterator[capi.CSession]:
 
 @pytest.fixture(scope="module")
 def python_session(bundle: Path) -> Session:
+    """With all graphs in ONNX Runtime, as in C; on a CPU, Session.open runs some in PyTorch."""
     torch.set_num_threads(1)
-    return Session.open("onnxruntime", bundle=bundle, threads=1)
+    return Session(OnnxGraphs(bundle, torch.device("cpu"), threads=1))
 
 
 def show(stream: capi.CStream | Stream, pictures: Sequence[np.ndarray]) -> threading.Thread:
