@@ -1,5 +1,5 @@
-// A still portrait that speaks: raw 16 kHz mono floats on stdin, raw RGB frames (25 a second) on stdout.
-//   ffmpeg -i speech.mp3 -f f32le -ac 1 -ar 16000 - | minimal tiny-cpu 640 480 portrait.rgb > out.rgb
+// A still portrait that speaks: raw 16 kHz mono floats on stdin, raw RGB frames on stdout.
+//   ffmpeg -i speech.mp3 -f f32le -ac 1 -ar 16000 - | minimal tiny-cpu 640 480 in.rgb > out.rgb
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -21,7 +21,7 @@ int main(int count, char **words) {
     const std::vector<char> portrait(std::istreambuf_iterator<char>(file), {});
     const int width = std::atoi(words[2]), height = std::atoi(words[3]);
     std::vector<uint8_t> image(static_cast<size_t>(width) * static_cast<size_t>(height) * 3);
-    if (portrait.size() != image.size()) return std::fputs("the portrait has another size\n", stderr), 1;
+    if (portrait.size() != image.size()) return std::fputs("the sizes differ\n", stderr), 1;
 
     dithead_session_options setup;
     check(dithead_session_options_init(&setup, sizeof setup));
@@ -37,7 +37,8 @@ int main(int count, char **words) {
     options.portrait_stride = static_cast<size_t>(width) * 3;
     dithead_stream *opened = nullptr;
     check(dithead_stream_create(session, &options, &opened));
-    const std::unique_ptr<dithead_stream, void (*)(dithead_stream *)> stream(opened, dithead_stream_destroy);
+    const std::unique_ptr<dithead_stream, void (*)(dithead_stream *)> stream(
+        opened, dithead_stream_destroy);
     dithead_session_destroy(session); // the stream keeps what it needs
 
     std::vector<float> samples(1600);

@@ -188,7 +188,8 @@ static bool pump(job *work) {
     frame.height = asked->height;
     frame.stride = (size_t)asked->width * 3;
     bool ended = false;
-    for (int64_t n = 0; fread(work->frame, 1, work->frame_size, work->in) == work->frame_size; ++n) {
+    for (int64_t n = 0; fread(work->frame, 1, work->frame_size, work->in) == work->frame_size;
+         ++n) {
         frame.pts_us = (n * asked->per * 1000000 + asked->rate / 2) / asked->rate;
         dithead_status status = DITHEAD_WOULD_BLOCK;
         while ((status = dithead_push_frame(work->stream, &frame, 0)) == DITHEAD_WOULD_BLOCK) {

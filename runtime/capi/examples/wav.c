@@ -15,7 +15,7 @@ static void put(uint8_t *bytes, uint32_t value, int size) {
     for (int n = 0; n < size; ++n) bytes[n] = (uint8_t)(value >> 8 * n);
 }
 
-/* Reads up to `most` bytes: a file may come through a pipe, and its header may not know its length. */
+/* Reads up to `most` bytes: a header that came through a pipe may not know the length. */
 static uint8_t *read_bytes(FILE *file, uint32_t most, size_t *size) {
     uint8_t *bytes = NULL;
     size_t room = 0, had = 0;

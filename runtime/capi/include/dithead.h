@@ -21,18 +21,18 @@
  *     dithead_output out;
  *     dithead_output_init(&out, sizeof out);
  *     out.pixels = revoiced; out.pixels_capacity = sizeof revoiced; out.stride = 640 * 3;
- *     dithead_pull_frame(stream, &out, DITHEAD_WAIT_FOREVER);            // the same frame, speaking
+ *     dithead_pull_frame(stream, &out, DITHEAD_WAIT_FOREVER);          // the same frame, speaking
  *     dithead_stream_destroy(stream);
  *     dithead_session_destroy(session);
  *
  * OWNERSHIP. A handle that a _create function gives belongs to the caller until the matching
- * _destroy; _destroy accepts NULL. A stream keeps the weights alive that it needs, so a session may
- * be destroyed before its streams. Whatever a pointer argument points at is read, copied or written
- * before the call returns, and never kept. Text is UTF-8 and ends with a zero.
+ * _destroy; _destroy accepts NULL. A stream keeps the weights alive that it needs, so a session
+ * may be destroyed before its streams. Whatever a pointer argument points at is read, copied or
+ * written before the call returns, and never kept. Text is UTF-8 and ends with a zero.
  *
- * THREADS. A session may be used by any thread at any time, and streams of one session work beside
- * each other. Each of these groups of calls on one stream may have its own thread, and the threads
- * need no lock between them:
+ * THREADS. A session may be used by any thread at any time, and streams of one session work
+ * beside each other. Each of these groups of calls on one stream may have its own thread, and the
+ * threads need no lock between them:
  *
  *     dithead_push_audio, dithead_mark, dithead_mark_end
  *     dithead_push_frame, dithead_set_portrait
@@ -40,16 +40,18 @@
  *
  * The second of two calls of one group at once returns DITHEAD_ERROR_BUSY and does nothing. The
  * other calls on a stream may come from any thread. Nothing may be called on a handle during or
- * after its _destroy: to end a call that waits in another thread, call dithead_stream_stop, wait for
- * that thread, then destroy. Inside the log callback, no function of this library may be called.
+ * after its _destroy: to end a call that waits in another thread, call dithead_stream_stop, wait
+ * for that thread, then destroy. Inside the log callback, no function of this library may be
+ * called.
  *
- * ERRORS. A function that can fail returns a dithead_status: 0 is success, above 0 is an answer that
- * is no error, below 0 is an error. Where an error is returned, nothing was taken and nothing
- * written, except where a function says otherwise. Results are given by pointer. A failed stage ends
- * a stream for good (DITHEAD_ERROR_STAGE from then on); dithead_stream_reset makes it new.
+ * ERRORS. A function that can fail returns a dithead_status: 0 is success, above 0 is an answer
+ * that is no error, below 0 is an error. Where an error is returned, nothing was taken and
+ * nothing written, except where a function says otherwise. Results are given by pointer. A failed
+ * stage ends a stream for good (DITHEAD_ERROR_STAGE from then on); dithead_stream_reset makes it
+ * new.
  *
- * STRUCTS begin with struct_size, so that programs built with an older header go on working with a
- * newer library. Fill them with their _init function, and then change what differs.
+ * STRUCTS begin with struct_size, so that programs built with an older header go on working with
+ * a newer library. Fill them with their _init function, and then change what differs.
  */
 #ifndef DITHEAD_H
 #define DITHEAD_H
@@ -96,11 +98,11 @@ enum {
     DITHEAD_ERROR_UNSUPPORTED = -3,      /* not in this build of the library */
     DITHEAD_ERROR_BUNDLE = -4,           /* the bundle is missing, damaged or of another version */
     DITHEAD_ERROR_PROVIDER = -5,         /* the provider or its device cannot be used here */
-    DITHEAD_ERROR_STATE = -6,            /* not now: after dithead_finish, or times do not increase */
+    DITHEAD_ERROR_STATE = -6,            /* not now: after dithead_finish; times do not increase */
     DITHEAD_ERROR_BUFFER_TOO_SMALL = -7, /* the sizes that are needed were written */
     DITHEAD_ERROR_BUSY = -8,             /* another thread is in this call or one of its group */
     DITHEAD_ERROR_STAGE = -9,            /* a stage failed; the message names it and the frame */
-    DITHEAD_ERROR_STOPPED = -10,         /* the stream was stopped, or reset while the call waited */
+    DITHEAD_ERROR_STOPPED = -10,         /* the stream was stopped, or reset while it waited */
     DITHEAD_ERROR_INTERNAL = -11         /* a fault of the library: please report it */
 };
 
@@ -115,10 +117,15 @@ DITHEAD_API const char *dithead_last_error(void);
 
 typedef struct dithead_session dithead_session;
 
-enum { DITHEAD_LOG_DEBUG = 0, DITHEAD_LOG_INFO = 1, DITHEAD_LOG_WARNING = 2, DITHEAD_LOG_ERROR = 3 };
+enum {
+    DITHEAD_LOG_DEBUG = 0,
+    DITHEAD_LOG_INFO = 1,
+    DITHEAD_LOG_WARNING = 2,
+    DITHEAD_LOG_ERROR = 3
+};
 
-/* Takes one message of the library or of ONNX Runtime. Called from any thread, from several at once,
- * until the session and its streams are destroyed. level: DITHEAD_LOG_... */
+/* Takes one message of the library or of ONNX Runtime. Called from any thread, from several at
+ * once, until the session and its streams are destroyed. level: DITHEAD_LOG_... */
 typedef void (*dithead_log_callback)(void *user_data, int32_t level, const char *message);
 
 typedef struct dithead_session_options {
@@ -127,8 +134,8 @@ typedef struct dithead_session_options {
     const char *provider;         /* "cpu", "cuda", "tensorrt" or "tensorrt-rtx"; NULL: "cpu". Never
                                      replaced by another: what it cannot run is an error */
     int32_t device;               /* number of the GPU, from 0; 0 with "cpu" */
-    int32_t threads;              /* CPU threads of each graph, from 1; 0: a quarter of the cores, as
-                                     a stream's stages work beside each other */
+    int32_t threads;              /* CPU threads of each graph, from 1; 0: a quarter of the cores,
+                                     as a stream's stages work beside each other */
     const char *provider_library; /* the plug-in provider's library file for "tensorrt-rtx"; NULL:
                                      beside ONNX Runtime */
     dithead_log_callback log;     /* NULL: messages are dropped */
@@ -153,10 +160,10 @@ typedef struct dithead_stream dithead_stream;
 
 enum {
     DITHEAD_PIXELS_RGB24 = 0, /* 3 bytes a pixel: red, green, blue */
-    DITHEAD_PIXELS_NV12 = 1,  /* BT.709, limited range; even width and height. Below the H rows of Y,
-                                 H / 2 rows of U and V in turn, with the same stride */
+    DITHEAD_PIXELS_NV12 = 1,  /* BT.709, limited range; even width and height. Below the H rows of
+                                 Y, H / 2 rows of U and V in turn, with the same stride */
     DITHEAD_PIXELS_I420 = 2   /* the same, but H / 2 rows of U and then H / 2 of V, with half the
-                                 stride, which is even. NV12 and I420 need a build with libswscale */
+                                 stride, which is even. Both need a build with libswscale */
 };
 
 enum {
@@ -195,23 +202,23 @@ typedef struct dithead_stream_options {
                                  The frames are the same. 1 */
     int32_t in_flight;        /* most frames in progress, 1 to 64: fewer cost throughput, more cost
                                  latency; 6 */
-    int32_t waiting;          /* most pushed frames that wait before those, 1 to 4096; 24. Live sound
-                                 for a frame comes up to 0.38 s after it with `tiny` */
+    int32_t waiting;          /* most pushed frames that wait before those, 1 to 4096; 24. Live
+                                 sound for a frame comes up to 0.38 s after it with `tiny` */
     int32_t idle;             /* DITHEAD_IDLE_...; wait */
-    int64_t patience_us;      /* with rest and pass: how long a frame waits for sound before the next
-                                 moment counts as silent. DITHEAD_PATIENCE_DEFAULT: what the model
-                                 must hear ahead plus 0.1 s; the only value that wait allows */
-    int32_t realtime;         /* with rest and pass: 1 shows a portrait at the pace of the clock, and
-                                 leaves frames out where the machine is too slow; 0: as fast as they
-                                 are pulled. 1 */
-    int32_t rate_numerator;   /* frames a second, as a fraction: the rate of a portrait, or how long */
-    int32_t rate_denominator; /* the first pushed frame lasts; 1 to 1000000, and 1 to 100000, and
-                                 a frame lasts 600 s at most. 25 / 1 */
+    int64_t patience_us;      /* with rest and pass: how long a frame waits for sound before the
+                                 next moment counts as silent. DITHEAD_PATIENCE_DEFAULT: what the
+                                 model must hear ahead plus 0.1 s; wait allows no other value */
+    int32_t realtime;         /* with rest and pass: 1 shows a portrait at the pace of the clock,
+                                 and leaves frames out where the machine is too slow; 0: as fast as
+                                 they are pulled. 1 */
+    int32_t rate_numerator;   /* frames a second: the rate of a portrait, or how long the first */
+    int32_t rate_denominator; /* pushed frame lasts. 1 to 1000000 / 1 to 100000, and a frame lasts
+                                 600 s at most; 25 / 1 */
     int32_t portrait_width;
     int32_t portrait_height;
     int32_t reserved;         /* 0 */
-    const uint8_t *portrait;  /* a still that the stream shows by itself, in pixel_format, instead of
-                                 pushed frames; NULL: frames are pushed */
+    const uint8_t *portrait;  /* a still that the stream shows by itself, in pixel_format, instead
+                                 of pushed frames; NULL: frames are pushed */
     size_t portrait_stride;   /* bytes from one row to the next */
 } dithead_stream_options;
 
@@ -250,9 +257,10 @@ DITHEAD_API size_t dithead_stream_last_error(dithead_stream *stream, char *buffe
  *
  * samples: mono, 16 kHz, -1 to 1, all of them finite. count: how many; 0 is allowed, and then
  *     samples may be NULL.
- * first_sample: the number of the first one on the stream's clock, whose 0 is the time 0 of frames:
- *     silence fills the gap to what was pushed before, of at most 600 s. DITHEAD_NEXT_SAMPLE: right
- *     behind that. DITHEAD_ERROR_STATE if sound for that time was already there. */
+ * first_sample: the number of the first one on the stream's clock, whose 0 is the time 0 of
+ *     frames. Silence fills the gap to what was pushed before, of at most 600 s.
+ *     DITHEAD_NEXT_SAMPLE: right behind that. DITHEAD_ERROR_STATE if sound for that time was
+ *     already there. */
 DITHEAD_API dithead_status dithead_push_audio(dithead_stream *stream, const float *samples,
                                               size_t count, int64_t first_sample);
 
@@ -261,8 +269,8 @@ DITHEAD_API dithead_status dithead_push_audio(dithead_stream *stream, const floa
 DITHEAD_API dithead_status dithead_finish_audio(dithead_stream *stream);
 
 /* Drops at once the speech that has not gone out with a frame yet (somebody interrupts). Frames in
- * progress are made again without it, and tracking goes on, so nothing jumps. Sound pushed from now
- * on begins with the next frame that is pulled. Waits for the step at which each stage works. */
+ * progress are made again without it, and tracking goes on, so nothing jumps. Sound pushed from
+ * now on begins with the next frame that is pulled. Waits for each stage's present step. */
 DITHEAD_API dithead_status dithead_flush_audio(dithead_stream *stream);
 
 /* Names the piece of speech that is pushed from now on; the piece before it ends. Frames then tell
@@ -275,8 +283,8 @@ DITHEAD_API dithead_status dithead_mark_end(dithead_stream *stream);
 /* Where the sound stands. Each pointer may be NULL.
  *
  * next_sample: the number that DITHEAD_NEXT_SAMPLE means now.
- * queued_samples: pushed samples that have not gone out with a frame; silence that the stream filled
- *     in does not count. */
+ * queued_samples: pushed samples that have not gone out with a frame; silence that the stream
+ *     filled in does not count. */
 DITHEAD_API dithead_status dithead_get_audio_position(dithead_stream *stream, int64_t *next_sample,
                                                       int64_t *queued_samples);
 
@@ -292,8 +300,8 @@ typedef struct dithead_frame {
     int32_t height;        /* 2 to 16384 */
     int64_t pts_us;        /* presentation time in microseconds, later than the last frame's; within
                               2^53 of 0, the start of the sound */
-    int32_t has_face_box;  /* 1: face_box says where the speaker's face is. 0: go on with the face of
-                              the frame before. 0 */
+    int32_t has_face_box;  /* 1: face_box says where the speaker's face is. 0: go on with the face
+                              of the frame before. 0 */
     float face_box[4];     /* left, top, right, bottom in pixels; all 0: nobody speaks */
     int32_t reserved;      /* 0 */
 } dithead_frame;
@@ -310,8 +318,8 @@ DITHEAD_API dithead_status dithead_frame_init(dithead_frame *frame, size_t struc
 DITHEAD_API dithead_status dithead_push_frame(dithead_stream *stream, const dithead_frame *frame,
                                               int64_t timeout_us);
 
-/* Shows another portrait from the next frame that is started; only for a stream that was opened with
- * one. stride: bytes from one row to the next. */
+/* Shows another portrait from the next frame that is started; only for a stream that was opened
+ * with one. stride: bytes from one row to the next. */
 DITHEAD_API dithead_status dithead_set_portrait(dithead_stream *stream, const uint8_t *pixels,
                                                 int32_t width, int32_t height, size_t stride);
 
@@ -375,8 +383,8 @@ typedef struct dithead_output {
 /* Fills an output with defaults: no buffers. struct_size: sizeof(dithead_output). */
 DITHEAD_API dithead_status dithead_output_init(dithead_output *output, size_t struct_size);
 
-/* Takes the next finished frame, waiting for it. Every frame comes, in order. Bytes between the rows
- * of a picture are not written.
+/* Takes the next finished frame, waiting for it. Every frame comes, in order. Bytes between the
+ * rows of a picture are not written.
  *
  * timeout_us: how long to wait; 0 does not, DITHEAD_WAIT_FOREVER waits without a limit.
  *
@@ -410,7 +418,7 @@ typedef struct dithead_stage_statistics {
     char name[32];
     uint64_t frames;          /* that the stage worked on; one made again counts again */
     int64_t busy_us;          /* time that it worked, in all */
-    int64_t work_p50_us;      /* time that it works on a frame, over the latest 1024; -1: none yet */
+    int64_t work_p50_us;      /* what a frame takes, over the latest 1024; -1: none yet */
     int64_t work_p95_us;
     int64_t work_p99_us;
 } dithead_stage_statistics;

@@ -38,7 +38,7 @@ public:
     // Returns to a state in which fewer samples had been pushed; others may follow then.
     // before: gives the `count` samples before number `end`, with zeros before the first.
     void go_back(std::int64_t received,
-                 const std::function<std::vector<float>(std::int64_t end, std::int64_t count)> &before,
+                 const std::function<std::vector<float>(std::int64_t, std::int64_t)> &before,
                  const Features &features, std::optional<std::int64_t> last_time_us);
 
 private:

@@ -1,5 +1,5 @@
-// What every C function does at the border: nothing thrown leaves the library, errors are noted, and
-// structs of other sizes are read and written.
+// What every C function does at the border: nothing thrown leaves the library, errors are noted,
+// and structs of other sizes are read and written.
 #pragma once
 
 #include <array>
@@ -101,7 +101,8 @@ template <class Struct> Struct read_struct(const Struct *given, const char *name
 
 // The body of an _init function.
 template <class Struct>
-dithead_status init_struct(Struct *out, std::size_t size, const char *name, const Struct &defaults) {
+dithead_status init_struct(Struct *out, std::size_t size, const char *name,
+                           const Struct &defaults) {
     require(out, name);
     check_size<Struct>(size, name);
     *out = defaults;

@@ -41,8 +41,9 @@ Tensor lay_on(const Tensor &picture, int left, int top, const Tensor &rectangle,
 }
 
 bool SamePicture::operator()(const Tensor &image) {
-    const bool same = last_.defined() && last_.shape() == image.shape() &&
-                      (last_.is(image) || std::memcmp(last_.data(), image.data(), image.bytes()) == 0);
+    const bool same =
+        last_.defined() && last_.shape() == image.shape() &&
+        (last_.is(image) || std::memcmp(last_.data(), image.data(), image.bytes()) == 0);
     if (!same) last_ = image;
     return same;
 }

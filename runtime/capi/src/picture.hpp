@@ -30,8 +30,8 @@ struct Picture {
     std::int64_t width() const { return image.shape()[1]; }
 };
 
-// A copy of a picture (H, W, 3) with a rectangle (S, S, 3) laid on it where its mask (S, S) is above
-// 0. The rectangle may reach beyond the picture.
+// A copy of a picture (H, W, 3) with a rectangle (S, S, 3) laid on it where its mask (S, S) is
+// above 0. The rectangle may reach beyond the picture.
 Tensor lay_on(const Tensor &picture, int left, int top, const Tensor &rectangle,
               const Tensor &mask);
 

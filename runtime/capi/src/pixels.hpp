@@ -19,8 +19,8 @@ PixelFormat checked_format(std::int32_t format);
 Tensor to_rgb(const std::uint8_t *pixels, std::int64_t width, std::int64_t height,
               std::size_t stride, PixelFormat format);
 
-// Bytes that a picture takes; stride 0: rows follow each other. Throws Error: the stride or the size
-// does not fit the format.
+// Bytes that a picture takes; stride 0: rows follow each other. Throws Error: the stride or the
+// size does not fit the format.
 std::size_t bytes_of_picture(std::int64_t width, std::int64_t height, std::size_t stride,
                              PixelFormat format);
 

@@ -28,7 +28,7 @@ struct Schedule {
     std::vector<Durations> &clocks; // how long each stage works on a frame
     std::vector<Waited *> waits;    // what threads may be waiting for
     int in_flight = 1;              // most frames in progress
-    bool overlap = true;            // whether each stage has a thread; otherwise one runs all in turn
+    bool overlap = true;            // whether each stage has a thread; else one runs all in turn
     std::function<FramePointer(Picture picture)> load;
     std::function<void()> ended;                    // called when all frames have passed through
     std::function<void(const Error &error)> failed; // called with the first error, from any thread
@@ -51,8 +51,8 @@ public:
     void stop();
 
     // Stops each thread after its present step, and leaves the stages to another scheduler. The
-    // caller pauses what threads may be waiting for. Returns the frames in progress. Throws Error: a
-    // stage takes too long, give_up was called, or a stage has failed.
+    // caller pauses what threads may be waiting for. Returns the frames in progress. Throws Error:
+    // a stage takes too long, give_up was called, or a stage has failed.
     std::vector<FramePointer> halt();
     // Lets a halt that waits for a stage end at once.
     void give_up();

@@ -27,7 +27,8 @@ void Line::add_silence(std::int64_t count) {
 }
 
 void Line::cut(std::int64_t last) {
-    if (end() > last) samples_.resize(static_cast<std::size_t>(std::max<std::int64_t>(0, last - start_)));
+    const std::int64_t kept = std::max<std::int64_t>(0, last - start_);
+    if (end() > last) samples_.resize(static_cast<std::size_t>(kept));
 }
 
 void Line::drop_before(std::int64_t start) {
@@ -55,9 +56,9 @@ void Speech::push(const float *samples, std::size_t count, std::optional<std::in
     check_open();
     const std::int64_t end = sound_.end();
     if (first && *first < end) {
-        throw Error(DITHEAD_ERROR_STATE,
-                    "sound from sample " + std::to_string(*first) + " on, where sound up to sample " +
-                        std::to_string(end) + " is already there");
+        throw Error(DITHEAD_ERROR_STATE, "sound from sample " + std::to_string(*first) +
+                                             " on, where sound up to sample " +
+                                             std::to_string(end) + " is already there");
     }
     if (first && *first - end > LONGEST_GAP) {
         throw Error(DITHEAD_ERROR_INVALID_ARGUMENT,

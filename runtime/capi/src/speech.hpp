@@ -43,12 +43,12 @@ private:
 };
 
 // The sound of one stream, mono at 16 kHz. It is kept until it has gone out with its frames, and as
-// far back as the model may have to hear it again. One thread may push sound, another read it, and a
-// third give it out.
+// far back as the model may have to hear it again. One thread may push sound, another read it, and
+// a third give it out.
 class Speech : public Waited {
 public:
-    // patience_s: how long a frame waits for sound before silence replaces it; nullopt waits without
-    // a limit. memory: samples that may be requested once more.
+    // patience_s: how long a frame waits for sound before silence replaces it; nullopt waits
+    // without a limit. memory: samples that may be requested once more.
     Speech(std::optional<double> patience_s, std::int64_t memory);
 
     // The pushed sound. These throw Stopped, or Error where the sound has ended.
@@ -68,8 +68,8 @@ public:
 
     // The sound that the model hears.
 
-    // The next samples, at most a second of them, waiting for them; empty at the end. If nothing has
-    // come for longer than the picture's patience, the next moment is silent. Throws Stopped.
+    // The next samples, at most a second of them, waiting for them; empty at the end. If nothing
+    // has come for longer than the picture's patience, the next moment is silent. Throws Stopped.
     std::vector<float> read(const Picture &picture);
     Moment length();      // of the sound so far
     std::int64_t kept();  // how many of the samples that were read are still to be heard
@@ -84,8 +84,8 @@ public:
         std::size_t samples = 0;
         std::size_t events = 0;
     };
-    // Writes the sound of the next frame, and the events in it, if it may and both fit; otherwise it
-    // changes nothing. until: when the frame after it is due, as far as this is known. samples,
+    // Writes the sound of the next frame, and the events in it, if it may and both fit; otherwise
+    // it changes nothing. until: when the frame after it is due, as far as this is known. samples,
     // events: nullptr if they are not wanted.
     std::pair<bool, Due> give(const Moment &until, bool may, float *samples,
                               std::size_t samples_capacity, std::vector<SpeechEvent> *events,

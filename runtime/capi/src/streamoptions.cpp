@@ -117,7 +117,8 @@ StreamSettings checked_settings(const dithead_stream_options &options, const Con
 Box checked_box(const float (&box)[4]) {
     Box checked{};
     std::copy(std::begin(box), std::end(box), checked.begin());
-    if (!std::all_of(checked.begin(), checked.end(), [](float edge) { return std::isfinite(edge); })) {
+    if (!std::all_of(checked.begin(), checked.end(),
+                     [](float edge) { return std::isfinite(edge); })) {
         refuse("a face's place must be finite numbers of pixels");
     }
     return checked;

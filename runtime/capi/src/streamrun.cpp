@@ -15,28 +15,6 @@ std::string seconds(const Moment &time) { return std::to_string(time.seconds()) 
 
 } // namespace
 
-bool Turn::take(const Deadline &deadline) {
-    std::unique_lock lock(mutex_);
-    if (!wait_until(changed_, lock, deadline, [this] { return !taken_; })) return false;
-    taken_ = true;
-    return true;
-}
-
-void Turn::end() {
-    const std::lock_guard lock(mutex_);
-    taken_ = false;
-    changed_.notify_all();
-}
-
-namespace {
-
-struct Ended {
-    Turn &turn;
-    ~Ended() { turn.end(); }
-};
-
-} // namespace
-
 StreamRun::StreamRun(Graphs &graphs, const StreamSettings &settings, Log log)
     : settings_(settings), log_(std::move(log)), generator_(graphs, settings.options),
       speech_(settings.patience_s, memory_of(graphs.config().audio)),
@@ -192,7 +170,7 @@ std::optional<Pulled> StreamRun::pull(const Buffers &buffers, const Deadline &de
                 if (!popped_) return std::nullopt;
             }
             if (!giving_.take(deadline)) return std::nullopt;
-            const Ended ended{giving_};
+            const Turn::Ended ended{giving_};
             if (popped_->edition != edition_) { // it is made anew
                 popped_.reset();
                 continue;
@@ -246,7 +224,7 @@ Pulled StreamRun::give(Frame &frame, const Buffers &buffers) {
 void StreamRun::flush_audio() {
     if (is_stopped()) throw_stopped();
     giving_.take(std::nullopt);
-    const Ended ended{giving_};
+    const Turn::Ended ended{giving_};
     try {
         rewind();
     } catch (const Error &error) { // or threads would wait for ever
@@ -277,7 +255,8 @@ void StreamRun::rewind() {
         const auto saved = std::find_if(again.begin(), again.end(), [&](const auto &frame) {
             return frame->undo.count(number) != 0;
         });
-        const auto restore = saved != again.end() ? (*saved)->undo[number] : stages_[number]->save();
+        const auto restore =
+            saved != again.end() ? (*saved)->undo[number] : stages_[number]->save();
         if (restore) restore();
     }
     for (const FramePointer &frame : again) frame->begin_again(first);
@@ -324,7 +303,7 @@ void StreamRun::stop(const std::string &why) {
     }
     scheduler_->stop();
     giving_.take(std::nullopt);
-    const Ended ended{giving_};
+    const Turn::Ended ended{giving_};
     const std::lock_guard lock(mutex_);
     taken_.clear();
     ++edition_;

@@ -4,7 +4,6 @@
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -18,6 +17,7 @@
 #include "pixels.hpp"
 #include "scheduler.hpp"
 #include "speech.hpp"
+#include "turn.hpp"
 
 namespace dithead {
 
@@ -68,18 +68,6 @@ struct Counts {
     std::array<std::uint64_t, 16> left_alone{};
     std::int64_t first_frame_us = -1;
     Percentiles latency;
-};
-
-// A lock that can be waited for only so long.
-class Turn {
-public:
-    bool take(const Deadline &deadline); // false: not by then
-    void end();
-
-private:
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    bool taken_ = false;
 };
 
 // Sound is pushed by one thread at a time, frames by another, and frames are pulled by a third. The

@@ -71,14 +71,16 @@ void to_rgb(const std::uint8_t *pixels, std::size_t stride, PixelFormat format, 
     if (stride > (1U << 30)) {
         throw Error(DITHEAD_ERROR_INVALID_ARGUMENT, "the stride is too large for libswscale");
     }
-    const int height = static_cast<int>(image.shape()[0]), width = static_cast<int>(image.shape()[1]);
+    const int height = static_cast<int>(image.shape()[0]);
+    const int width = static_cast<int>(image.shape()[1]);
     // libswscale only reads its source.
     const Planes from = planes_of(const_cast<std::uint8_t *>(pixels), stride, height, format);
     convert(from, of(format), rgb_planes(image), AV_PIX_FMT_RGB24, width, height);
 }
 
 void from_rgb(const Tensor &image, PixelFormat format, Tensor &picture) {
-    const int height = static_cast<int>(image.shape()[0]), width = static_cast<int>(image.shape()[1]);
+    const int height = static_cast<int>(image.shape()[0]);
+    const int width = static_cast<int>(image.shape()[1]);
     const Planes to = planes_of(picture.u8(), static_cast<std::size_t>(width), height, format);
     convert(rgb_planes(image), AV_PIX_FMT_RGB24, to, of(format), width, height);
 }

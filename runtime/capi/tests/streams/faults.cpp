@@ -27,7 +27,8 @@ TEST(a_failing_stage_ends_the_stream_and_not_the_session) {
     SessionHandle session;
     const std::vector<Bytes> images = pictures(9);
     const Sound sound = voice(0.4, 1);
-    for (const char *stage : {"track", "encode face", "denoise", "decode face", "blend", "detail"}) {
+    for (const char *stage :
+         {"track", "encode face", "denoise", "decode face", "blend", "detail"}) {
         for (const int overlap : {0, 1}) {
             const Change change = [&](dithead_stream_options &o) { o.overlap = overlap; };
             StreamHandle stream(session, change);

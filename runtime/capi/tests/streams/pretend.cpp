@@ -226,9 +226,9 @@ std::pair<Tensor, Tensor> FrameGenerator::blend(const Tensor &face, const Cut &c
     return {image, mask};
 }
 
-FrameGenerator::Detailed FrameGenerator::detail(const Tensor &blended, const Tensor &, const Cut &cut,
-                                                const Face &, const Tensor &, const Tensor &,
-                                                const Tensor &, double) {
+FrameGenerator::Detailed FrameGenerator::detail(const Tensor &blended, const Tensor &,
+                                                const Cut &cut, const Face &, const Tensor &,
+                                                const Tensor &, const Tensor &, double) {
     pretend::step("detail");
     state_->habit = pretend::hash(pretend::crop(blended.u8()), state_->habit);
     Tensor image = blended.clone();

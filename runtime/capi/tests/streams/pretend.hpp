@@ -1,5 +1,5 @@
-// A generator and graphs without a model, for tests of what schedules them: each result is a hash of
-// everything that it must depend on, so that nothing can be left out or taken twice unnoticed.
+// A generator and graphs without a model, for tests of what schedules them: each result is a hash
+// of everything that it must depend on, so that nothing can be left out or taken twice unnoticed.
 #pragma once
 
 #include <atomic>

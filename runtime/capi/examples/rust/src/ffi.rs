@@ -1,5 +1,5 @@
-//! The part of dithead.h that the example uses. The structs must be those of the header: the library
-//! compares their sizes in every `_init` call, and refuses others.
+//! The part of dithead.h that the example uses. The structs must be those of the header: the
+//! library compares their sizes in every `_init` call, and refuses others.
 #![allow(non_camel_case_types)]
 
 use std::ffi::{c_char, c_void};
