@@ -7,6 +7,8 @@ install(TARGETS dithead EXPORT dithead
     RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(FILES include/dithead.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 
+# Relative to the file itself, as `cmake --install` may be given another prefix.
+file(RELATIVE_PATH prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(cmake/dithead.pc.in dithead.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/dithead.pc
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
