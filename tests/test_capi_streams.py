@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import wave
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -204,3 +205,36 @@ def test_an_idle_portrait_equals_pythons(
         assert_same(found, list(other.frames()))
     assert len(found) == round(0.3 * FPS + 0.49)
     assert sum(frame.samples.size for frame in found) == len(found) * RATE // FPS
+
+
+def test_the_example_revoices_raw_frames(
+    c_session: capi.CSession,
+    bundle: Path,
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    program = BUILD / "examples" / "revoice"
+    if not program.exists():
+        pytest.skip(f"{program} was not built: make capi CAPI_OPTIONS=-DDITHEAD_EXAMPLES=ON")
+    pcm = (sound * 32767).astype("<i2")
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(pcm.tobytes())
+    height, width = pictures[0].shape[:2]
+    arguments = ["--size", f"{width}x{height}", "--threads", "1", "--sound", tmp_path / "out.wav"]
+    ran = subprocess.run(
+        [program, *arguments, bundle, tmp_path / "speech.wav"],
+        input=b"".join(image.tobytes() for image in pictures),
+        capture_output=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+    found = np.frombuffer(ran.stdout, np.uint8).reshape(len(pictures), height, width, 3)
+    with c_session.open_stream() as stream:
+        wanted = collect(stream, pictures, pcm.astype(np.float32) / 32768)
+    assert np.array_equal(found, [frame.image for frame in wanted])
+    heard = np.frombuffer((tmp_path / "out.wav").read_bytes()[44:], "<f4")
+    assert np.array_equal(heard, np.concatenate([frame.samples for frame in wanted]))
