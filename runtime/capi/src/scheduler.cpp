@@ -12,6 +12,9 @@ namespace {
 // Time within which halt expects a stage to finish its present step.
 constexpr std::chrono::seconds HALT(60);
 
+// With a text of its own: copies of an exception share theirs, between threads, too.
+Error copied(const Error &error) { return {error.status(), std::string(error.what())}; }
+
 // Names the stage and the frame in what it throws.
 template <class Work> auto at(const char *stage, std::int64_t frame, Work work) {
     const auto error = [&](const std::string &message) {
@@ -98,7 +101,7 @@ std::vector<FramePointer> Scheduler::halt() {
         std::unique_lock lock(mutex_);
         const bool gone = wait_until(changed_, lock, Clock::now() + HALT,
                                      [this] { return running_ == 0 || given_up_; });
-        if (error_) throw *error_;
+        if (error_) throw copied(*error_);
         if (given_up_) throw Error(DITHEAD_ERROR_STOPPED, "the stream was stopped");
         if (!gone) throw Error(DITHEAD_ERROR_STAGE, "a stage was still at work after 60 s");
     }
@@ -119,7 +122,7 @@ void Scheduler::fail(const Error &error) {
     {
         const std::lock_guard lock(mutex_);
         if (!error_) {
-            error_ = error;
+            error_.emplace(copied(error));
             first = true;
         }
     }
@@ -129,7 +132,7 @@ void Scheduler::fail(const Error &error) {
 
 void Scheduler::throw_error() {
     const std::lock_guard lock(mutex_);
-    if (error_) throw *error_;
+    if (error_) throw copied(*error_);
 }
 
 void Scheduler::stop_inboxes() {
