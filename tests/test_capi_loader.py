@@ -102,7 +102,6 @@ def test_graphs_give_the_same_bits_as_in_python(
         assert np.array_equal(found.view(np.uint8), value.numpy().reshape(-1).view(np.uint8))
 
 
-@pytest.mark.slow
 def test_every_graph_of_a_whole_bundle_gives_the_same_bits(
     shipped_bundle: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +369,6 @@ def test_a_bundle_of_some_graphs_is_not_complete(small_bundle: Path) -> None:
     assert "the bundle has no graph 'face_detector'" in message
 
 
-@pytest.mark.slow
 def test_a_whole_bundle_is_complete(shipped_bundle: Path) -> None:
     loader("complete", shipped_bundle)
 

@@ -8,16 +8,18 @@ import threading
 import wave
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import capi
 import numpy as np
 import pytest
 import torch
 from streams import BLANK, FPS, RATE, TIMES, moving, voice, warble
 
-from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.bench.clibrary import compare
 from dithead.options import Options
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.runtime.outputframe import OutputFrame
@@ -41,32 +43,23 @@ def test_programs(program: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint_file: Path, made_once: Any) -> Path:
-    """All graphs of the small random model, for a CPU; DITHEAD_CAPI_BUNDLE names another bundle
-    that was made before."""
-    if before := os.environ.get("DITHEAD_CAPI_BUNDLE"):
-        return Path(before)
-    options = ExportOptions(targets=("cpu",), largest_rectangle=256)
-    made = made_once("capi", lambda f: export_bundle(str(checkpoint_file), f / "bundle", options))
-    return Path(made) / "bundle"
-
-
-@pytest.fixture(scope="module")
 def library() -> capi.Library:
     return capi.Library(BUILD / "libdithead.so")
 
 
 @pytest.fixture(scope="module")
-def c_session(library: capi.Library, bundle: Path) -> Iterator[capi.CSession]:
-    with capi.CSession(library, bundle, threads=1) as session:
+def c_session(library: capi.Library, shipped_bundle: Path) -> Iterator[capi.CSession]:
+    with capi.CSession(library, shipped_bundle, threads=1) as session:
         yield session
 
 
 @pytest.fixture(scope="module")
-def python_session(bundle: Path) -> Session:
+def python_session(shipped_bundle: Path) -> Iterator[Session]:
     """With all graphs in ONNX Runtime, as in C; on a CPU, Session.open runs some in PyTorch."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return Session(OnnxGraphs(bundle, torch.device("cpu"), threads=1))
+    yield Session(OnnxGraphs(shipped_bundle, torch.device("cpu"), threads=1))
+    torch.set_num_threads(before)
 
 
 def show(stream: capi.CStream | Stream, pictures: Sequence[np.ndarray]) -> threading.Thread:
@@ -209,7 +202,7 @@ def test_an_idle_portrait_equals_pythons(
 
 def test_the_example_revoices_raw_frames(
     c_session: capi.CSession,
-    bundle: Path,
+    shipped_bundle: Path,
     pictures: list[np.ndarray],
     sound: np.ndarray,
     tmp_path: Path,
@@ -226,7 +219,7 @@ def test_the_example_revoices_raw_frames(
     height, width = pictures[0].shape[:2]
     arguments = ["--size", f"{width}x{height}", "--threads", "1", "--sound", tmp_path / "out.wav"]
     ran = subprocess.run(
-        [program, *arguments, bundle, tmp_path / "speech.wav"],
+        [program, *arguments, shipped_bundle, tmp_path / "speech.wav"],
         input=b"".join(image.tobytes() for image in pictures),
         capture_output=True,
         timeout=600,
@@ -238,3 +231,54 @@ def test_the_example_revoices_raw_frames(
     assert np.array_equal(found, [frame.image for frame in wanted])
     heard = np.frombuffer((tmp_path / "out.wav").read_bytes()[44:], "<f4")
     assert np.array_equal(heard, np.concatenate([frame.samples for frame in wanted]))
+
+
+def test_the_demo_clip_equals_pythons(
+    c_session: capi.CSession, python_session: Session, carphone_clip: Path
+) -> None:
+    """With frames that show nobody, frames in which nobody is to speak, and dropped speech."""
+    speech = voice(2.0)
+    with av.open(str(carphone_clip)) as container:
+        decoded = islice(container.decode(video=0), 30)
+        pictures = [frame.to_ndarray(format="rgb24") for frame in decoded]
+    pictures[10:13] = [np.full_like(pictures[0], 90)] * 3
+    nobody = (0.0, 0.0, 0.0, 0.0)
+    boxes = [nobody if 16 <= number < 18 else None for number in range(len(pictures))]
+
+    def talk(stream: capi.CStream | Stream) -> list[Any]:
+        stream.push_audio(speech)
+        shown = []
+        for number, (image, box) in enumerate(zip(pictures, boxes, strict=True)):
+            pts_us = round(number * 1_001_000_000 / 30_000)
+            if isinstance(stream, Stream):
+                stream.push_frame(image, Fraction(pts_us, 1_000_000), face_box=box)
+            else:
+                stream.push_frame(image, pts_us, face_box=box)
+            if number == 20:
+                shown = [stream.pull() for _ in range(6)]
+                flush(stream)
+                stream.push_audio(speech[8_000:])
+        finish(stream)
+        return shown + list(stream.frames())
+
+    with c_session.open_stream(seed=11) as stream:
+        found = talk(stream)
+        stream.call("stream_reset")
+        again = talk(stream)
+    with python_session.open_stream(Options(seed=11)) as other:
+        wanted = talk(other)
+    for one in (found, again):
+        assert_same(one, wanted)
+    reasons = [frame.left_alone for frame in found]
+    assert [n for n, reason in enumerate(reasons) if reason is not None] == [10, 11, 12, 16, 17]
+    assert reasons[16] == "nobody"
+
+
+def test_the_comparison_with_python_finds_the_same_frames(shipped_bundle: Path) -> None:
+    program = BUILD / "examples" / "revoice"
+    if not program.exists():
+        pytest.skip(f"{BUILD} lacks the examples: make test-capi builds them")
+    size = {"width": 176, "height": 144, "frames": 5, "rounds": 1}
+    found = compare(program, shipped_bundle, **size)
+    assert found["same_frames"]
+    assert found["medians"]["c"]["peak_mib"] > 10
