@@ -44,7 +44,7 @@ double ReferenceChoice::share() const {
 }
 
 Tensor ReferenceChoice::shown() const {
-    if (!before_.defined()) return latest_;
+    if (!before_.defined() || share() == 1.0) return latest_;
     const Tensor part = Tensor::scalar(static_cast<float>(share()));
     return graphs_->run("looks_mix", {before_, latest_, part})[0];
 }
