@@ -5,12 +5,16 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+# The folder that the C library is built in, and options for its CMake, such as
+# -DONNXRUNTIME_ROOT=/opt/onnxruntime (docs/c-api.md).
+CAPI ?= build/capi
+CAPI_OPTIONS ?=
 SPEECH := dithead/assets/demo/sense_and_sensibility.flac
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint docs clean
+.PHONY: help demo test test-slow capi test-capi lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,11 +49,18 @@ test: $(VENV)/.dev ## run the tests in two processes (minutes on two cores, no G
 test-slow: $(VENV)/.dev ## run the tests marked slow
 	$(BIN)/pytest -n $(WORKERS) -m slow
 
+capi: $(BIN)/python ## build libdithead, the library for C programs, into build/capi
+	runtime/capi/build.sh $(CAPI) $(CAPI_OPTIONS)
+
+test-capi: $(VENV)/.dev ## build that with its examples and test programs, and run its tests
+	runtime/capi/build.sh $(CAPI) -DDITHEAD_TESTS=ON -DDITHEAD_EXAMPLES=ON $(CAPI_OPTIONS)
+	DITHEAD_CAPI=$(CURDIR)/$(CAPI) $(BIN)/pytest tests/test_capi_*.py
+
 # mypy reads an installed copy: it cannot follow the folder map of an editable installation.
 lint: $(VENV)/.dev ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build
+	rm -rf build/typed build/lib build/bdist.*
 	$(PIP_INSTALL) --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Builds libdithead, and fetches what the system lacks for it. Run by `make capi`.
+#
+# usage: build.sh FOLDER [-DNAME=VALUE...]
+#
+# Of its own accord it takes the ONNX Runtime that the Python environment has, or would have, so that
+# frames equal Python's to the bit. -DONNXRUNTIME_ROOT=..., or -DONNXRUNTIME_LIBRARY=... and
+# -DONNXRUNTIME_INCLUDE_DIR=..., take another one.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+folder=$1
+shift
+packages=$PWD/build/capi-packages
+options=(-DCMAKE_PREFIX_PATH="$packages/usr")
+
+for tool in cmake c++; do
+    command -v "$tool" >/dev/null && continue
+    echo "building libdithead needs $tool (on Debian: apt-get install cmake g++)" >&2
+    exit 1
+done
+
+# The library of the wheel that is installed in a folder; nothing if there is none.
+wheel_library() {
+    [[ -d $1 ]] || return 0
+    find -L "$1" -path '*/onnxruntime/capi/libonnxruntime.so.*' | sort | tail -n 1
+}
+
+if [[ $* != *-DONNXRUNTIME_* ]]; then
+    library=$(wheel_library "$PWD/.venv/lib")
+    if [[ -z $library ]]; then
+        .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+            --target "$packages/python" onnxruntime
+        library=$(wheel_library "$packages/python")
+    fi
+    options+=(-DONNXRUNTIME_LIBRARY="$library"
+        -DONNXRUNTIME_INCLUDE_DIR="$packages/usr/include/onnxruntime")
+    runtime/capi/fetch.sh "$packages" onnxruntime
+fi
+runtime/capi/fetch.sh "$packages" nlohmann openssl
+
+if command -v ninja >/dev/null && [[ ! -e $folder/Makefile ]]; then options+=(-G Ninja); fi
+cmake -S runtime/capi -B "$folder" "${options[@]}" "$@"
+cmake --build "$folder" --parallel "${JOBS:-2}"
