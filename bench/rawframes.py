@@ -37,7 +37,7 @@ def feed(stream: Stream, frames: BinaryIO, width: int, height: int, rate: Fracti
     """Push all frames of a file."""
     index = 0
     while len(pixels := frames.read(width * height * 3)) == width * height * 3:
-        image = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        image = np.frombuffer(bytearray(pixels), np.uint8).reshape(height, width, 3)
         pts_us = round(index / rate * 1_000_000)
         stream.push_frame(image, Fraction(pts_us, 1_000_000))
         index += 1
