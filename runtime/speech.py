@@ -348,7 +348,7 @@ class Speech:
             while self._spoken and self._spoken[0][1] < end - round(_NEAR_S * self.rate_hz):
                 self._spoken.popleft()
             heard = end * SPEECH_RATE_HZ // self.rate_hz
-            self._heard.drop_before(min(heard - self._memory, self._read))
+            self._heard.drop_before(min(heard, self._read) - self._memory)
             return samples, tuple(
                 SpeechEvent(kind, piece, Fraction(at, self.rate_hz)) for at, kind, piece in happened
             )

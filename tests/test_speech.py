@@ -126,3 +126,18 @@ def test_a_gap_is_filled_at_once() -> None:
     assert found is not None
     assert found.numel() == RATE  # it is heard a second at a time
     assert speech.length_s == 50
+
+
+def test_what_the_model_may_hear_again_is_kept_where_frames_are_long() -> None:
+    speech, sound = Speech(memory=2_000), warble(2.0)
+    for start in range(0, sound.size, 1_600):
+        speech.push(sound[start : start + 1_600], RATE)
+    heard = 0
+    while heard < 8_000:
+        found = speech.read(picture(0.0))
+        assert found is not None
+        heard += found.numel()
+    speech.give(Fraction(2))  # one frame lasts longer than what the model has read
+    speech.cut()
+    again = speech.before(speech.kept, 2_000)
+    assert np.array_equal(again.numpy(), sound[speech.kept - 2_000 : speech.kept])
