@@ -160,7 +160,7 @@ def test_a_graph_without_modules_is_refused_all_the_same(
     module = random_models.module("face_crop.64")
     export_onnx(module, spec, inputs[0], path)
     assert layer_outputs(path, to_arrays(inputs[0])) == {}
-    with pytest.raises(ExportError, match=r"graph 'face_crop.64' is refused: output 'crop'"):
+    with pytest.raises(ExportError, match=r"graph 'face_crop.64' is refused: output '(crop|lit)'"):
         validate(path, module, spec, inputs, -1.0, path)
 
 
