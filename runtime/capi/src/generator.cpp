@@ -134,17 +134,6 @@ FrameGenerator::FrameGenerator(Graphs &graphs, const Options &options)
 
 FrameGenerator::~FrameGenerator() = default;
 
-void FrameGenerator::reset() {
-    State &s = *state_;
-    s.tracker.reset();
-    s.forget_face();
-    s.before.reset();
-    s.reference = s.replaced = s.shown = s.noise = Tensor();
-    s.habit = Carried(HABIT_SIZE);
-    s.larger = false;
-    s.left_alone = LeftAlone::no;
-}
-
 LeftAlone FrameGenerator::left_alone() const { return state_->left_alone; }
 
 std::optional<Face> FrameGenerator::track(const Tensor &frame, double time_s, const Box *box,

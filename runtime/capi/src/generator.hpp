@@ -52,8 +52,6 @@ public:
     FrameGenerator(const FrameGenerator &) = delete;
     FrameGenerator &operator=(const FrameGenerator &) = delete;
 
-    void reset();
-
     // Why the latest tracked frame was left alone. For the tracking stage.
     LeftAlone left_alone() const;
 
