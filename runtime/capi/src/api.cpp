@@ -25,16 +25,10 @@ OpenOptions checked_open(const dithead_session_options &options) {
     if (options.reserved != 0) refuse("reserved must be 0");
     OpenOptions open;
     open.bundle = options.bundle_path;
-    if (options.provider != nullptr) open.provider = options.provider;
-    constexpr const char *PROVIDERS[] = {"cpu", "cuda", "tensorrt", "tensorrt-rtx"};
-    if (std::find(std::begin(PROVIDERS), std::end(PROVIDERS), open.provider) ==
-        std::end(PROVIDERS)) {
-        refuse("unknown provider '" + open.provider +
-               "': expected cpu, cuda, tensorrt or tensorrt-rtx");
-    }
+    if (options.provider != nullptr) open.provider = provider_of(options.provider);
     if (options.provider_library != nullptr) open.provider_library = options.provider_library;
     if (options.device < 0 || options.device > 1024 ||
-        (open.provider == "cpu" && options.device != 0)) {
+        (open.provider == Provider::cpu && options.device != 0)) {
         refuse("device must be the number of a GPU, or 0 with the provider cpu, not " +
                std::to_string(options.device));
     }

@@ -42,7 +42,7 @@ OrtGraphs::OrtGraphs(const OpenOptions &options)
     : bundle_(fs::u8path(options.bundle)), manifest_(read_manifest(bundle_)),
       log_(std::make_shared<const Log>(options.log)), environment_(shared_environment()),
       provider_(options, environment_, log_),
-      precision_(options.provider == "cpu" ? "fp32" : manifest_.precision) {
+      precision_(options.provider == Provider::cpu ? "fp32" : manifest_.precision) {
     check_ports(manifest_);
     environment_->add_log(log_);
     const std::vector<std::string> &targets = manifest_.targets;
@@ -100,7 +100,7 @@ std::shared_ptr<OpenGraph> OrtGraphs::open(const GraphEntry &graph, const Sizes 
             const ort::Options options = provider_.options(graph, *file, sizes);
             return std::make_shared<OpenGraph>(graph, where, options, environment_, log_);
         } catch (const ort::Failure &failure) {
-            const bool cpu = provider_.name() == "cpu";
+            const bool cpu = provider_.kind() == Provider::cpu;
             throw Error(cpu ? DITHEAD_ERROR_BUNDLE : DITHEAD_ERROR_PROVIDER,
                         "ONNX Runtime cannot open graph '" + graph.name + "' on " +
                             provider_.name() + ": " + failure.what());

@@ -83,24 +83,11 @@ const OrtEpDevice *plug_in(ort::Environment &environment, const OpenOptions &opt
 
 OrtProvider::OrtProvider(const OpenOptions &options, std::shared_ptr<ort::Environment> environment,
                          std::shared_ptr<const Log> log)
-    : name_(options.provider), device_(options.device), threads_(options.threads),
+    : kind_(options.provider), device_(options.device), threads_(options.threads),
       environment_(std::move(environment)), log_(std::move(log)) {
-    if (name_ == "cpu") {
-        kind_ = Kind::cpu;
-    } else if (name_ == "cuda") {
-        kind_ = Kind::cuda;
-        require(CUDA);
-    } else if (name_ == "tensorrt") {
-        kind_ = Kind::tensorrt;
-        require(TENSORRT);
-    } else if (name_ == "tensorrt-rtx") {
-        kind_ = Kind::tensorrt_rtx;
-        plugged_ = plug_in(*environment_, options);
-    } else {
-        throw Error(DITHEAD_ERROR_INVALID_ARGUMENT,
-                    "unknown provider '" + name_ +
-                        "'; choose one of cpu, cuda, tensorrt, tensorrt-rtx");
-    }
+    if (kind_ == Provider::cuda) require(CUDA);
+    if (kind_ == Provider::tensorrt) require(TENSORRT);
+    if (kind_ == Provider::tensorrt_rtx) plugged_ = plug_in(*environment_, options);
 }
 
 ort::Options OrtProvider::options(const GraphEntry &graph, const OnnxFile &file,
@@ -118,15 +105,15 @@ ort::Options OrtProvider::options(const GraphEntry &graph, const OnnxFile &file,
     check(api().AddSessionConfigEntry(made, "session.force_spinning_stop", "1"));
     // Graphs without an engine have no weights and a few numbers for inputs and outputs. TensorRT
     // lacks some of their operators.
-    if (kind_ == Kind::cpu || (kind_ == Kind::tensorrt_rtx && !graph.engine)) return options;
+    if (kind_ == Provider::cpu || (kind_ == Provider::tensorrt_rtx && !graph.engine)) return options;
     // A node that the provider cannot run is an error, and never runs on the CPU instead.
     check(api().AddSessionConfigEntry(made, "session.disable_cpu_ep_fallback", "1"));
-    if (kind_ == Kind::tensorrt_rtx) {
+    if (kind_ == Provider::tensorrt_rtx) {
         check(api().SessionOptionsAppendExecutionProvider_V2(made, environment_->get(), &plugged_, 1,
                                                              nullptr, nullptr, 0));
         return options;
     }
-    if (kind_ == Kind::tensorrt && graph.engine) append_tensorrt(made, file.precision);
+    if (kind_ == Provider::tensorrt && graph.engine) append_tensorrt(made, file.precision);
     append_cuda(made);
     return options;
 }

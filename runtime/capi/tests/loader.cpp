@@ -81,7 +81,7 @@ void show_manifest(const char *bundle) {
 dithead::OpenOptions options(const char *bundle, const char *provider, int threads) {
     dithead::OpenOptions options;
     options.bundle = bundle;
-    options.provider = provider;
+    options.provider = dithead::provider_of(provider);
     options.threads = threads;
     options.log = [](int level, const std::string &message) {
         std::cerr << "log " << level << ": " << message << "\n";
