@@ -24,6 +24,10 @@ from typing import Any
 
 import numpy as np
 
+BUILD = Path(
+    os.environ.get("DITHEAD_CAPI", Path(__file__).resolve().parents[1] / "build" / "capi")
+).resolve()
+"""Where the library was built, with its test programs."""
 OK, WOULD_BLOCK, END_OF_STREAM = 0, 1, 2
 INVALID_ARGUMENT, BUNDLE, PROVIDER, STATE, STAGE, STOPPED = -1, -4, -5, -6, -9, -10
 NEXT_SAMPLE = WAIT_FOREVER = -1

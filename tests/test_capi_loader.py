@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import capi
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,7 @@ from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.torchgraphs import TorchGraphs
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = Path(os.environ.get("DITHEAD_CAPI", ROOT / "build" / "capi")).resolve()
-LOADER = BUILD / "tests" / "capi_loader"
+LOADER = capi.BUILD / "tests" / "capi_loader"
 INVALID, BUNDLE, PROVIDER, STAGE = 1, 4, 5, 9
 """What the program exits with: minus the status in dithead.h."""
 

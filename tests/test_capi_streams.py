@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import wave
@@ -26,11 +25,9 @@ from dithead.runtime.outputframe import OutputFrame
 from dithead.runtime.session import Session
 from dithead.runtime.stream import Stream
 
-BUILD = Path(os.environ.get("DITHEAD_CAPI", Path(__file__).resolve().parents[1] / "build" / "capi"))
-
 pytestmark = pytest.mark.skipif(
-    not (BUILD / "tests" / "capi_streams").exists(),
-    reason=f"{BUILD} lacks the test programs: make capi CAPI_OPTIONS=-DDITHEAD_TESTS=ON",
+    not (capi.BUILD / "tests" / "capi_streams").exists(),
+    reason=f"{capi.BUILD} lacks the test programs: make capi CAPI_OPTIONS=-DDITHEAD_TESTS=ON",
 )
 
 FRAME_US = 1_000_000 // FPS
@@ -38,13 +35,15 @@ FRAME_US = 1_000_000 // FPS
 
 @pytest.mark.parametrize("program", ["capi_streams", "capi_header_c", "capi_header_cpp"])
 def test_programs(program: str) -> None:
-    ran = subprocess.run([BUILD / "tests" / program], capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(
+        [capi.BUILD / "tests" / program], capture_output=True, text=True, timeout=600
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.fixture(scope="module")
 def library() -> capi.Library:
-    return capi.Library(BUILD / "libdithead.so")
+    return capi.Library(capi.BUILD / "libdithead.so")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +206,7 @@ def test_the_example_revoices_raw_frames(
     sound: np.ndarray,
     tmp_path: Path,
 ) -> None:
-    program = BUILD / "examples" / "revoice"
+    program = capi.BUILD / "examples" / "revoice"
     if not program.exists():
         pytest.skip(f"{program} was not built: make capi CAPI_OPTIONS=-DDITHEAD_EXAMPLES=ON")
     pcm = (sound * 32767).astype("<i2")
@@ -275,9 +274,9 @@ def test_the_demo_clip_equals_pythons(
 
 
 def test_the_comparison_with_python_finds_the_same_frames(shipped_bundle: Path) -> None:
-    program = BUILD / "examples" / "revoice"
+    program = capi.BUILD / "examples" / "revoice"
     if not program.exists():
-        pytest.skip(f"{BUILD} lacks the examples: make test-capi builds them")
+        pytest.skip(f"{capi.BUILD} lacks the examples: make test-capi builds them")
     size = {"width": 176, "height": 144, "frames": 5, "rounds": 1}
     found = compare(program, shipped_bundle, **size)
     assert found["same_frames"]

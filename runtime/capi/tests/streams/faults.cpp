@@ -301,12 +301,7 @@ TEST(what_cannot_be_asked_for) {
     refused([&](auto &o) { o.portrait = image.data(); });
 
     const auto frame_refused = [&](const std::function<void(dithead_frame &)> &change) {
-        dithead_frame frame;
-        EXPECT_OK(dithead_frame_init(&frame, sizeof frame));
-        frame.pixels = image.data();
-        frame.width = WIDTH;
-        frame.height = HEIGHT;
-        frame.stride = WIDTH * 3;
+        dithead_frame frame = frame_of(image);
         change(frame);
         EXPECT_STATUS(dithead_push_frame(stream.handle, &frame, 0), WRONG);
     };

@@ -104,6 +104,16 @@ dithead_stream_options options_with(const Change &change) {
     return options;
 }
 
+dithead_frame frame_of(const Bytes &image) {
+    dithead_frame frame;
+    EXPECT_OK(dithead_frame_init(&frame, sizeof frame));
+    frame.pixels = image.data();
+    frame.width = WIDTH;
+    frame.height = HEIGHT;
+    frame.stride = WIDTH * 3;
+    return frame;
+}
+
 StreamHandle::StreamHandle(SessionHandle &session, const Change &change) {
     const dithead_stream_options options = options_with(change);
     EXPECT_OK(dithead_stream_create(session.handle, &options, &handle));
@@ -115,12 +125,7 @@ void StreamHandle::hear(const Sound &sound) {
 
 dithead_status StreamHandle::show(const Bytes &image, std::int64_t pts_us,
                                   std::int64_t timeout_us) {
-    dithead_frame frame;
-    EXPECT_OK(dithead_frame_init(&frame, sizeof frame));
-    frame.pixels = image.data();
-    frame.width = WIDTH;
-    frame.height = HEIGHT;
-    frame.stride = WIDTH * 3;
+    dithead_frame frame = frame_of(image);
     frame.pts_us = pts_us;
     return dithead_push_frame(handle, &frame, timeout_us);
 }

@@ -65,6 +65,9 @@ using Change = std::function<void(dithead_stream_options &)>;
 // Changes that most tests make: all stages in one thread, every stage its own.
 extern const std::vector<Change> SCHEDULES;
 
+// A frame as it is pushed, of a picture that outlives it.
+dithead_frame frame_of(const Bytes &image);
+
 struct StreamHandle {
     explicit StreamHandle(SessionHandle &session, const Change &change = {});
     ~StreamHandle() { dithead_stream_destroy(handle); }
