@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ import torch
 
 from dithead import footage
 from dithead.bench.machine import describe
+from dithead.bench.measure import write_speech
 from dithead.errors import StreamError
 
-RATE = "30000/1001"
+RATE = Fraction(30_000, 1_001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Figures:
 
 
 def write_inputs(folder: Path, width: int, height: int, frames: int) -> tuple[Path, Path]:
-    """Raw frames of the packaged clip, forwards again and again, and the packaged speech as WAV."""
-    pictures, speech = folder / "frames.rgb", folder / "speech.wav"
+    """Raw frames of the packaged clip, again and again, and as much of the packaged speech."""
+    pictures = folder / "frames.rgb"
     with av.open(str(footage.carphone())) as container:
         decoded = [
             frame.to_ndarray(width=width, height=height, format="rgb24")
@@ -58,12 +59,7 @@ def write_inputs(folder: Path, width: int, height: int, frames: int) -> tuple[Pa
     with pictures.open("wb") as file:
         for image in islice(cycle(decoded), frames):
             file.write(np.ascontiguousarray(image).tobytes())
-    with av.open(str(footage.speech())) as container:
-        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-    with wave.open(str(speech), "wb") as sound:
-        sound.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
-        sound.writeframes(samples.astype(np.int16).tobytes())
-    return pictures, speech
+    return pictures, write_speech(footage.speech(), folder / "speech.wav", frames / RATE)
 
 
 def run(command: list[str], size: int, frames: int) -> Figures:
@@ -96,7 +92,8 @@ def compare(
     found: dict[str, list[Figures]] = {"c": [], "python": [], "python_mixed": []}
     with tempfile.TemporaryDirectory() as folder:
         pictures, speech = write_inputs(Path(folder), width, height, frames)
-        size = ["--size", f"{width}x{height}", "--rate", RATE, "--steps", "1", "--threads", "1"]
+        size = ["--size", f"{width}x{height}", "--rate", str(RATE)]
+        size += ["--steps", "1", "--threads", "1"]
         python = [sys.executable, "-m", "dithead.bench.rawframes", str(bundle), str(speech)]
         python += [str(pictures), *size]
         commands = {

@@ -177,7 +177,7 @@ def _run_file(case: Case, graphs: RuntimeGraphs, folder: Path, meter: _Meter) ->
     frames = case.warm_up + case.frames
     with VideoSource(case.video) as source:
         rate = source.info.average_rate
-    audio = _speech(Path(case.audio), folder / "audio.wav", (frames - Fraction(1, 2)) / rate)
+    audio = write_speech(Path(case.audio), folder / "audio.wav", (frames - Fraction(1, 2)) / rate)
     done_s: list[float] = []
 
     def progress(number: int, _: float) -> None:
@@ -395,7 +395,7 @@ def _samples(audio: Path, count: int) -> np.ndarray:
     return np.resize(samples, count)
 
 
-def _speech(audio: Path, target: Path, seconds: Fraction) -> Path:
+def write_speech(audio: Path, target: Path, seconds: Fraction) -> Path:
     """A recording of a given length, made from another."""
     samples = _samples(audio, round(seconds * SPEECH_RATE_HZ))
     with wave.open(str(target), "wb") as file:

@@ -141,7 +141,7 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
 
 def networks(shape_head: bool) -> tuple[str, ...]:
     """Those of :data:`NETWORKS` that a model has, with or without a shape head."""
-    return tuple(name for name in NETWORKS if shape_head or name != "shape_head")
+    return tuple(name for name in NETWORKS if shape_head or name not in _OF_THE_SHAPE_HEAD)
 
 
 def _spec(line: str, size: int) -> GraphSpec:
