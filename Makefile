@@ -9,12 +9,13 @@ PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # -DONNXRUNTIME_ROOT=/opt/onnxruntime (docs/c-api.md).
 CAPI ?= build/capi
 CAPI_OPTIONS ?=
+FUZZ_SECONDS ?= 600
 SPEECH := dithead/assets/demo/sense_and_sensibility.flac
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow capi test-capi lint docs clean
+.PHONY: help demo test test-slow capi test-capi fuzz-capi lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,7 +55,12 @@ capi: $(BIN)/python ## build libdithead, the library for C programs, into build/
 
 test-capi: $(VENV)/.dev ## build that with its examples and test programs, and run its tests
 	runtime/capi/build.sh $(CAPI) -DDITHEAD_TESTS=ON -DDITHEAD_EXAMPLES=ON $(CAPI_OPTIONS)
-	DITHEAD_CAPI=$(CURDIR)/$(CAPI) $(BIN)/pytest tests/test_capi_*.py
+	DITHEAD_CAPI=$(CURDIR)/$(CAPI) $(BIN)/pytest tests/test_capi_loader.py tests/test_capi_streams.py
+
+fuzz-capi: $(VENV)/.dev ## build it with clang and sanitizers, and fuzz it: FUZZ_SECONDS a target
+	runtime/capi/clang.sh build/capi-fuzz $(CAPI_OPTIONS)
+	DITHEAD_CAPI_FUZZ=$(CURDIR)/build/capi-fuzz DITHEAD_FUZZ_SECONDS=$(FUZZ_SECONDS) \
+		$(BIN)/pytest tests/test_capi_fuzz.py
 
 # mypy reads an installed copy: it cannot follow the folder map of an editable installation.
 lint: $(VENV)/.dev ## check style, formatting and types

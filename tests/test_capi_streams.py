@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import wave
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"{capi.BUILD} lacks the test programs: make capi CAPI_OPTIONS=-DDITHEAD_TESTS=ON",
 )
 
+LIFETIMES = capi.BUILD / "tests" / "capi_lifetimes"
 FRAME_US = 1_000_000 // FPS
 
 
@@ -230,6 +232,27 @@ def test_the_example_revoices_raw_frames(
     assert np.array_equal(found, [frame.image for frame in wanted])
     heard = np.frombuffer((tmp_path / "out.wav").read_bytes()[44:], "<f4")
     assert np.array_equal(heard, np.concatenate([frame.samples for frame in wanted]))
+
+
+def test_what_is_destroyed_frees_its_memory(
+    shipped_bundle: Path, astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    portrait = moving(astronaut, 1)[0]
+    (tmp_path / "portrait.rgb").write_bytes(portrait.tobytes())
+    size = map(str, portrait.shape[1::-1])
+    ran = subprocess.run(
+        [LIFETIMES, shipped_bundle, tmp_path / "portrait.rgb", *size, "9"],
+        # Otherwise glibc keeps what each of the threads has freed.
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stderr
+    resident_kib = [int(line) for line in ran.stdout.split()]
+    assert len(resident_kib) == 9
+    # Graphs and weights are 100 MiB; single sizes vary by a tenth.
+    assert min(resident_kib[-3:]) < 1.05 * min(resident_kib[:3])
 
 
 def test_the_demo_clip_equals_pythons(

@@ -38,6 +38,17 @@ if [[ $* != *-DONNXRUNTIME_* ]]; then
 fi
 runtime/capi/fetch.sh "$packages" nlohmann openssl
 
+if [[ $* == *-DDITHEAD_WITH_SWSCALE=ON* ]]; then
+    runtime/capi/fetch.sh "$packages" swscale
+    fetched=("$packages"/usr/lib/*/pkgconfig)
+    if [[ -e ${fetched[0]}/libswscale.pc ]]; then
+        export PKG_CONFIG_PATH=${fetched[0]} PKG_CONFIG_SYSROOT_DIR=$packages
+        # An old-style path, which is searched for what libavutil itself needs, too.
+        linked=-Wl,--disable-new-dtags,-rpath,${fetched[0]%/pkgconfig}
+        options+=("-DCMAKE_SHARED_LINKER_FLAGS=$linked" "-DCMAKE_EXE_LINKER_FLAGS=$linked")
+    fi
+fi
+
 if command -v ninja >/dev/null && [[ ! -e $folder/Makefile ]]; then options+=(-G Ninja); fi
 cmake -S runtime/capi -B "$folder" "${options[@]}" "$@"
 cmake --build "$folder" --parallel "${JOBS:-2}"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Unpacks the headers that the library is built from into a folder, as Debian packages them, where
-# the system has none. Needs no root, and installs nothing.
+# Unpacks what the library is built from or tried with into a folder, as Debian packages it, where the
+# system has none. Needs no root, and installs nothing.
 #
-# usage: fetch.sh FOLDER onnxruntime|nlohmann|openssl...
+# usage: fetch.sh FOLDER onnxruntime|nlohmann|openssl|swscale|clang...
 set -euo pipefail
 folder=$1
 shift
@@ -50,8 +50,21 @@ unpack() {
     done
 }
 
+# Unpacks packages of the system's suite with all that they need and the system lacks.
+unpack_whole() {
+    local missing
+    set_up_apt
+    missing=$(apt-get "${apt_options[@]}" --simulate --no-install-recommends install "$@" |
+        awk '/^Inst/ { print $2 }')
+    # shellcheck disable=SC2086
+    unpack "$system" $missing
+}
+
 # Whether the compiler finds a header, here or in the system.
-has() { [[ -e $folder/usr/include/$1 ]] || echo "#include <$1>" | c++ -E -x c++ - >/dev/null 2>&1; }
+has() {
+    compgen -G "$folder/usr/include/$1" >/dev/null || compgen -G "$folder/usr/include/*/$1" >/dev/null ||
+        echo "#include <$1>" | c++ -E -x c++ - >/dev/null 2>&1
+}
 
 for wanted in "$@"; do
     case $wanted in
@@ -71,6 +84,16 @@ for wanted in "$@"; do
         # The library goes with its headers: the link to it is relative.
         library=$(apt-cache "${apt_options[@]}" depends libssl-dev | awk '/Depends: libssl/ { print $2; exit }')
         unpack "$system" "$library" libssl-dev
+        ;;
+    swscale)
+        has libswscale/swscale.h && continue
+        unpack_whole libswscale-dev
+        ;;
+    clang) # with its sanitizers and libFuzzer
+        command -v clang++ >/dev/null || compgen -G "$folder/usr/lib/llvm-*/bin/clang++" >/dev/null && continue
+        set_up_apt
+        package=$(apt-cache "${apt_options[@]}" depends clang | awk '/Depends: clang-[0-9]/ { print $2; exit }')
+        unpack_whole "$package" "libclang-rt-${package#clang-}-dev"
         ;;
     *) fail "nothing is known of $wanted" ;;
     esac

@@ -39,6 +39,17 @@ std::size_t tight_stride(std::int64_t width, PixelFormat format) {
     return static_cast<std::size_t>(width) * (format == PixelFormat::rgb24 ? 3 : 1);
 }
 
+void copy_rows(const std::array<Plane, 3> &from_planes, const std::uint8_t *from,
+               const std::array<Plane, 3> &to_planes, std::uint8_t *to) {
+    for (std::size_t n = 0; n < from_planes.size(); ++n) {
+        for (std::size_t y = 0; y < from_planes[n].rows; ++y) {
+            std::memcpy(to, from, from_planes[n].row_bytes);
+            from += from_planes[n].stride;
+            to += to_planes[n].stride;
+        }
+    }
+}
+
 } // namespace
 
 PixelFormat checked_format(std::int32_t format) {
@@ -89,15 +100,12 @@ Tensor to_rgb(const std::uint8_t *pixels, std::int64_t width, std::int64_t heigh
     if (pixels == nullptr) refuse("pixels is NULL");
     if (stride == 0) refuse("a stride of 0 bytes");
     bytes_of_picture(width, height, stride, format);
+    const bool rgb = format == PixelFormat::rgb24;
     Tensor image = Tensor::make(Type::u8, {height, width, 3});
-    if (format != PixelFormat::rgb24) {
-        swscale::to_rgb(pixels, stride, format, image);
-        return image;
-    }
-    const std::size_t row = tight_stride(width, format);
-    for (std::size_t y = 0; y < static_cast<std::size_t>(height); ++y) {
-        std::memcpy(image.u8() + y * row, pixels + y * stride, row);
-    }
+    Tensor picture = rgb ? image : Tensor::make(Type::u8, {height * 3 / 2, width});
+    copy_rows(planes_of(width, height, stride, format), pixels,
+              planes_of(width, height, tight_stride(width, format), format), picture.u8());
+    if (!rgb) swscale::to_rgb(picture, format, image);
     return image;
 }
 
@@ -111,15 +119,10 @@ Tensor from_rgb(const Tensor &rgb, PixelFormat format) {
 
 void write_rows(const Tensor &picture, std::int64_t width, std::int64_t height, PixelFormat format,
                 std::uint8_t *out, std::size_t stride) {
-    const std::uint8_t *from = picture.u8();
-    if (stride == 0) stride = tight_stride(width, format);
-    for (const Plane &plane : planes_of(width, height, stride, format)) {
-        for (std::size_t y = 0; y < plane.rows; ++y) {
-            std::memcpy(out, from, plane.row_bytes);
-            from += plane.row_bytes;
-            out += plane.stride;
-        }
-    }
+    const std::size_t tight = tight_stride(width, format);
+    if (stride == 0) stride = tight;
+    copy_rows(planes_of(width, height, tight, format), picture.u8(),
+              planes_of(width, height, stride, format), out);
 }
 
 } // namespace dithead

@@ -287,7 +287,6 @@ TEST(what_cannot_be_asked_for) {
     refused([](auto &o) { o.face = DITHEAD_FACE_BOX; });
     refused([](auto &o) { o.face = DITHEAD_FACE_POINT, o.face_place[1] = NAN; });
     refused([](auto &o) { o.pixel_format = 3; });
-    refused([](auto &o) { o.pixel_format = DITHEAD_PIXELS_I420; }, DITHEAD_ERROR_UNSUPPORTED);
     refused([](auto &o) { o.overlap = -1; });
     refused([](auto &o) { o.in_flight = 0; });
     refused([](auto &o) { o.waiting = 0; });
