@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dithead.config import DiffusionConfig
 from dithead.errors import ConfigError
+from dithead.kernels.ddim_step import ddim_step, split
 
 
 def signal_levels(config: DiffusionConfig) -> Tensor:
@@ -79,11 +80,8 @@ class Diffusion(nn.Module):
 
     def split(self, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated clean latent and noise, each (B, C, S, S), in float32."""
-        signal, sigma = self._at(timestep)
-        noisy, prediction = noisy.float(), prediction.float()
-        if self.config.prediction == "noise":
-            return (noisy - sigma * prediction) / signal, prediction
-        return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
+        tables = self.signal, self.sigma
+        return split(noisy, prediction, *tables, timestep, self.config.prediction)
 
     def ddim_update(
         self, noisy: Tensor, prediction: Tensor, timestep: Tensor, following: Tensor
@@ -93,10 +91,8 @@ class Diffusion(nn.Module):
         Args:
             following: (B,) the next timestep; -1 means the clean latent.
         """
-        clean, noise = self.split(noisy, prediction, timestep)
-        signal, sigma = self._at(following.clamp(min=0))
-        last = (following < 0).view(-1, 1, 1, 1)
-        return torch.where(last, clean, signal * clean + sigma * noise)
+        tables = self.signal, self.sigma
+        return ddim_step(noisy, prediction, *tables, timestep, following, self.config.prediction)
 
     def sample(
         self, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int

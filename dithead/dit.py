@@ -13,13 +13,21 @@ Method: DiT-Head (arXiv 2312.06400); blocks as in DiT (arXiv 2212.09748). Two co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dithead.attention import AttentionBackend, attention
 from dithead.config import DiTConfig
+from dithead.kernels.attention import (
+    AttentionBackend,
+    audio_attention,
+    self_attention,
+    split_heads,
+)
+from dithead.kernels.modulated_layer_norm import modulated_layer_norm
 from dithead.linear import Linear
 
 
@@ -42,14 +50,36 @@ def position_table(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=2).reshape(side * side, width).float()
 
 
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    b, n, d = x.shape
-    return x.reshape(b, n, heads, d // heads).transpose(1, 2)  # (B, heads, N, D/heads)
+class Residual(NamedTuple):
+    """The residual stream, with what is to be added to it: the next norm does so, as both need all
+    of it."""
+
+    x: Tensor
+    """(B, N, D)."""
+    branch: Tensor | None = None
+    """(B, N, D)."""
+    gate: Tensor | None = None
+    """Factor of the branch, (B, 1, D); None is 1."""
 
 
-def _merge_heads(x: Tensor) -> Tensor:
-    b, h, n, d = x.shape
-    return x.transpose(1, 2).reshape(b, n, h * d)
+class ModulatedLayerNorm(nn.LayerNorm):
+    """Adds what is to be added to the residual stream, and norms it; with the scale and shift of
+    adaLN, if there are any."""
+
+    def forward(  # type: ignore[override]
+        self, stream: Residual, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Stream, scale and shift (B, 1, D) -> the sum and its norm, both (B, N, D)."""
+        return modulated_layer_norm(
+            stream.x,
+            branch=stream.branch,
+            gate=stream.gate,
+            weight=self.weight,
+            bias=self.bias,
+            scale=scale,
+            shift=shift,
+            eps=self.eps,
+        )
 
 
 class Block(nn.Module):
@@ -62,9 +92,9 @@ class Block(nn.Module):
         self.heads = config.heads
         self.attention_backend = attention_backend
         adaptive = config.conditioning == "tokens"
-        self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
-        self.norm2 = nn.LayerNorm(d, eps=1e-6)
-        self.norm3 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
+        self.norm1 = ModulatedLayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
+        self.norm2 = ModulatedLayerNorm(d, eps=1e-6)
+        self.norm3 = ModulatedLayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
         self.qkv = Linear(d, 3 * d)
         self.attention_out = Linear(d, d)
         self.cross_q = Linear(d, d)
@@ -77,34 +107,23 @@ class Block(nn.Module):
     def context(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Audio tokens (B, M, context width) -> keys and values, each (B, heads, M, D/heads)."""
         k, v = self.cross_kv(tokens).chunk(2, dim=-1)
-        return _split_heads(k, self.heads), _split_heads(v, self.heads)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, modulation: Tensor | None) -> Tensor:
-        """x: (B, N, D); keys, values: (B, heads, M, D/heads); modulation: (B, 7, D), of adaLN-zero
-        only."""
-        if modulation is None:
-            x = x + self._attend_self(self.norm1(x))
-            x = x + self._attend_audio(self.norm2(x), keys, values)
-            return x + self._mlp(self.norm3(x))
-        shift1, scale1, gate1, gate2, shift3, scale3, gate3 = modulation.chunk(
-            7, dim=1
-        )  # (B, 1, D)
-        x = x + gate1 * self._attend_self(self.norm1(x) * (1 + scale1) + shift1)
-        x = x + gate2 * self._attend_audio(self.norm2(x), keys, values)
-        return x + gate3 * self._mlp(self.norm3(x) * (1 + scale3) + shift3)
-
-    def _attend_self(self, x: Tensor) -> Tensor:
-        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.attention_out(_merge_heads(attention(q, k, v, self.attention_backend)))
-
-    def _attend_audio(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q = _split_heads(self.cross_q(x), self.heads)
-        # Where only products run in a lower precision, the context is float32.
-        keys, values = keys.to(q.dtype), values.to(q.dtype)
-        return self.cross_out(_merge_heads(attention(q, keys, values, self.attention_backend)))
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_out(self.mlp_in(x))
+    def forward(
+        self, stream: Residual, keys: Tensor, values: Tensor, modulation: Tensor | None
+    ) -> Residual:
+        """keys, values: (B, heads, M, D/heads); modulation: (B, 7, D), of adaLN-zero only."""
+        rows: Sequence[Tensor | None] = [None] * 7
+        if modulation is not None:
+            rows = modulation.chunk(7, dim=1)  # (B, 1, D)
+        shift1, scale1, gate1, gate2, shift3, scale3, gate3 = rows
+        x, normed = self.norm1(stream, scale1, shift1)
+        heard = self_attention(self.qkv(normed), self.heads, self.attention_backend)
+        x, normed = self.norm2(Residual(x, self.attention_out(heard), gate1))
+        q = self.cross_q(normed)
+        x = audio_attention(x, q, keys, values, self.cross_out, gate2, self.attention_backend)
+        x, normed = self.norm3(Residual(x), scale3, shift3)
+        return Residual(x, self.mlp_out(self.mlp_in(normed)), gate3)
 
 
 class DiT(nn.Module):
@@ -114,7 +133,7 @@ class DiT(nn.Module):
         config: sizes and conditioning.
         latent_channels, latent_size: shape of one latent, C x S x S.
         window_frames, audio_dim: shape of one audio window.
-        attention_backend: see :func:`dithead.attention.attention`.
+        attention_backend: see :func:`dithead.kernels.attention.attention`.
     """
 
     positions: Tensor
@@ -126,7 +145,7 @@ class DiT(nn.Module):
         latent_size: int,
         window_frames: int,
         audio_dim: int,
-        attention_backend: AttentionBackend = "sdpa",
+        attention_backend: AttentionBackend = "auto",
     ) -> None:
         super().__init__()
         self.config = config
@@ -145,7 +164,7 @@ class DiT(nn.Module):
             self.audio_in = Linear(window_frames * audio_dim, d)
         self.blocks = nn.ModuleList(Block(config, attention_backend) for _ in range(config.depth))
         adaptive = config.conditioning == "tokens"
-        self.final_norm = nn.LayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
+        self.final_norm = ModulatedLayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
         self.final_modulation = Linear(d, 2 * d) if adaptive else None
         patch = config.patch**2 * latent_channels
         self.patch_out = Linear(d, patch)
@@ -250,15 +269,18 @@ class DiT(nn.Module):
     ) -> Tensor:
         """Like :meth:`forward`, from the results of :meth:`modulation` and :meth:`context`."""
         inputs = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
-        x = self.patch_in(inputs).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
+        x = self.patch_in(inputs).flatten(2).transpose(1, 2)  # (B, N, D)
+        x = x.contiguous() + self.positions  # a token's numbers side by side
         adaptive = self.final_modulation is not None
+        stream = Residual(x)
         for i, (block, (keys, values)) in enumerate(zip(self.blocks, context, strict=True)):
-            x = block(x, keys, values, modulation[:, 7 * i : 7 * i + 7] if adaptive else None)
-        x = self.final_norm(x)
+            rows = modulation[:, 7 * i : 7 * i + 7] if adaptive else None
+            stream = block(stream, keys, values, rows)
+        shift = scale = None
         if adaptive:
             last = 7 * len(self.blocks)
             shift, scale = modulation[:, last : last + 2].chunk(2, dim=1)  # (B, 1, D)
-            x = x * (1 + scale) + shift
+        x = self.final_norm(stream, scale, shift)[1]
         x = self.patch_out(x)
         if self.skip is not None:
             scale = modulation[:, -self.skip_rows :].flatten(1)[:, None, : self.skip.shape[1]]

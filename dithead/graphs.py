@@ -22,10 +22,11 @@ from dithead.face.crop import (
     crop_mask,
     mask_out,
     mask_polygon,
-    paste_face,
+    paste_matrix,
     rectangle_mask,
     visible,
 )
+from dithead.kernels.composite import composite
 from dithead.vqgan import VQGAN
 
 
@@ -247,13 +248,10 @@ class FaceBlend(nn.Module):
         height, width = rectangle.shape[0], rectangle.shape[1]
         mask = crop_mask(crop.shape[2], self.softness, polygon[None], self.view)  # (1, 1, S, S)
         matched = self.match_seam(face, crop, mask)  # (1, 3, S, S)
-        pasted = paste_face(matched, transform[None], height, width, self.density, self.view)
-        source = rectangle.float().permute(2, 0, 1)  # (3, H, W); TensorRT permutes no uint8
-        new = (pasted[0] + 1.0) * 127.5
         soft = rectangle_mask(transform[None], height, width, self.softness, polygon[None])
         weight = soft[0, 0]  # (H, W)
-        blended = (source + weight * (new - source)).round().clamp(0, 255)
-        return blended.permute(1, 2, 0).to(torch.uint8), weight
+        matrix = paste_matrix(transform[None], face.shape[2], self.view)
+        return composite(matched, matrix, rectangle, weight, self.density), weight
 
     def match_seam(self, face: Tensor, crop: Tensor, mask: Tensor) -> Tensor:
         """Add the blurred difference to the true crop, known outside the mask, to the generated

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from dithead import checkpoint
-from dithead.attention import AttentionBackend
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion, InitialNoise
 from dithead.dit import DiT
 from dithead.errors import CheckpointError, ConfigError
+from dithead.kernels.attention import AttentionBackend
 from dithead.shape import ShapeHead
 from dithead.vqgan import VQGAN
 
 
-def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> DiT:
+def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "auto") -> DiT:
     """The denoiser of a configuration, freshly initialised."""
     frames, features = config.audio.window_shape
     channels, size = config.vqgan.latent_channels, config.latent_size
@@ -35,10 +35,10 @@ class DitHead(nn.Module):
 
     Args:
         config: see :mod:`dithead.config`.
-        attention_backend: see :func:`dithead.attention.attention`.
+        attention_backend: see :func:`dithead.kernels.attention.attention`.
     """
 
-    def __init__(self, config: DitHeadConfig, attention_backend: AttentionBackend = "sdpa") -> None:
+    def __init__(self, config: DitHeadConfig, attention_backend: AttentionBackend = "auto") -> None:
         super().__init__()
         self.config = config
         self.face_vqgan = VQGAN(config.vqgan)
@@ -49,7 +49,7 @@ class DitHead(nn.Module):
         self.noise = InitialNoise(config.vqgan.latent_channels, config.latent_size)
 
     @classmethod
-    def load(cls, source: str | Path, attention_backend: AttentionBackend = "sdpa") -> DitHead:
+    def load(cls, source: str | Path, attention_backend: AttentionBackend = "auto") -> DitHead:
         """Load a checkpoint: the name of a packaged one (``"tiny"``) or a path.
 
         Returns:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dithead.attention import AttentionBackend, check_attention
 from dithead.audio import (
     AudioEncoder,
     AudioWindow,
@@ -41,6 +40,7 @@ from dithead.graphs import (
     ReferenceEncoder,
 )
 from dithead.interpolation import load_interpolator
+from dithead.kernels.attention import AttentionBackend, check_attention
 from dithead.model import DitHead
 from dithead.shape import GeneratedMesh
 
@@ -133,13 +133,13 @@ class TorchGraphs(PackagedGraphs):
         checkpoint: str = "tiny",
         device: str | torch.device = "cpu",
         audio_weights: str | Path | None = None,
-        attention: AttentionBackend = "sdpa",
+        attention: AttentionBackend = "auto",
     ) -> TorchGraphs:
         """Load a checkpoint and the packaged face and speech models onto a device.
 
         Args:
             audio_weights: folder of the speech encoder, if it is not the packaged one (wav2vec2).
-            attention: attention of the denoiser; see :func:`dithead.attention.attention`.
+            attention: attention of the denoiser; see :func:`dithead.kernels.attention.attention`.
         """
         check_attention(attention, torch.device(device))
         if torch.device(device).type == "cuda":

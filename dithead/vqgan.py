@@ -9,17 +9,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dithead.attention import attention
 from dithead.config import Norm, VQGANConfig
+from dithead.kernels.attention import attention
+from dithead.kernels.group_norm_silu import group_norm_silu
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+class GroupNormSiLU(nn.GroupNorm):
+    """Group norm and the SiLU after it.
+
+    Args:
+        silu: whether it follows.
+    """
+
+    def __init__(self, channels: int, silu: bool = True) -> None:
+        super().__init__(min(32, channels // 4), channels, eps=1e-6)
+        self.silu = silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
+
+
+def _activation(channels: int, norm: Norm) -> nn.Module:
+    """What precedes a convolution."""
+    return GroupNormSiLU(channels) if norm == "group" else nn.ReLU()
 
 
 def _closing(channels: int, norm: Norm) -> list[nn.Module]:
-    """The layers before the last convolution."""
-    return [_norm(channels), nn.SiLU()] if norm == "group" else [nn.ReLU()]
+    """The layers before the last convolution. The second of a norm does nothing: checkpoints number
+    the layers."""
+    activation = _activation(channels, norm)
+    return [activation, nn.Identity()] if norm == "group" else [activation]
 
 
 class ResidualBlock(nn.Module):
@@ -29,10 +49,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, norm: Norm = "group") -> None:
         super().__init__()
         grouped = norm == "group"
-        self.activation = F.silu if grouped else F.relu
-        self.norm1 = _norm(channels_in) if grouped else nn.Identity()
+        self.norm1 = _activation(channels_in, norm)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _norm(channels_out) if grouped else nn.Identity()
+        self.norm2 = _activation(channels_out, norm)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         if not grouped:
             nn.init.zeros_(self.conv2.weight)
@@ -44,8 +63,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.activation(self.norm1(x)))
-        h = self.conv2(self.activation(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return self.skip(x) + h
 
 
@@ -54,7 +73,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = GroupNormSiLU(channels, silu=False)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 

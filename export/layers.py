@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead.bundle.graphspecs import graph_specs
-from dithead.dit import Block
+from dithead.dit import Block, ModulatedLayerNorm
 from dithead.errors import ConfigError
 from dithead.torchgraphs import TorchGraphs
+from dithead.vqgan import GroupNormSiLU
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -95,6 +96,8 @@ def reduce_precision(module: nn.Module, precision: Precision) -> nn.Module:
     def replacement(name: str, child: nn.Module) -> nn.Module | None:
         if isinstance(child, _PRODUCTS):
             return _Reduced(child, dtype)
+        if isinstance(child, ModulatedLayerNorm | GroupNormSiLU):
+            return child  # float32 inside
         if isinstance(child, nn.LayerNorm | nn.GroupNorm):
             return _Float32(child)
         if isinstance(child, nn.PReLU):
@@ -151,14 +154,17 @@ class RowwiseGroupNorm(nn.Module):
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
+        self.silu = isinstance(norm, GroupNormSiLU) and norm.silu
         self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = x.unflatten(1, (self.groups, -1))  # (B, G, C / G, ..., W)
+        maps = x.float().unflatten(1, (self.groups, -1))  # (B, G, C / G, ..., W)
         deviation = maps - _mean(maps)
         normed = deviation * (_mean(deviation.square()) + self.eps).rsqrt()
         shape = (-1,) + (1,) * (x.dim() - 2)
-        return normed.reshape(x.shape) * self.weight.view(shape) + self.bias.view(shape)
+        out = normed.reshape(x.shape) * self.weight.view(shape) + self.bias.view(shape)
+        out = out.to(x.dtype)
+        return F.silu(out) if self.silu else out
 
 
 def _mean(maps: Tensor) -> Tensor:
@@ -180,7 +186,11 @@ class SpelledOutPReLU(nn.Module):
         return F.relu(x) + self.weight.view((-1,) + (1,) * (x.dim() - 2)) * x.clamp(max=0.0)
 
 
-_SPELLED_OUT = {nn.GroupNorm: RowwiseGroupNorm, nn.PReLU: SpelledOutPReLU}
+_SPELLED_OUT = {
+    nn.GroupNorm: RowwiseGroupNorm,
+    GroupNormSiLU: RowwiseGroupNorm,
+    nn.PReLU: SpelledOutPReLU,
+}
 
 
 def spell_out(module: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import dithead
+from dithead import kernels
 from dithead.bundle.manifest import BundleFile, Manifest, check_file, read_manifest
 from dithead.errors import ExportError
 
@@ -67,7 +68,8 @@ def source_files() -> set[Path]:
     """Our source files that determine what is in a file."""
     root, here = Path(dithead.__file__).parent, Path(__file__).parent
     folders = (root, root / "audio", root / "face", root / "bundle", here)
-    return {path for folder in folders for path in folder.glob("*.py")}
+    operations = Path(kernels.__file__).parent.rglob("*.py")
+    return {path for folder in folders for path in folder.glob("*.py")} | set(operations)
 
 
 @cache

@@ -111,9 +111,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--attention",
-        choices=("sdpa", "math", "flash", "xformers"),
+        choices=("auto", "sdpa", "math", "flash", "xformers", "triton"),
         help="attention of the denoiser, with --backend torch: PyTorch's own, the plain formula, "
-        "or that of a package, on CUDA (default: sdpa)",
+        "that of a package, on CUDA, or the Triton kernel (default: auto, which is triton on "
+        "NVIDIA's GPUs where it is installed, and otherwise sdpa)",
     )
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(

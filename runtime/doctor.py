@@ -75,10 +75,31 @@ def look_at_torch() -> list[Finding]:
     attention = ("flash_attn", "flash-attn", "flash"), ("xformers.ops", "xformers", "xformers")
     return [
         *found,
+        _look_at_kernels(),
         *(_extra("PyTorch", *names, f"--attention {names[2]}") for names in attention),
         _extra("PyTorch", "transformers", "transformers", "wav2vec2", "the encoder wav2vec2"),
         _extra("PyTorch", "cuda.bindings", "cuda-bindings", None, "the streams of --device cuda"),
     ]
+
+
+def _look_at_kernels() -> Finding:
+    """The Triton kernels, and on which GPUs they run."""
+    import torch
+
+    from dithead.kernels.choice import VARIABLE, missing
+
+    purpose = "the kernels of --backend torch on a GPU"
+    found = _extra("PyTorch", "triton", "triton", "triton", purpose)
+    if found.state != "ok" or not torch.cuda.is_available():
+        return found
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    reasons = {str(device): missing(device) for device in devices}
+    told = "; ".join(f"{name}: {reason or 'used'}" for name, reason in reasons.items())
+    meant = os.environ.get(VARIABLE)
+    detail = f"{found.detail}; {told}" + (f"; {VARIABLE}={meant}" if meant else "")
+    state: State = "ok" if None in reasons.values() else "unusable"
+    remedy = "" if state == "ok" else "nothing to do: PyTorch's own kernels run instead"
+    return Finding("PyTorch", "triton", state, detail, remedy)
 
 
 def look_at_engines() -> list[Finding]:

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.face.choice import FaceChoice
 from dithead.face.speakers import Speakers
+from dithead.kernels.attention import AttentionBackend
 from dithead.options import Options, ReferenceMode
 from dithead.runtime.backends import Backend, check_backend, limit_threads, open_graphs
 from dithead.runtime.checked import checked_device
@@ -76,8 +76,9 @@ def revoice(
             ``tensorrt`` or ``tensorrt-rtx``. None takes ``torch``, or ``onnxruntime`` for a bundle.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
-        attention: attention of the denoiser, with the back end ``torch``: ``sdpa``, ``math``,
-            ``flash`` or ``xformers``. None takes ``sdpa``.
+        attention: attention of the denoiser, with the back end ``torch``: ``auto``, ``sdpa``,
+            ``math``, ``flash``, ``xformers`` or ``triton``. None takes ``auto``: ``triton`` on
+            NVIDIA's GPUs where it is installed, and otherwise ``sdpa``.
         steps: denoising steps a frame. None takes the model's own number.
         seed: seed of the initial noise.
         reference: what the model sees of the face: ``fixed``, its first good frame, or

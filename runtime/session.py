@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.generator import FrameGenerator
+from dithead.kernels.attention import AttentionBackend
 from dithead.options import Options
 from dithead.runtime.backends import Backend, RuntimeGraphs, open_graphs
 from dithead.runtime.checked import checked_device, checked_number, checked_rate
@@ -83,8 +83,9 @@ class Session:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
             threads: CPU threads of a graph, for ``onnxruntime``. None takes PyTorch's number.
-            attention: attention of the denoiser, with ``torch``: ``sdpa``, ``math``, ``flash`` or
-                ``xformers``. None takes ``sdpa``.
+            attention: attention of the denoiser, with ``torch``: ``auto``, ``sdpa``, ``math``,
+                ``flash``, ``xformers`` or ``triton``. None takes ``auto``: ``triton`` on NVIDIA's
+                GPUs where it is installed, and otherwise ``sdpa``.
             batch: see :class:`Session`. A bundle must have been made for batches of that size
                 (``dithead export --batch``).
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dithead.attention import ATTENTION_BACKENDS, attention, check_attention
 from dithead.errors import BackendUnavailable, ConfigError
+from dithead.kernels.attention import ATTENTION_BACKENDS, attention, check_attention
 from dithead.runtime.backends import open_graphs
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs

@@ -18,15 +18,15 @@ from dithead.face.crop import (
     crop_mask,
     crop_positions,
     mask_polygon,
-    paste_face,
+    paste_matrix,
     placement_from_mesh,
     rectangle_mask,
     stable_template,
     transform_from_placement,
 )
 from dithead.face.cropsmoother import CropSmoother
-from dithead.face.sampling import invert_similarity
 from dithead.graphs import RECTANGLE_SIZES, face_rectangle
+from dithead.kernels.sampling import invert_similarity, pixel_centres, resample
 
 
 def mesh_at(cx: float, cy: float, side: float, roll: float) -> torch.Tensor:
@@ -59,7 +59,8 @@ def test_crop_then_paste_gives_the_picture_back(view: View) -> None:
     )
     transform = transform_from_placement(torch.tensor([[80.0, 78.0, math.log(100.0), 0.3]]))
     crop = crop_face(image[None], transform, 128, view=view)
-    back = paste_face(crop, transform, 160, 160, view=view)
+    centres = pixel_centres(160, 160, 1, crop.device)
+    back = resample(crop, paste_matrix(transform, 128, view), centres, 160)
     ys, xs = torch.meshgrid(torch.arange(160) + 0.5, torch.arange(160) + 0.5, indexing="ij")
     inverse = invert_similarity(transform)[0]
     units = torch.stack([xs, ys, torch.ones_like(xs)], -1) @ inverse.T

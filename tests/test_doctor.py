@@ -25,12 +25,13 @@ def test_everything_is_found_and_every_lack_has_a_remedy() -> None:
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("onnxruntime", "flash_attn", "tensorrt_rtx", "transformers"):
+    for module in ("onnxruntime", "flash_attn", "tensorrt_rtx", "transformers", "triton"):
         monkeypatch.setitem(sys.modules, module, None)
     by_name = {finding.name: finding for finding in doctor.examine()}
     assert by_name["onnxruntime"].state == "missing"
     assert "dithead[cpu]" in by_name["onnxruntime"].remedy
     assert by_name["flash-attn"].remedy == "pip install 'dithead[flash]'"
+    assert by_name["triton"].remedy == "pip install 'dithead[triton]'"
     assert by_name["transformers"].remedy == "pip install 'dithead[wav2vec2]'"
     assert "dithead[tensorrt-rtx]" in by_name["tensorrt-rtx"].remedy
 

@@ -1,4 +1,5 @@
-"""Imports point one way: kernels <- core <- bundle <- export and runtime <- train and bench."""
+"""Imports point one way: errors <- kernels <- core <- bundle <- export and runtime <- train and
+bench."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from dithead.export.reuse import source_files
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("export", "runtime", "kernels", "train", "bench")
 LAYERS = (
+    ("dithead.errors", "dithead.usercache"),
     ("dithead.kernels",),
     ("dithead",),
     ("dithead.bundle",),

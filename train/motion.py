@@ -17,7 +17,7 @@ from torch import Tensor
 from dithead.config import FaceConfig
 from dithead.face.crop import placement_from_mesh, stable_template, transform_from_placement
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
-from dithead.face.sampling import compose, invert_similarity
+from dithead.kernels.sampling import compose, invert_similarity
 from dithead.train.data import STORED_MARGIN
 
 UPPER_LIP = (

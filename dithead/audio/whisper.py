@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dithead.attention import attention
+from dithead.kernels.attention import attention
 from dithead.linear import Linear
 
 

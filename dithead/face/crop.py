@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from dithead.config import View
-from dithead.face.sampling import compose, invert_similarity, pixel_centres, resample
 from dithead.hosttodevice import written
+from dithead.kernels.sampling import compose, invert_similarity, pixel_centres, resample
 
 STABLE_POINTS: tuple[int, ...] = (33, 133, 362, 263, 168, 6, 197, 127, 356, 54, 284, 10, 151, 9)
 """Mesh points that place the crop: eye corners, nose bridge, temples, forehead."""
@@ -136,31 +136,12 @@ def crop_face(
     return resample(image, matrix, samples, size, density)
 
 
-def paste_face(
-    crop: Tensor,
-    transform: Tensor,
-    height: int,
-    width: int,
-    density: int = 1,
-    view: View = WHOLE,
-) -> Tensor:
-    """Warp a crop back onto a rectangle of the frame.
-
-    Args:
-        crop: (B, C, S, S). transform: (B, 2, 3), maps crop units to rectangle pixels.
-        height, width: of the rectangle. density: when the face is shrunk, crop pixels per
-            rectangle pixel, rounded up.
-        view: what the crop shows.
-
-    Returns:
-        (B, C, height, width); outside the crop, its edge pixels are repeated.
-    """
-    side = crop.shape[2]
-    pixels = side / view.span  # per crop unit
-    pixels_of_units = _scaling(pixels, side / 2, side / 2 - pixels * view.down, crop.device)
-    matrix = compose(pixels_of_units, invert_similarity(transform))
-    samples = pixel_centres(height, width, density, crop.device)
-    return resample(crop, matrix, samples, width, density)
+def paste_matrix(transform: Tensor, size: int, view: View = WHOLE) -> Tensor:
+    """Matrix (B, 2, 3) that maps pixels of a rectangle to those of a crop of ``size`` pixels:
+    transform (B, 2, 3), maps crop units to rectangle pixels; view: what the crop shows."""
+    pixels = size / view.span  # per crop unit
+    pixels_of_units = _scaling(pixels, size / 2, size / 2 - pixels * view.down, transform.device)
+    return compose(pixels_of_units, invert_similarity(transform))
 
 
 def _units_of_crop_pixels(size: int, view: View, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.errors import ConfigError
-from dithead.face.sampling import frame_size, resample
+from dithead.kernels.sampling import frame_size, resample
 
 INPUT_SIZE = 128  # pixels, the side of the square picture that the network sees
 KEYPOINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")

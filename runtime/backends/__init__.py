@@ -9,9 +9,9 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
-from dithead.attention import AttentionBackend
 from dithead.errors import ConfigError
 from dithead.graphs import Graphs
+from dithead.kernels.attention import AttentionBackend
 
 Backend = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -71,7 +71,7 @@ def open_graphs(
         bundle: folder written by dithead-export; read by the others.
         threads: CPU threads of a graph, for ``onnxruntime``; None takes PyTorch's number.
         attention: attention of the denoiser, for ``torch`` only; see
-            :func:`dithead.attention.attention`.
+            :func:`dithead.kernels.attention.attention`.
 
     Raises:
         ConfigError: unknown back end, a missing bundle, a bundle for a back end that reads none, or
@@ -85,7 +85,7 @@ def open_graphs(
         from dithead.torchgraphs import TorchGraphs
 
         weights = None if audio_weights is None else Path(audio_weights)
-        return TorchGraphs.load(checkpoint, where, weights, attention or "sdpa")
+        return TorchGraphs.load(checkpoint, where, weights, attention or "auto")
     if bundle is None:
         raise ConfigError(
             f"the back end {backend!r} reads a bundle",

@@ -1,0 +1,58 @@
+"""Checks of what the Triton kernels are given: each error says what was expected and found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_float(**tensors: Tensor | None) -> None:
+    """Raise TypeError if a tensor is not float32, float16 or bfloat16."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in FLOATS:
+            raise TypeError(
+                f"{name}: expected float32, float16 or bfloat16, found {_named(tensor.dtype)}"
+            )
+
+
+def check_type(dtype: torch.dtype, **tensors: Tensor) -> None:
+    """Raise TypeError if a tensor has another element type."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {_named(dtype)}, found {_named(tensor.dtype)}")
+
+
+def check_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """Raise ValueError if a tensor is on another device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name}: expected on {device}, found on {tensor.device}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
+    """Raise ValueError if a tensor has another shape; words stand for any length."""
+    fits = tensor.dim() == len(expected) and all(
+        isinstance(want, str) or want == found
+        for want, found in zip(expected, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        raise ValueError(f"{name}: expected the shape ({wanted}), found {tuple(tensor.shape)}")
+
+
+def check_rows(**tensors: Tensor | None) -> None:
+    """Raise ValueError if numbers of a tensor's last dimension do not lie side by side."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{name}: expected the stride 1 in the last dimension, found strides "
+                f"{tensor.stride()}; .contiguous() helps"
+            )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
