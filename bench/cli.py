@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,24 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     stream.add_argument(
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace of the overlapped run"
     )
+    counts = commands.add_parser(
+        "counts",
+        help="bytes, arithmetic and launches of every operation of a frame, with and without the "
+        "Triton kernels, and the least time that GPUs need for them; counted, not measured",
+    )
+    counts.add_argument("--presets", default="tiny,paper", help="one or more (default: tiny,paper)")
+    kernels = commands.add_parser(
+        "kernels",
+        help="each Triton kernel against eager PyTorch, torch.compile and other attention, on "
+        "a GPU",
+    )
+    kernels.add_argument("--device", default="cuda")
+    kernels.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="compare them in Triton's interpreter, at small sizes, and time nothing",
+    )
+    kernels.add_argument("-o", "--output", type=Path, default=Path("kernels.json"))
     report = commands.add_parser(
         "report", help="one HTML page from the JSON of the others (extra 'bench')"
     )
@@ -271,6 +291,35 @@ def _measure(args: argparse.Namespace) -> None:
     print(f"{args.output}: written; dithead-bench report {args.output} draws it")
 
 
+def _count(args: argparse.Namespace) -> None:
+    # Read when triton is imported: its interpreter follows the kernels' shapes without a GPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+    from dithead.bench.counting import report
+
+    print(report(args.presets.split(",")))
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    if args.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+    if not args.output.parent.is_dir():
+        raise ConfigError(f"{args.output}: the folder {args.output.parent} does not exist")
+    import torch
+
+    from dithead.bench.kernels import as_line, measure
+    from dithead.bench.machine import describe
+
+    device = torch.device("cpu" if args.dry_run else args.device)
+    found = measure(device, small=args.dry_run, timed=not args.dry_run)
+    for figure in found.figures:
+        print(as_line(figure))
+    values = {"schema": SCHEMA, "command": "kernels", "machine": describe(device), **asdict(found)}
+    args.output.write_text(json.dumps(values, indent=1) + "\n")
+    print(f"{args.output}: written")
+    if any(figure.error for figure in found.figures if figure.way == "triton"):
+        raise DitheadError("a kernel differs from its reference: see the lines above")
+
+
 def _report(args: argparse.Namespace) -> None:
     from dithead.bench.report import render
 
@@ -294,7 +343,8 @@ def main(argv: list[str] | None = None, prog: str = "dithead-bench") -> int:
         0 done, 1 failed, 2 misused, 130 or 143 interrupted.
     """
     args = _parser(prog).parse_args(argv)
-    action = _report if args.command == "report" else _measure
+    actions = {"report": _report, "counts": _count, "kernels": _kernels}
+    action = actions.get(args.command, _measure)
     return run_command(prog, lambda: action(args), "nothing was written")
 
 
