@@ -47,7 +47,8 @@ def triton_is_chosen(impl: Impl, *tensors: Tensor | None) -> bool:
                 hint=f"choose the implementation auto or reference ({VARIABLE}=auto)",
             )
         return True
-    if wanted == "reference" or given[0].device.type != "cuda" or _exporting():
+    on_cuda = given[0].device.type == "cuda" and not interpreted()
+    if wanted == "reference" or not on_cuda or _exporting():
         return False
     learnt = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     return not learnt and missing(given[0].device) is None

@@ -269,6 +269,7 @@ class _StreamRun:
         self._half: Frame | None = None  # the picture before it has been pulled
         self._between = -1  # number of the frame before which a picture was pulled
         self._shown_s: Fraction | None = None  # time of the frame that was pulled last
+        self._step_s: Fraction | None = None  # from the frame before it
         self._pushed = 0
         self._first_s: Fraction | None = None
         self._last_s: Fraction | None = None
@@ -356,12 +357,12 @@ class _StreamRun:
         return taken
 
     def _check_gap(self, at: Fraction) -> None:
-        # With no sound, all of a gap is filled with silence.
+        # Where no sound comes, and where it is dropped, all of a gap is filled with silence.
         gap_s = float(at - max(self._last_s or 0, self._speech.length_s))
-        if self._settings.idle != "wait" and gap_s > LONGEST_GAP_S:
+        if gap_s > LONGEST_GAP_S:
             raise StreamError(
-                f"a frame at {float(at):g} s, {gap_s:g} s after all that came before: a stream "
-                f"that idles allows {LONGEST_GAP_S:g} s",
+                f"a frame at {float(at):g} s, {gap_s:g} s after all that came before: at most "
+                f"{LONGEST_GAP_S:g} s are allowed",
                 hint="count times from the start of the sound, and call reset() after a long pause",
             )
 
@@ -429,7 +430,12 @@ class _StreamRun:
         if last_s is None:
             self._speech.begin_at(made.time_s)
             end_s = end_s or made.time_s + 1 / self._settings.rate
-        samples, events = self._speech.give(end_s or 2 * made.time_s - (last_s or 0))
+        else:
+            # After a pause of the camera, the next frame is due as soon as one was before it.
+            step_s, before_s = made.time_s - last_s, self._step_s
+            end_s = end_s or made.time_s + min(step_s, before_s or step_s)
+            self._step_s = step_s
+        samples, events = self._speech.give(end_s)
         image = from_rgb(made.image, layout)
         if self._own is not None and image is frame.source.rgb():
             image = image.copy()  # it is shown again

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import threading
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -232,6 +234,49 @@ def test_the_example_revoices_raw_frames(
     assert np.array_equal(found, [frame.image for frame in wanted])
     heard = np.frombuffer((tmp_path / "out.wav").read_bytes()[44:], "<f4")
     assert np.array_equal(heard, np.concatenate([frame.samples for frame in wanted]))
+
+
+def test_a_session_checks_what_its_streams_will_open(
+    library: capi.Library, shipped_bundle: Path, tmp_path: Path
+) -> None:
+    def changed(name: str, by: Callable[[dict[str, Any]], object]) -> Path:
+        bundle = Path(shutil.copytree(shipped_bundle, tmp_path / name, copy_function=os.link))
+        values = json.loads((bundle / "manifest.json").read_text())
+        by(values)
+        (bundle / "manifest.json").unlink()  # it is a link to the original
+        (bundle / "manifest.json").write_text(json.dumps(values))
+        return bundle
+
+    def graph(values: dict[str, Any], name: str) -> dict[str, Any]:
+        return next(graph for graph in values["graphs"] if graph["name"] == name)
+
+    bundle = changed("gone", lambda values: values["graphs"].remove(graph(values, "face_crop.128")))
+    with pytest.raises(capi.CallError, match=r"no graph 'face_crop.128'"):
+        capi.CSession(library, bundle)
+    missing: list[str] = []
+    bundle = changed(
+        "missing",
+        lambda values: missing.append(graph(values, "frame_glance")["onnx"][0]["file"]["path"]),
+    )
+    (bundle / missing[0]).unlink()
+    with pytest.raises(capi.CallError, match=f"{missing[0]} is missing"):
+        capi.CSession(library, bundle)
+
+
+def test_a_bundle_may_be_named_from_where_the_program_is(
+    library: capi.Library,
+    shipped_bundle: Path,
+    astronaut: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(shipped_bundle.parent)
+    with capi.CSession(library, shipped_bundle.name, threads=1) as session:
+        monkeypatch.chdir(tmp_path)
+        with session.open_stream(portrait=moving(astronaut, 1)[0]) as stream:
+            stream.push_audio(voice(0.1))
+            stream.call("finish")
+            assert len(list(stream.frames())) == 3
 
 
 def test_what_is_destroyed_frees_its_memory(

@@ -325,7 +325,7 @@ def test_a_gap_between_pushed_frames_is_silent(session: Session, drive: list[np.
         stream.push_frame(drive[0], 60)
         stream.push_frame(drive[1], Fraction(601, 10))
         assert next_frame(stream).time_s == 60
-        with pytest.raises(StreamError, match="after all that came before: a stream that idles"):
+        with pytest.raises(StreamError, match="after all that came before: at most 600 s"):
             stream.push_frame(drive[2], 3600)
         stream.push_frame(drive[2], 600)
         frames = [next_frame(stream), next_frame(stream)]
@@ -337,6 +337,26 @@ def test_a_gap_between_pushed_frames_is_silent(session: Session, drive: list[np.
         assert stream.queued_s == pytest.approx(3)
         stream.flush_audio()
         assert stream.queued_s == 0
+
+
+def test_a_pause_of_the_camera_does_not_take_the_sound_ahead(
+    session: Session, drive: list[np.ndarray]
+) -> None:
+    with session.open_stream(Options(steps=1)) as stream:
+        stream.push_audio(warble(12))
+        with pytest.raises(StreamError, match="at most 600 s are allowed"):
+            stream.push_frame(drive[0], 30_000)  # a clock that began with the machine
+        for time_s in (0, Fraction(1, 25), 10, Fraction(251, 25)):
+            stream.push_frame(drive[0], time_s)
+        sizes = [next_frame(stream).samples.size for _ in range(3)]
+        assert sizes == [RATE // 25, RATE // 25, round(9.96 * RATE)]
+        stream.flush_audio()
+        stream.mark("answer")
+        stream.push_audio(warble(1))
+        stream.finish()
+        last = next_frame(stream)
+        assert [(event.kind, event.time_s) for event in last.events] == [("began", last.time_s)]
+        assert last.samples.size == RATE // 25
 
 
 def test_a_source_that_has_gone_leaves_the_stream_as_it_is(

@@ -27,6 +27,7 @@ wheel_library() {
 
 if [[ $* != *-DONNXRUNTIME_* ]]; then
     library=$(wheel_library "$PWD/.venv/lib")
+    if [[ -z $library ]]; then library=$(wheel_library "$packages/python"); fi
     if [[ -z $library ]]; then
         .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
             --target "$packages/python" onnxruntime

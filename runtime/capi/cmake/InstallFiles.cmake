@@ -7,6 +7,29 @@ install(TARGETS dithead EXPORT dithead
     RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(FILES include/dithead.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 
+# An ONNX Runtime that is in none of the system's folders goes beside the library, where linkers and
+# the library itself look for it.
+get_filename_component(onnxruntime ${ONNXRUNTIME_LIBRARY} REALPATH)
+get_filename_component(onnxruntime_folder ${onnxruntime} DIRECTORY)
+set(elsewhere ON)
+foreach(system_folder ${CMAKE_C_IMPLICIT_LINK_DIRECTORIES})
+    get_filename_component(system_folder ${system_folder} REALPATH)
+    if(system_folder STREQUAL onnxruntime_folder)
+        set(elsewhere OFF)
+    endif()
+endforeach()
+option(DITHEAD_INSTALL_ONNXRUNTIME "install ONNX Runtime's library beside this one" ${elsewhere})
+if(DITHEAD_INSTALL_ONNXRUNTIME)
+    if(UNIX AND NOT APPLE)
+        set(name libonnxruntime.so.1)
+    else()
+        get_filename_component(name ${onnxruntime} NAME)
+    endif()
+    install(FILES ${onnxruntime} DESTINATION ${CMAKE_INSTALL_LIBDIR} RENAME ${name})
+    file(GLOB providers ${onnxruntime_folder}/*onnxruntime_providers_*)
+    install(FILES ${providers} DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
+
 # Relative to the file itself, as `cmake --install` may be given another prefix.
 file(RELATIVE_PATH prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(cmake/dithead.pc.in dithead.pc @ONLY)

@@ -10,6 +10,7 @@
  *
  * Each frame that comes in goes out; those after the end of the speech are silent.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -37,8 +38,7 @@ static const char USAGE[] =
     "  --threads N        CPU threads of each graph (default: a quarter of the cores)\n";
 
 typedef struct arguments {
-    int width, height, rate, per, steps, threads;
-    unsigned seed;
+    int width, height, rate, per, steps, threads, seed;
     const char *bundle, *speech, *sound, *in, *out, *provider;
 } arguments;
 
@@ -53,6 +53,21 @@ typedef struct job {
     size_t frame_size, samples_room;
 } job;
 
+/* How many numbers of at least 0 the text is, two at most; 0 if it is anything else. */
+static int numbers(const char *text, char between, int *first, int *second) {
+    char *end = NULL;
+    long value = strtol(text, &end, 10);
+    if (end == text || value < 0 || value > INT32_MAX) return 0;
+    *first = (int)value;
+    if (*end == '\0') return 1;
+    if (second == NULL || *end != between) return 0;
+    const char *rest = end + 1;
+    value = strtol(rest, &end, 10);
+    if (end == rest || *end != '\0' || value < 0 || value > INT32_MAX) return 0;
+    *second = (int)value;
+    return 2;
+}
+
 static bool read_arguments(int count, char **words, arguments *asked) {
     *asked = (arguments){.rate = 25, .per = 1, .provider = "cpu"};
     int n = 1;
@@ -60,15 +75,15 @@ static bool read_arguments(int count, char **words, arguments *asked) {
         const char *name = words[n] + 2, *value = n + 1 < count ? words[n + 1] : "";
         bool fits = true;
         if (strcmp(name, "size") == 0) {
-            fits = sscanf(value, "%dx%d", &asked->width, &asked->height) == 2;
+            fits = numbers(value, 'x', &asked->width, &asked->height) == 2;
         } else if (strcmp(name, "rate") == 0) {
-            fits = sscanf(value, "%d/%d", &asked->rate, &asked->per) >= 1;
+            fits = numbers(value, '/', &asked->rate, &asked->per) > 0;
         } else if (strcmp(name, "steps") == 0) {
-            fits = sscanf(value, "%d", &asked->steps) == 1;
+            fits = numbers(value, '\0', &asked->steps, NULL) == 1;
         } else if (strcmp(name, "seed") == 0) {
-            fits = sscanf(value, "%u", &asked->seed) == 1;
+            fits = numbers(value, '\0', &asked->seed, NULL) == 1;
         } else if (strcmp(name, "threads") == 0) {
-            fits = sscanf(value, "%d", &asked->threads) == 1;
+            fits = numbers(value, '\0', &asked->threads, NULL) == 1;
         } else if (strcmp(name, "sound") == 0) {
             asked->sound = value;
         } else if (strcmp(name, "in") == 0) {
@@ -97,6 +112,11 @@ static bool failed(const char *what) {
     return false;
 }
 
+static bool failed_on(const char *path) {
+    fprintf(stderr, "revoice: %s: %s\n", path, strerror(errno));
+    return false;
+}
+
 static bool done(dithead_status status) {
     return status >= DITHEAD_OK || failed(dithead_last_error());
 }
@@ -114,9 +134,9 @@ static bool open_files(job *work) {
     _setmode(_fileno(stdout), _O_BINARY);
 #endif
     work->in = asked->in == NULL ? stdin : fopen(asked->in, "rb");
-    if (work->in == NULL) return failed("the frames cannot be read");
+    if (work->in == NULL) return failed_on(asked->in);
     work->out = asked->out == NULL ? stdout : fopen(asked->out, "wb");
-    if (work->out == NULL) return failed("the result cannot be written");
+    if (work->out == NULL) return failed_on(asked->out);
     if (asked->sound != NULL && wav_create(&work->sound, asked->sound) != 0) return false;
     work->frame_size = (size_t)asked->width * (size_t)asked->height * 3;
     work->frame = malloc(work->frame_size);
@@ -140,7 +160,7 @@ static bool open_stream(job *work) {
     dithead_stream_options options;
     dithead_stream_options_init(&options, sizeof options);
     options.steps = asked->steps;
-    options.seed = asked->seed;
+    options.seed = (uint32_t)asked->seed;
     options.rate_numerator = asked->rate;
     options.rate_denominator = asked->per;
     options.waiting = 1; /* all sound is there before the first frame */
@@ -188,8 +208,9 @@ static bool pump(job *work) {
     frame.height = asked->height;
     frame.stride = (size_t)asked->width * 3;
     bool ended = false;
-    for (int64_t n = 0; fread(work->frame, 1, work->frame_size, work->in) == work->frame_size;
-         ++n) {
+    size_t came = 0;
+    for (int64_t n = 0;
+         (came = fread(work->frame, 1, work->frame_size, work->in)) == work->frame_size; ++n) {
         frame.pts_us = (n * asked->per * 1000000 + asked->rate / 2) / asked->rate;
         dithead_status status = DITHEAD_WOULD_BLOCK;
         while ((status = dithead_push_frame(work->stream, &frame, 0)) == DITHEAD_WOULD_BLOCK) {
@@ -197,6 +218,8 @@ static bool pump(job *work) {
         }
         if (!done(status)) return false;
     }
+    if (ferror(work->in)) return failed("the frames cannot be read");
+    if (came > 0) fprintf(stderr, "revoice: the last frame is not whole, and is left out\n");
     if (!done(dithead_finish(work->stream))) return false;
     while (!ended) {
         if (!write_frame(work, &ended)) return false;
@@ -220,11 +243,13 @@ static void report(dithead_stream *stream) {
 
 int main(int count, char **words) {
     job work = {0};
+    if (count == 2 && strcmp(words[1], "--help") == 0) return fputs(USAGE, stdout) < 0;
     if (!read_arguments(count, words, &work.asked)) {
         fputs(USAGE, stderr);
         return 2;
     }
-    bool fine = open_files(&work) && open_stream(&work) && push_speech(&work) && pump(&work);
+    /* Nothing is written before all that is read is there. */
+    bool fine = open_stream(&work) && push_speech(&work) && open_files(&work) && pump(&work);
     if (fine) report(work.stream);
     dithead_stream_destroy(work.stream);
     dithead_session_destroy(work.session);

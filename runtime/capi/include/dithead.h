@@ -148,7 +148,9 @@ typedef struct dithead_session_options {
 DITHEAD_API dithead_status dithead_session_options_init(dithead_session_options *options,
                                                         size_t struct_size);
 
-/* Opens a bundle: checks its files, and loads its graphs. *session is NULL after an error. */
+/* Opens a bundle: checks all its files, and loads the graphs that every stream runs. Those for a
+ * size of frame or face are loaded when it first occurs: the folder must stay as it is while the
+ * session is open. *session is NULL after an error. */
 DITHEAD_API dithead_status dithead_session_create(const dithead_session_options *options,
                                                   dithead_session **session);
 
@@ -179,14 +181,15 @@ enum {
     DITHEAD_FACE_BOX = 3    /* face_place: left, top, right, bottom in pixels */
 };
 
-/* What happens while there is no sound. Speech may begin again at any time. */
+/* What happens while there is no sound. Speech may begin again at any time, until
+ * dithead_finish_audio ends it: a portrait then ends, whatever this says. */
 enum {
     DITHEAD_IDLE_WAIT = 0, /* frames wait for it, and a portrait ends with it */
     DITHEAD_IDLE_REST = 1, /* the stream goes on by itself, with the mouth at rest */
     DITHEAD_IDLE_PASS = 2  /* the same, but frames pass through unchanged */
 };
 
-#define DITHEAD_PATIENCE_DEFAULT ((int64_t)-1)
+#define DITHEAD_PATIENCE_DEFAULT INT64_C(-1)
 
 typedef struct dithead_stream_options {
     size_t struct_size;
@@ -240,7 +243,8 @@ DITHEAD_API void dithead_stream_destroy(dithead_stream *stream);
  * wait in other threads return DITHEAD_ERROR_STOPPED. */
 DITHEAD_API dithead_status dithead_stream_reset(dithead_stream *stream);
 
-/* Ends every call that waits, with DITHEAD_ERROR_STOPPED, and refuses all later ones. For good. */
+/* Ends every call that waits, with DITHEAD_ERROR_STOPPED, and refuses later ones on frames and
+ * sound; what only asks still answers. For good. */
 DITHEAD_API dithead_status dithead_stream_stop(dithead_stream *stream);
 
 /* Copies the message of the latest call on this stream, from any thread, that returned an error;
@@ -251,7 +255,7 @@ DITHEAD_API size_t dithead_stream_last_error(dithead_stream *stream, char *buffe
 /* Sound in. */
 
 #define DITHEAD_SAMPLE_RATE_HZ 16000
-#define DITHEAD_NEXT_SAMPLE ((int64_t)-1)
+#define DITHEAD_NEXT_SAMPLE INT64_C(-1)
 
 /* Takes in sound. It is copied, and kept until frames reach it; this never waits.
  *
@@ -290,7 +294,7 @@ DITHEAD_API dithead_status dithead_get_audio_position(dithead_stream *stream, in
 
 /* Pictures in. */
 
-#define DITHEAD_WAIT_FOREVER ((int64_t)-1)
+#define DITHEAD_WAIT_FOREVER INT64_C(-1)
 
 typedef struct dithead_frame {
     size_t struct_size;
@@ -298,11 +302,13 @@ typedef struct dithead_frame {
     size_t stride;         /* bytes from one row to the next; width * 3 if rows follow each other */
     int32_t width;         /* 2 to 16384 */
     int32_t height;        /* 2 to 16384 */
-    int64_t pts_us;        /* presentation time in microseconds, later than the last frame's; within
-                              2^53 of 0, the start of the sound */
+    int64_t pts_us;        /* presentation time in microseconds, later than the last frame's; 0 is
+                              the start of the sound. At most 600 s after all frames and sound that
+                              came before */
     int32_t has_face_box;  /* 1: face_box says where the speaker's face is. 0: go on with the face
                               of the frame before. 0 */
-    float face_box[4];     /* left, top, right, bottom in pixels; all 0: nobody speaks */
+    float face_box[4];     /* left, top, right, bottom in pixels; empty, such as all 0: nobody speaks
+                              in this frame */
     int32_t reserved;      /* 0 */
 } dithead_frame;
 
@@ -376,7 +382,8 @@ typedef struct dithead_output {
     size_t pixels_size;       /* bytes that the picture takes with this stride */
     int64_t first_sample;     /* number of the sound's first sample on the stream's clock */
     size_t sample_count;      /* samples of the sound: from the end of the last frame's to the time
-                                 at which the next frame is due */
+                                 at which the next frame is due, after one interval (the shorter one
+                                 of the last two) */
     size_t event_count;
 } dithead_output;
 
@@ -390,7 +397,8 @@ DITHEAD_API dithead_status dithead_output_init(dithead_output *output, size_t st
  *
  * DITHEAD_WOULD_BLOCK: none was finished in time. DITHEAD_END_OF_STREAM: all have come.
  * DITHEAD_ERROR_BUFFER_TOO_SMALL: the frame stays, and the output says what it needs (its fields
- * width to event_count); a first pull with no buffers thus asks for the sizes. */
+ * width to event_count); a first pull with no buffers thus asks for the sizes. They may change
+ * until the next pull, with sound that comes or is dropped: try again as often as it takes. */
 DITHEAD_API dithead_status dithead_pull_frame(dithead_stream *stream, dithead_output *output,
                                               int64_t timeout_us);
 

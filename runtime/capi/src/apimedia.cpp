@@ -136,10 +136,12 @@ dithead_status dithead_push_frame(dithead_stream *stream, const dithead_frame *f
         check_time(given.pts_us, "pts_us");
         std::optional<Box> box;
         if (given.has_face_box != 0) box = checked_box(given.face_box);
-        Tensor image = to_rgb(given.pixels, given.width, given.height, given.stride,
-                              s.stream.settings().format);
-        const bool taken =
-            s.stream.run()->push_frame(std::move(image), given.pts_us, box, deadline);
+        const PixelFormat format = s.stream.settings().format;
+        check_picture(given.pixels, given.width, given.height, given.stride, format);
+        const auto image = [&] { // copied when there is room for it
+            return to_rgb(given.pixels, given.width, given.height, given.stride, format);
+        };
+        const bool taken = s.stream.run()->push_frame(image, given.pts_us, box, deadline);
         return taken ? DITHEAD_OK : DITHEAD_WOULD_BLOCK;
     });
 }

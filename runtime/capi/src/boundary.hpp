@@ -86,8 +86,8 @@ template <class Struct> void check_size(std::size_t size, const char *name) {
     throw Error(DITHEAD_ERROR_INVALID_ARGUMENT,
                 std::string(name) + ": struct_size is " + std::to_string(size) + ", expected " +
                     std::to_string(sizeof(Struct)) +
-                    ": fill it with its _init function, and compare dithead_abi_version() with the "
-                    "header's");
+                    ": fill it with its _init function (or set it, where there is none), and compare "
+                    "dithead_abi_version() with the header's");
 }
 
 // A caller's struct, checked.

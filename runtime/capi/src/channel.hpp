@@ -72,6 +72,18 @@ public:
         return roomy;
     }
 
+    // Waits for room; false: there was none in time. With a single writer, what it then puts fits.
+    // Throws Stopped, also where the channel is closed.
+    bool wait_for_room(const Deadline &deadline) {
+        std::unique_lock lock(mutex_);
+        const auto refused = [&] { return stopped_ || closed_ || paused_at(Side::writer); };
+        const bool roomy = wait_until(changed_, lock, deadline, [&] {
+            return refused() || capacity_ == 0 || items_.size() < capacity_;
+        });
+        if (refused()) throw Stopped();
+        return roomy;
+    }
+
     // Takes the next item, waiting for one; nullopt: none came in time. Throws Stopped or Closed.
     std::optional<Item> get(const Deadline &deadline = std::nullopt) {
         std::unique_lock lock(mutex_);

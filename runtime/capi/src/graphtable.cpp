@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "error.hpp"
+#include "rectangle.hpp"
 
 namespace dithead {
 namespace {
@@ -156,13 +157,17 @@ void check_ports(const Manifest &manifest) {
 }
 
 void require_graphs(const Manifest &manifest) {
-    each_line([&](std::string name, const std::string &) {
+    each_line([&](const std::string &name, const std::string &) {
         if (!manifest.config.shape_head && (name == "shape_head" || name == "generated_mesh")) return;
         const std::size_t sized = name.find("SIDE");
-        if (sized != std::string::npos) {
-            name = name.substr(0, sized) + std::to_string(manifest.largest_rectangle);
+        if (sized == std::string::npos) {
+            manifest.graph(name);
+            return;
         }
-        manifest.graph(name);
+        for (const int side : RECTANGLE_SIZES) {
+            if (side > manifest.largest_rectangle) break;
+            manifest.graph(name.substr(0, sized) + std::to_string(side));
+        }
     });
 }
 

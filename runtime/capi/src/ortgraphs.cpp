@@ -39,7 +39,7 @@ bool sizes_to_preload(const GraphEntry &graph, Sizes &sizes) {
 } // namespace
 
 OrtGraphs::OrtGraphs(const OpenOptions &options)
-    : bundle_(fs::u8path(options.bundle)), manifest_(read_manifest(bundle_)),
+    : bundle_(fs::absolute(fs::u8path(options.bundle))), manifest_(read_manifest(bundle_)),
       log_(std::make_shared<const Log>(options.log)), environment_(shared_environment()),
       provider_(options, environment_, log_),
       precision_(options.provider == Provider::cpu ? "fp32" : manifest_.precision) {
@@ -64,7 +64,11 @@ OrtGraphs::OrtGraphs(const OpenOptions &options)
 void OrtGraphs::preload() {
     for (const GraphEntry &graph : manifest_.graphs) {
         Sizes sizes;
-        if (sizes_to_preload(graph, sizes)) open(graph, sizes);
+        if (sizes_to_preload(graph, sizes)) {
+            open(graph, sizes);
+        } else {
+            path(graph, onnx(graph));
+        }
     }
 }
 
@@ -90,14 +94,10 @@ const GraphEntry &OrtGraphs::entry(const std::string &name) const {
 
 std::shared_ptr<OpenGraph> OrtGraphs::open(const GraphEntry &graph, const Sizes &sizes) {
     return opened_.get(graph.name, sizes, [&] {
-        const OnnxFile *file = graph.onnx_for(precision_);
-        if (file == nullptr) {
-            throw Error(DITHEAD_ERROR_BUNDLE, bundle_.string() + " has graph '" + graph.name +
-                                                  "' not in " + precision_ + "; export again");
-        }
-        const fs::path where = path(graph, *file);
+        const OnnxFile &file = onnx(graph);
+        const fs::path where = path(graph, file);
         try {
-            const ort::Options options = provider_.options(graph, *file, sizes);
+            const ort::Options options = provider_.options(graph, file, sizes);
             return std::make_shared<OpenGraph>(graph, where, options, environment_, log_);
         } catch (const ort::Failure &failure) {
             const bool cpu = provider_.kind() == Provider::cpu;
@@ -106,6 +106,13 @@ std::shared_ptr<OpenGraph> OrtGraphs::open(const GraphEntry &graph, const Sizes 
                             provider_.name() + ": " + failure.what());
         }
     });
+}
+
+// A graph in the precision that is run.
+const OnnxFile &OrtGraphs::onnx(const GraphEntry &graph) const {
+    if (const OnnxFile *file = graph.onnx_for(precision_)) return *file;
+    throw Error(DITHEAD_ERROR_BUNDLE, bundle_.string() + " has graph '" + graph.name + "' not in " +
+                                          precision_ + "; export again");
 }
 
 // The file of a graph, checked once.

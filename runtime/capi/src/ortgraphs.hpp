@@ -26,7 +26,8 @@ public:
     // DITHEAD_ERROR_PROVIDER.
     explicit OrtGraphs(const OpenOptions &options);
 
-    // Opens the graphs that every stream runs, whatever the size of frame and face.
+    // Opens the graphs that every stream runs, whatever the size of frame and face, and checks the
+    // files of the others.
     void preload();
 
     std::vector<Tensor> run(const std::string &name, const std::vector<Tensor> &inputs) override;
@@ -46,6 +47,7 @@ private:
 
     const GraphEntry &entry(const std::string &name) const;
     std::shared_ptr<OpenGraph> open(const GraphEntry &graph, const Sizes &sizes);
+    const OnnxFile &onnx(const GraphEntry &graph) const;
     std::filesystem::path path(const GraphEntry &graph, const OnnxFile &file);
 
     std::filesystem::path bundle_;

@@ -56,8 +56,8 @@ std::optional<Picture> PushedPictures::next() {
     }
 }
 
-Portrait::Portrait(Tensor image, FrameRate rate, bool realtime)
-    : rate_(rate), realtime_(realtime), image_(std::move(image)) {}
+Portrait::Portrait(Tensor image, FrameRate rate, bool realtime, double delay_s)
+    : rate_(rate), realtime_(realtime), latest_s_(LATE_S + delay_s), image_(std::move(image)) {}
 
 void Portrait::change(Tensor image) {
     const std::lock_guard lock(mutex_);
@@ -85,11 +85,11 @@ Picture Portrait::in_time(Picture picture) {
     };
     for (int left_out = 0; left_out < LEFT_OUT; ++left_out) {
         const double late_s = now_s() - picture.arrived_s;
-        if (turned_away() || late_s <= LATE_S || late_s > STOOD_STILL_S) break;
+        if (turned_away() || late_s <= latest_s_ || late_s > latest_s_ + STOOD_STILL_S) break;
         picture = begin_next();
     }
     const double late_s = now_s() - picture.arrived_s;
-    if (late_s > LATE_S && began_s_) {
+    if (late_s > latest_s_ && began_s_) {
         *began_s_ += late_s;
         picture.arrived_s += late_s;
     }

@@ -76,8 +76,9 @@ struct FrameRate {
 // A portrait that a stream shows by itself, until another is set; without end.
 class Portrait : public Source {
 public:
-    // realtime: whether a picture waits for its turn on the clock.
-    Portrait(Tensor image, FrameRate rate, bool realtime);
+    // realtime: whether a picture waits for its turn on the clock. delay_s: how late each may be
+    // asked for because whoever asks waits for the sound of the one before.
+    Portrait(Tensor image, FrameRate rate, bool realtime, double delay_s);
 
     void change(Tensor image); // from the next picture on
     std::optional<Picture> next() override;
@@ -92,6 +93,7 @@ private:
 
     const FrameRate rate_;
     const bool realtime_;
+    const double latest_s_; // after its turn, a picture is left out
     std::mutex mutex_;
     std::condition_variable changed_;
     Tensor image_;

@@ -95,11 +95,16 @@ std::size_t bytes_of_picture(std::int64_t width, std::int64_t height, std::size_
     return bytes - last_gap; // nothing is read or written behind the last row
 }
 
-Tensor to_rgb(const std::uint8_t *pixels, std::int64_t width, std::int64_t height,
-              std::size_t stride, PixelFormat format) {
+void check_picture(const std::uint8_t *pixels, std::int64_t width, std::int64_t height,
+                   std::size_t stride, PixelFormat format) {
     if (pixels == nullptr) refuse("pixels is NULL");
     if (stride == 0) refuse("a stride of 0 bytes");
     bytes_of_picture(width, height, stride, format);
+}
+
+Tensor to_rgb(const std::uint8_t *pixels, std::int64_t width, std::int64_t height,
+              std::size_t stride, PixelFormat format) {
+    check_picture(pixels, width, height, stride, format);
     const bool rgb = format == PixelFormat::rgb24;
     Tensor image = Tensor::make(Type::u8, {height, width, 3});
     Tensor picture = rgb ? image : Tensor::make(Type::u8, {height * 3 / 2, width});

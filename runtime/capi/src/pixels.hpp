@@ -15,6 +15,10 @@ enum class PixelFormat { rgb24, nv12, i420 };
 // Throws Error: unknown, or DITHEAD_ERROR_UNSUPPORTED: not in this build.
 PixelFormat checked_format(std::int32_t format);
 
+// Throws Error: a caller's picture is NULL, or its size or stride cannot be.
+void check_picture(const std::uint8_t *pixels, std::int64_t width, std::int64_t height,
+                   std::size_t stride, PixelFormat format);
+
 // Copies a caller's picture. Throws Error: NULL, or a size or stride that cannot be.
 Tensor to_rgb(const std::uint8_t *pixels, std::int64_t width, std::int64_t height,
               std::size_t stride, PixelFormat format);

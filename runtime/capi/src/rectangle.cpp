@@ -1,7 +1,6 @@
 #include "rectangle.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -10,8 +9,6 @@
 namespace dithead {
 namespace {
 
-constexpr std::array<int, 15> RECTANGLE_SIZES{64,  128, 192,  256,  320,  384,  512, 640,
-                                              768, 1024, 1536, 2048, 3072, 4096, 8192};
 constexpr double FARTHEST = 1e8; // pixels
 
 // Side in crop units of the upright square round the crop's middle that holds the crop and the

@@ -1,10 +1,16 @@
 // The square of a frame that is cut out round a face (dithead/graphs.py, dithead/patch.py).
 #pragma once
 
+#include <array>
+
 #include "config.hpp"
 #include "tensor.hpp"
 
 namespace dithead {
+
+// Sides of the squares, in pixels.
+constexpr std::array<int, 15> RECTANGLE_SIZES{64,  128, 192,  256,  320,  384,  512, 640,
+                                              768, 1024, 1536, 2048, 3072, 4096, 8192};
 
 struct Rectangle {
     int left, top, side; // left and top are even, and may be negative

@@ -21,7 +21,10 @@ StreamRun::StreamRun(Graphs &graphs, const StreamSettings &settings, Log log)
       outbox_(static_cast<std::size_t>(std::max(1, settings.in_flight)), Side::writer) {
     const bool own = settings.portrait.defined();
     if (own) {
-        portrait_ = std::make_unique<Portrait>(settings.portrait, settings.rate, settings.realtime);
+        // With a thread for each stage, pictures are taken while others wait for their sound.
+        const double delay_s = settings.overlap ? 0.0 : settings.patience_s.value_or(0.0);
+        portrait_ = std::make_unique<Portrait>(settings.portrait, settings.rate, settings.realtime,
+                                               delay_s);
     } else {
         pushed_ = std::make_unique<PushedPictures>(static_cast<std::size_t>(settings.waiting));
     }
@@ -93,8 +96,8 @@ void StreamRun::finish() {
     if (pushed_) pushed_->inbox().close();
 }
 
-bool StreamRun::push_frame(Tensor image, std::int64_t pts_us, const std::optional<Box> &face_box,
-                           const Deadline &deadline) {
+bool StreamRun::push_frame(const std::function<Tensor()> &image, std::int64_t pts_us,
+                           const std::optional<Box> &face_box, const Deadline &deadline) {
     if (!pushed_) {
         throw Error(DITHEAD_ERROR_STATE, "this stream shows a portrait: it takes only sound");
     }
@@ -111,10 +114,11 @@ bool StreamRun::push_frame(Tensor image, std::int64_t pts_us, const std::optiona
         picture.index = pushed_count_;
     }
     picture.time = at;
-    picture.image = std::move(image);
     picture.face_box = face_box;
-    picture.arrived_s = now_s();
     try {
+        if (!pushed_->inbox().wait_for_room(deadline)) return false;
+        picture.image = image();
+        picture.arrived_s = now_s();
         if (!pushed_->inbox().put(picture, deadline)) return false;
     } catch (const Stopped &) {
         throw_stopped();
@@ -126,13 +130,14 @@ bool StreamRun::push_frame(Tensor image, std::int64_t pts_us, const std::optiona
 }
 
 void StreamRun::check_gap(const Moment &at) {
-    if (settings_.idle == Idle::wait) return; // with no sound, all of a gap is filled with silence
+    // Where no sound comes, and where it is dropped, all of a gap is filled with silence.
     Moment before = speech_.length();
     if (last_ && *last_ > before) before = *last_;
     if (at - before > Moment::of(LONGEST_GAP_S, 1)) {
         throw Error(DITHEAD_ERROR_INVALID_ARGUMENT,
                     "a frame at " + seconds(at) + ", " + seconds(at - before) +
-                        " after all that came before: a stream that idles allows 600 s");
+                        " after all that came before: at most 600 s are allowed; times count "
+                        "from the first sample of the sound");
     }
 }
 
@@ -198,9 +203,12 @@ Pulled StreamRun::give(Frame &frame, const Buffers &buffers) {
 
     const Moment &time = frame.source.time;
     if (!shown_) speech_.begin_at(time);
+    const std::optional<Moment> step = shown_ ? std::optional(time - *shown_) : std::nullopt;
+    // After a pause of the camera, the next frame is due as soon as one was before it.
     const Moment until = frame.source.end ? *frame.source.end
-                         : shown_        ? time + (time - *shown_)
-                                         : time + settings_.rate.after(1);
+                         : !step          ? time + settings_.rate.after(1)
+                         : step_ && *step_ < *step ? time + *step_
+                                                   : time + *step;
     const auto [given, due] =
         speech_.give(until, roomy, buffers.samples, buffers.samples_capacity,
                      buffers.wants_events ? &pulled.events : nullptr, buffers.events_capacity);
@@ -210,6 +218,7 @@ Pulled StreamRun::give(Frame &frame, const Buffers &buffers) {
     write_rows(picture, pulled.width, pulled.height, settings_.format, buffers.pixels,
                buffers.stride);
     shown_ = time;
+    step_ = step;
     {
         const std::lock_guard lock(mutex_);
         taken_.erase(frame.index());

@@ -87,7 +87,7 @@ public:
     Speech &speech() { return speech_; }
 
     // false: there was no room in time.
-    bool push_frame(Tensor image, std::int64_t pts_us, const std::optional<Box> &face_box,
+    bool push_frame(const std::function<Tensor()> &image, std::int64_t pts_us, const std::optional<Box> &face_box,
                     const Deadline &deadline);
     void set_portrait(Tensor image);
     void finish();
@@ -133,6 +133,7 @@ private:
     Turn giving_;                    // whoever gives frames or drops speech
     std::optional<Finished> popped_; // out of the outbox, but not given yet; the puller's
     std::optional<Moment> shown_;    // when the frame that was pulled last is shown; as giving_
+    std::optional<Moment> step_;     // from the frame before it
     std::atomic<int> edition_{0};    // increases each time that frames are made again
 
     mutable std::mutex mutex_; // of what follows

@@ -158,3 +158,20 @@ TEST(pushed_frames_wait_for_sound_for_so_long) {
     EXPECT(same(outputs, expected(images, {{0, {}}}, options_with({}))));
     EXPECT_STATUS(stream.show(picture(0), 700'000'000), DITHEAD_ERROR_INVALID_ARGUMENT);
 }
+
+TEST(a_single_thread_keeps_the_pace_while_nobody_speaks) {
+    SessionHandle session;
+    const Bytes image = picture(1);
+    for (const int idle : {DITHEAD_IDLE_PASS, DITHEAD_IDLE_REST}) {
+        StreamHandle stream(session, [&](dithead_stream_options &o) {
+            portrait_of(image, idle)(o);
+            o.patience_us = 400'000;
+            o.realtime = 1;
+            o.overlap = 0;
+        });
+        stream.next();
+        const auto began = std::chrono::steady_clock::now();
+        for (int n = 0; n < 15; ++n) EXPECT(stream.next().sound.size() == 640);
+        EXPECT(std::chrono::steady_clock::now() - began < std::chrono::milliseconds(1200));
+    }
+}

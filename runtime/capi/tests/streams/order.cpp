@@ -211,3 +211,43 @@ TEST(whose_mouth_is_covered_is_told) {
     EXPECT_OK(dithead_finish(stream.handle));
     EXPECT(stream.next().left_alone == DITHEAD_LEFT_ALONE_COVERED);
 }
+
+TEST(a_pause_of_the_camera_does_not_take_the_sound_ahead) {
+    SessionHandle session;
+    StreamHandle stream(session);
+    stream.hear(voice(30.0, 1));
+    const std::int64_t times_us[] = {0, 40'000, 10'000'000, 10'040'000};
+    for (const std::int64_t time_us : times_us) EXPECT_OK(stream.show(picture(0), time_us));
+    for (int n = 0; n < 3; ++n) stream.next();
+    EXPECT_OK(dithead_flush_audio(stream.handle));
+    EXPECT_OK(dithead_mark(stream.handle, 9));
+    stream.hear(voice(1.0, 2));
+    EXPECT_OK(dithead_finish(stream.handle));
+    const Output last = stream.next();
+    EXPECT(last.first_sample == 10'040 * 16);
+    EXPECT(last.events.size() == 1 && last.events[0].sample == last.first_sample);
+    EXPECT(!last.sound.empty());
+}
+
+TEST(frames_far_from_all_that_came_are_refused) {
+    SessionHandle session;
+    for (const int idle : {DITHEAD_IDLE_WAIT, DITHEAD_IDLE_REST}) {
+        StreamHandle stream(session, [&](dithead_stream_options &o) { o.idle = idle; });
+        EXPECT_STATUS(stream.show(picture(0), 30'000'000'000), DITHEAD_ERROR_INVALID_ARGUMENT);
+        EXPECT(stream.error().find("from the first sample of the sound") != std::string::npos);
+        EXPECT_OK(stream.show(picture(0), 599'000'000));
+        EXPECT_STATUS(stream.show(picture(0), 1'200'000'000), DITHEAD_ERROR_INVALID_ARGUMENT);
+        EXPECT_OK(dithead_flush_audio(stream.handle));
+    }
+}
+
+TEST(a_frame_without_room_is_not_copied) {
+    SessionHandle session;
+    StreamHandle stream(session, [](dithead_stream_options &o) { o.waiting = o.in_flight = 1; });
+    std::int64_t time_us = 0;
+    while (stream.show(picture(0), time_us, 200'000) == DITHEAD_OK) time_us += FRAME_US;
+    dithead_frame frame = frame_of(picture(0));
+    frame.pixels = reinterpret_cast<const std::uint8_t *>(1); // would be a crash
+    frame.pts_us = time_us;
+    EXPECT_STATUS(dithead_push_frame(stream.handle, &frame, 0), DITHEAD_WOULD_BLOCK);
+}
