@@ -135,7 +135,7 @@ def test_a_stream_through_the_front_door(
         ({"bundle": "b", "checkpoint": "tiny"}, dithead.ConfigError, "its own weights"),
         ({"bundle": "b", "attention": "math"}, dithead.ConfigError, "takes its attention from"),
         ({"checkpoint": "huge"}, dithead.CheckpointError, "huge"),
-        ({"attention": "fast"}, dithead.ConfigError, "choose one of sdpa"),
+        ({"attention": "fast"}, dithead.ConfigError, "choose one of auto, sdpa"),
         ({"attention": "flash"}, dithead.BackendUnavailable, r"dithead\[flash\]"),
         ({"encoding": dithead.Encoding(crf=99)}, dithead.ConfigError, "from 0 to 51"),
     ],
