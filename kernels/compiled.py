@@ -40,7 +40,7 @@ class Needs:
     registers: int
     """Of a thread."""
     spilled_bytes: int
-    """Of a thread: what did not fit into registers, and other local memory."""
+    """Of a thread, written and read again: what did not fit into registers."""
     shared_bytes: int
     """Of a block."""
 
@@ -104,7 +104,7 @@ def launches() -> Iterator[tuple[str, Launch]]:
 
 
 def compile_for(launch: Launch, case: str, architecture: int) -> Needs:
-    """Compile a kernel as a launch would, and read what it needs from the machine code.
+    """Compile a kernel as a launch would, and read what it needs.
 
     Raises:
         BackendUnavailable: Triton's interpreter is on.
@@ -121,23 +121,31 @@ def compile_for(launch: Launch, case: str, architecture: int) -> Needs:
     source = ASTSource(launch.kernel, types, constants, divisible)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     made = triton.compile(source, GPUTarget("cuda", architecture, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(made.asm["cubin"])
-        tool = triton.knobs.nvidia.cuobjdump.path
-        told = subprocess.run(
-            [tool, "--dump-resource-usage", str(file)], capture_output=True, text=True, check=True
-        ).stdout
-    used = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", told)}
+    told = _assembled(made.asm["ptx"], architecture)
+    (registers,) = re.findall(r"Used (\d+) registers", told)
+    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
     return Needs(
         kernel=launch.kernel.__name__.removeprefix("_"),
         case=case,
         architecture=architecture,
         warps=launch.num_warps,
-        registers=used["REG"],
-        spilled_bytes=used["STACK"] + used["LOCAL"],
+        registers=int(registers),
+        spilled_bytes=sum(map(int, spilled)),
         shared_bytes=made.metadata.shared,
     )
+
+
+def _assembled(ptx: str, architecture: int) -> str:
+    """What the assembler tells of a kernel; Triton's own, which is part of its package."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    tool = get_ptxas(architecture)
+    (target,) = re.findall(r"\.target (sm_\w+)", ptx)
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(ptx)
+        command = [tool.path, "-v", f"--gpu-name={target}", str(source), "-o", str(result)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
