@@ -1,6 +1,9 @@
 #include "ortgraphs.hpp"
 
 #include <algorithm>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "error.hpp"
 #include "graphtable.hpp"
@@ -130,6 +133,9 @@ std::unique_ptr<Graphs> open_graphs(const OpenOptions &options) {
     auto graphs = std::make_unique<OrtGraphs>(options);
     require_graphs(graphs->manifest());
     graphs->preload();
+#ifdef __GLIBC__
+    malloc_trim(0); // what ONNX Runtime needed to optimise the graphs
+#endif
     return graphs;
 }
 
