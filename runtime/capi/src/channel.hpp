@@ -60,11 +60,7 @@ public:
     // Throws Stopped, also where the channel is closed.
     bool put(Item &item, const Deadline &deadline = std::nullopt) {
         std::unique_lock lock(mutex_);
-        const auto refused = [&] { return stopped_ || closed_ || paused_at(Side::writer); };
-        const bool roomy = wait_until(changed_, lock, deadline, [&] {
-            return refused() || capacity_ == 0 || items_.size() < capacity_;
-        });
-        if (refused()) throw Stopped();
+        const bool roomy = has_room(lock, deadline);
         if (roomy) {
             items_.push_back(std::move(item));
             changed_.notify_all();
@@ -76,12 +72,7 @@ public:
     // Throws Stopped, also where the channel is closed.
     bool wait_for_room(const Deadline &deadline) {
         std::unique_lock lock(mutex_);
-        const auto refused = [&] { return stopped_ || closed_ || paused_at(Side::writer); };
-        const bool roomy = wait_until(changed_, lock, deadline, [&] {
-            return refused() || capacity_ == 0 || items_.size() < capacity_;
-        });
-        if (refused()) throw Stopped();
-        return roomy;
+        return has_room(lock, deadline);
     }
 
     // Takes the next item, waiting for one; nullopt: none came in time. Throws Stopped or Closed.
@@ -127,6 +118,16 @@ public:
 
 private:
     bool paused_at(Side side) const { return paused_ && side_ == side; }
+
+    // Whether a writer has room, at the deadline at the latest. Throws Stopped.
+    bool has_room(std::unique_lock<std::mutex> &lock, const Deadline &deadline) {
+        const auto refused = [&] { return stopped_ || closed_ || paused_at(Side::writer); };
+        const bool roomy = wait_until(changed_, lock, deadline, [&] {
+            return refused() || capacity_ == 0 || items_.size() < capacity_;
+        });
+        if (refused()) throw Stopped();
+        return roomy;
+    }
 
     template <class Change> void change(Change make) {
         const std::lock_guard lock(mutex_);
