@@ -1,7 +1,9 @@
-"""Checks of what the Triton kernels are given: each error says what was expected and found."""
+"""Checks of what the Triton kernels are given: each error says what was expected and found; and the
+type of what comes of it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +54,19 @@ def check_rows(**tensors: Tensor | None) -> None:
                 f"{name}: expected the stride 1 in the last dimension, found strides "
                 f"{tensor.stride()}; .contiguous() helps"
             )
+
+
+def check_row(batch: int, width: int, **rows: Tensor | None) -> None:
+    """Raise ValueError if a row is not (B, 1, D), or (1, 1, D) for all of the batch."""
+    for name, row in rows.items():
+        if row is not None:
+            check_shape(name, row, (1 if row.shape[0] == 1 else batch, 1, width))
+
+
+def common_type(*tensors: Tensor | None) -> torch.dtype:
+    """The type in which PyTorch would combine them."""
+    types = [tensor.dtype for tensor in tensors if tensor is not None]
+    return functools.reduce(torch.promote_types, types)
 
 
 def _named(dtype: torch.dtype) -> str:

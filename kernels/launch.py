@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,12 +35,11 @@ class Launch:
     """What the kernel is compiled for."""
     num_warps: int = 4
     num_stages: int = 2
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def run(self) -> None:
-        """Launch it on the device's current stream."""
-        cuda = self.device.type == "cuda"
-        with torch.cuda.device(self.device) if cuda else nullcontext():
+        """Launch it on the current stream of its tensors' device."""
+        device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](
                 **self.arguments,
                 **self.constants,
@@ -69,3 +68,8 @@ class Launch:
             if aligned:
                 divisible[(position,)] = [["tt.divisibility", ALIGNED]]
         return types, constants, divisible
+
+
+def batch_stride(row: Tensor | None) -> int:
+    """Distance of the batch's rows (B or 1, 1, D): 0 where all of it shares one, or has none."""
+    return 0 if row is None or row.shape[0] == 1 else row.stride(0)

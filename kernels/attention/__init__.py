@@ -10,17 +10,20 @@ from torch import Tensor
 
 from dithead.errors import BackendUnavailable, ConfigError
 from dithead.kernels.attention import reference
-from dithead.kernels.attention.reference import merge_heads, split_heads
+from dithead.kernels.attention.reference import (
+    MOST_AUDIO_TOKENS,
+    MOST_WIDTH,
+    merge_heads,
+    split_heads,
+)
 from dithead.kernels.choice import missing, triton_is_chosen
 from dithead.kernels.modulated_layer_norm import add_branch
 
 AttentionBackend = Literal["auto", "sdpa", "math", "flash", "xformers", "triton"]
 ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = get_args(AttentionBackend)
 
-HEAD_WIDTHS = range(8, 129)
-"""Of the Triton kernels."""
-MOST_AUDIO_TOKENS = 16
-"""Audio tokens that the Triton kernel keeps in registers."""
+LEAST_WIDTH = 8
+"""Numbers of a head for which ``auto`` takes the Triton kernels."""
 
 __all__ = [
     "ATTENTION_BACKENDS",
@@ -72,12 +75,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa
     Raises:
         ConfigError: unknown back end. BackendUnavailable: it cannot run here.
     """
-    if _triton(backend, q, k, v):
+    if _triton(backend, q.shape[-1], q, k, v):
         from dithead.kernels.attention import triton
 
         tokens_first = (x.transpose(1, 2) for x in (q, k, v))  # (B, N, heads, D)
         return split_heads(triton.attention(*tokens_first), q.shape[1])
-    return reference.FUNCTIONS["sdpa" if backend == "auto" else backend](q, k, v)
+    return reference.FUNCTIONS[_fallback(backend)](q, k, v)
 
 
 def self_attention(qkv: Tensor, heads: int, backend: AttentionBackend = "sdpa") -> Tensor:
@@ -90,13 +93,13 @@ def self_attention(qkv: Tensor, heads: int, backend: AttentionBackend = "sdpa") 
     Returns:
         (B, N, D).
     """
-    if _triton(backend, qkv, width=qkv.shape[-1] // (3 * heads)):
+    if _triton(backend, qkv.shape[-1] // (3 * heads), qkv):
         from dithead.kernels.attention import triton
 
         parts = qkv.unflatten(-1, (3, heads, -1)).unbind(2)  # (B, N, heads, D / heads)
         return triton.attention(*parts)
     q, k, v = (split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
-    return merge_heads(attention(q, k, v, "sdpa" if backend == "auto" else backend))
+    return merge_heads(attention(q, k, v, _fallback(backend)))
 
 
 def audio_attention(
@@ -124,7 +127,7 @@ def audio_attention(
     keys, values = keys.to(q.dtype), values.to(q.dtype)
     takes = isinstance(out, torch.nn.Linear) and keys.shape[2] <= MOST_AUDIO_TOKENS
     given = (x, q, keys, values, gate)
-    if (takes or backend == "triton") and _triton(backend, *given, width=keys.shape[3]):
+    if (takes or backend == "triton") and _triton(backend, keys.shape[3], *given):
         from dithead.kernels.attention import tritonaudio
 
         return tritonaudio.audio_attention(*given, out)
@@ -136,14 +139,12 @@ def _fallback(backend: AttentionBackend) -> AttentionBackend:
     return "sdpa" if backend == "auto" else backend
 
 
-def _triton(backend: AttentionBackend, *tensors: Tensor | None, width: int | None = None) -> bool:
-    """Whether the Triton kernel is to run."""
+def _triton(backend: AttentionBackend, width: int, *tensors: Tensor | None) -> bool:
+    """Whether the Triton kernel is to run; width: numbers of a head."""
     _check_name(backend)
-    if backend not in ("auto", "triton"):
-        return False
-    if backend == "auto" and width is not None and width not in HEAD_WIDTHS:
-        return False
-    return triton_is_chosen("auto" if backend == "auto" else "triton", *tensors)
+    if backend == "auto":
+        return LEAST_WIDTH <= width <= MOST_WIDTH and triton_is_chosen("auto", *tensors)
+    return backend == "triton" and triton_is_chosen("triton", *tensors)
 
 
 def _check_name(backend: str) -> None:

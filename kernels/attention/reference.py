@@ -13,6 +13,8 @@ from torch import Tensor
 from dithead.errors import BackendUnavailable
 
 PACKAGES = {"flash": ("flash-attn", "flash_attn"), "xformers": ("xformers", "xformers.ops")}
+MOST_WIDTH, MOST_AUDIO_TOKENS = 128, 16
+"""Numbers of a head, and audio tokens, that the Triton kernels hold in registers."""
 _HALF = (torch.float16, torch.bfloat16)
 
 

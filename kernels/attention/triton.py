@@ -14,12 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from dithead.kernels.attention import reference
+from dithead.kernels.attention.reference import MOST_WIDTH
 from dithead.kernels.checks import check_device, check_float, check_rows, check_shape, check_type
 from dithead.kernels.choice import interpreted
 from dithead.kernels.gradients import differentiate
 from dithead.kernels.launch import Launch
 
-MOST_WIDTH = 128
 BLOCK_QUERIES, BLOCK_KEYS = 64, 64
 """Tokens of a program, and keys that it takes at once; fewer where numbers are wide."""
 MOST_FLOAT32 = 2048
@@ -137,7 +137,7 @@ def plan(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> list[Launch]:
         **dot_settings(q.dtype),
     }
     grid = triton.cdiv(queries, block_queries), batch * heads
-    return [Launch(_attention, grid, arguments, blocks, device=q.device)]
+    return [Launch(_attention, grid, arguments, blocks)]
 
 
 def _strides(name: str, x: Tensor) -> dict[str, int]:

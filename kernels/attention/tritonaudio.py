@@ -16,13 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 from dithead.kernels.attention import reference
-from dithead.kernels.attention.triton import ENOUGH_PROGRAMS, MOST_WIDTH, dot, dot_settings
-from dithead.kernels.checks import check_device, check_float, check_rows, check_shape, check_type
+from dithead.kernels.attention.reference import MOST_AUDIO_TOKENS, MOST_WIDTH
+from dithead.kernels.attention.triton import ENOUGH_PROGRAMS, dot, dot_settings
+from dithead.kernels.checks import (
+    check_device,
+    check_float,
+    check_row,
+    check_rows,
+    check_shape,
+    check_type,
+    common_type,
+)
 from dithead.kernels.gradients import differentiate
-from dithead.kernels.launch import Launch
+from dithead.kernels.launch import Launch, batch_stride
 from dithead.kernels.modulated_layer_norm import add_branch
 
-BLOCK_KEYS = 16
 BLOCKS, BLOCKS_FLOAT32 = (32, 64), (16, 32)
 """Tokens and columns of a program. Products of float32, without tensor cores, hold more in
 registers."""
@@ -133,7 +141,7 @@ def plan(
         "q_row": q.stride(1),
         **{f"k_{name}": keys.stride(i) for i, name in enumerate(("batch", "head", "row"))},
         **{f"v_{name}": values.stride(i) for i, name in enumerate(("batch", "head", "row"))},
-        "gate_batch": 0 if gate is None or gate.shape[0] == 1 else gate.stride(0),
+        "gate_batch": batch_stride(gate),
         "weight_row": weight.stride(0),
         "queries": queries,
         "keys": keys.shape[2],
@@ -145,12 +153,12 @@ def plan(
         "HEAD_WIDTH": head_width,
         "BLOCK_QUERIES": block_queries,
         "BLOCK_COLUMNS": block_columns,
-        "BLOCK_KEYS": BLOCK_KEYS,
+        "BLOCK_KEYS": MOST_AUDIO_TOKENS,
         "BLOCK_HEAD": block_head,
         **dot_settings(q.dtype),
     }
     grid = triton.cdiv(queries, block_queries), triton.cdiv(width, block_columns), batch
-    return [Launch(_audio_attention, grid, arguments, blocks, device=x.device)]
+    return [Launch(_audio_attention, grid, arguments, blocks)]
 
 
 @torch.library.custom_op("dithead::audio_attention", mutates_args=())
@@ -179,9 +187,7 @@ def _fake(
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    dtype = torch.promote_types(x.dtype, q.dtype)
-    dtype = dtype if gate is None else torch.promote_types(dtype, gate.dtype)
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty(x.shape, dtype=common_type(x, q, gate), device=x.device)
 
 
 def _reference(
@@ -228,12 +234,11 @@ def audio_attention(
             f"keys: expected heads of at most {MOST_WIDTH} numbers, {width} together, found "
             f"{heads} of {head_width}"
         )
-    if not 1 <= count <= BLOCK_KEYS:
-        raise ValueError(f"keys: expected 1 to {BLOCK_KEYS} audio tokens, found {count}")
+    if not 1 <= count <= MOST_AUDIO_TOKENS:
+        raise ValueError(f"keys: expected 1 to {MOST_AUDIO_TOKENS} audio tokens, found {count}")
     check_shape("values", values, keys.shape)
     check_shape("out.weight", weight, (width, width))
-    if gate is not None:
-        check_shape("gate", gate, (1 if gate.shape[0] == 1 else batch, 1, width))
+    check_row(batch, width, gate=gate)
     check_float(x=x, q=q, gate=gate, bias=bias)
     check_type(q.dtype, keys=keys, values=values, weight=weight)
     others = {"q": q, "keys": keys, "values": values, "gate": gate, "weight": weight, "bias": bias}

@@ -110,7 +110,7 @@ def plan(
     }
     blocks = {"DENSITY": density, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     grid = triton.cdiv(width, BLOCK_COLUMNS), triton.cdiv(height, BLOCK_ROWS)
-    return [Launch(_composite, grid, arguments, blocks, device=face.device)]
+    return [Launch(_composite, grid, arguments, blocks)]
 
 
 @torch.library.custom_op("dithead::composite", mutates_args=())

@@ -72,7 +72,7 @@ def plan(
     }
     constants = {"VELOCITY": predicts == "velocity", "BLOCK": BLOCK}
     grid = triton.cdiv(count, BLOCK), batch
-    return [Launch(_ddim_step, grid, arguments, constants, device=noisy.device)]
+    return [Launch(_ddim_step, grid, arguments, constants)]
 
 
 @torch.library.custom_op("dithead::ddim_step", mutates_args=("out",))
@@ -92,19 +92,6 @@ def _operation(
         launch.run()
 
 
-@_operation.register_fake
-def _fake(
-    noisy: Tensor,
-    prediction: Tensor,
-    signal: Tensor,
-    sigma: Tensor,
-    timestep: Tensor,
-    following: Tensor,
-    velocity: bool,
-    out: Tensor,
-) -> None: ...
-
-
 @torch.library.custom_op("dithead::ddim_step_", mutates_args=("latent",))
 def _in_place(
     latent: Tensor,
@@ -121,16 +108,12 @@ def _in_place(
         launch.run()
 
 
-@_in_place.register_fake
-def _fake_in_place(
-    latent: Tensor,
-    prediction: Tensor,
-    signal: Tensor,
-    sigma: Tensor,
-    timestep: Tensor,
-    following: Tensor,
-    velocity: bool,
-) -> None: ...
+def _fake(*_: object) -> None:
+    """Nothing is returned, only written."""
+
+
+_operation.register_fake(_fake)
+_in_place.register_fake(_fake)
 
 
 def ddim_step(

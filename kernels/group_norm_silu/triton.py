@@ -169,7 +169,6 @@ def plan(
         (across, chunks, batch),
         {"x_ptr": x, "mean_ptr": moments[0], "spread_ptr": moments[1]} | layout | size,
         {"BLOCKS": blocks_per_chunk, **blocks},
-        device=x.device,
     )
     second = Launch(
         _group_moments,
@@ -183,7 +182,6 @@ def plan(
             "BLOCK_CHUNKS": triton.next_power_of_2(chunks),
             "BLOCK_PER_GROUP": triton.next_power_of_2(per_group),
         },
-        device=x.device,
     )
     third = Launch(
         _normalise,
@@ -194,7 +192,6 @@ def plan(
         | {"out_batch": out.stride(0)}
         | size,
         {"PER_GROUP": per_group, "SILU": silu, **blocks},
-        device=x.device,
     )
     return [first, second, third]
 

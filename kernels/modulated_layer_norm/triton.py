@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dithead.kernels.checks import check_device, check_float, check_rows, check_shape
+from dithead.kernels.checks import (
+    check_device,
+    check_float,
+    check_row,
+    check_rows,
+    check_shape,
+    common_type,
+)
 from dithead.kernels.gradients import differentiate
-from dithead.kernels.launch import Launch
+from dithead.kernels.launch import Launch, batch_stride
 from dithead.kernels.modulated_layer_norm import reference
 
 MOST_WIDTH = 8192
@@ -94,10 +99,6 @@ def plan(
     block_rows = max(1, min(_AT_ONCE // block_width, triton.next_power_of_2(rows)))
     # Numbers that a thread holds: 8 where the row is short, more only in rows above 8192.
     warps = max(1, min(16, block_rows * block_width // 256))
-
-    def batch_stride(tensor: Tensor | None) -> int:
-        return 0 if tensor is None or tensor.shape[0] == 1 else tensor.stride(0)
-
     arguments: dict[str, Tensor | int | float | None] = {
         "x_ptr": x,
         "branch_ptr": branch,
@@ -120,13 +121,7 @@ def plan(
     }
     blocks = {"WIDTH": width, "BLOCK_ROWS": block_rows, "BLOCK_WIDTH": block_width}
     grid = triton.cdiv(rows, block_rows), batch
-    return [Launch(_modulated_layer_norm, grid, arguments, blocks, warps, device=x.device)]
-
-
-def _common_type(*tensors: Tensor | None) -> torch.dtype:
-    """The type in which PyTorch would combine them."""
-    types = [tensor.dtype for tensor in tensors if tensor is not None]
-    return functools.reduce(torch.promote_types, types)
+    return [Launch(_modulated_layer_norm, grid, arguments, blocks, warps)]
 
 
 @torch.library.custom_op("dithead::modulated_layer_norm", mutates_args=())
@@ -153,7 +148,7 @@ def _fake_norm(
     shift: Tensor | None,
     eps: float,
 ) -> Tensor:
-    return torch.empty(x.shape, dtype=_common_type(x, scale, shift), device=x.device)
+    return torch.empty(x.shape, dtype=common_type(x, scale, shift), device=x.device)
 
 
 @torch.library.custom_op("dithead::added_layer_norm", mutates_args=())
@@ -184,8 +179,8 @@ def _fake_added_norm(
     shift: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    total = torch.empty(x.shape, dtype=_common_type(x, branch, gate), device=x.device)
-    dtype = _common_type(total, scale, shift)
+    total = torch.empty(x.shape, dtype=common_type(x, branch, gate), device=x.device)
+    dtype = common_type(total, scale, shift)
     return total, torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
@@ -215,9 +210,7 @@ def modulated_layer_norm(
         raise ValueError(f"x: expected at most {MOST_WIDTH} numbers in a token, found {width}")
     if branch is not None:
         check_shape("branch", branch, x.shape)
-    for name, row in (("gate", gate), ("scale", scale), ("shift", shift)):
-        if row is not None:
-            check_shape(name, row, (1 if row.shape[0] == 1 else x.shape[0], 1, width))
+    check_row(x.shape[0], width, gate=gate, scale=scale, shift=shift)
     for name, line in (("weight", weight), ("bias", bias)):
         if line is not None:
             check_shape(name, line, (width,))
