@@ -95,16 +95,10 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
         if not self.paused and name not in _VIEWS:
-            count = flop_registry.get(func._overloadpacket)
-            operations = count(*args, **(kwargs or {}), out_val=out) if count else 0
-            if name == "audio_attention":
-                operations = _operations_of_audio_attention(*args)
-            if name == "attention":
-                operations = _operations_of_attention(*args)
             size = _bytes_of([*tree_leaves(args), *tree_leaves(kwargs), *tree_leaves(out)])
             if name in _LAUNCHES:
                 size += _bytes_of([args[0]])
-            self.costs[name].add(_LAUNCHES.get(name, 1), size, operations)
+            self.costs[name].add(_LAUNCHES.get(name, 1), size, _operations(func, args, kwargs, out))
         return out
 
 
@@ -143,12 +137,27 @@ def _bytes_of(values: list[Any]) -> int:
     return sum(seen.values())
 
 
+def _operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    ours = _OPERATIONS.get(func._schema.name)
+    if ours is not None:
+        return ours(*args)
+    count = flop_registry.get(func._overloadpacket)
+    return count(*args, **(kwargs or {}), out_val=out) if count else 0
+
+
 def _operations_of_attention(q: Tensor, k: Tensor, v: Tensor) -> int:
     return 4 * q.numel() * k.shape[1]
 
 
 def _operations_of_audio_attention(x: Tensor, q: Tensor, k: Tensor, *_: Any) -> int:
     return 4 * q.numel() * k.shape[2] + 2 * q.numel() * q.shape[2]
+
+
+_OPERATIONS: dict[str, Callable[..., int]] = {
+    "dithead::attention": _operations_of_attention,
+    "dithead::audio_attention": _operations_of_audio_attention,
+}
+"""Of our own operations with products; PyTorch counts its own."""
 
 
 @contextmanager
@@ -221,6 +230,7 @@ def count(config: DitHeadConfig, impl: str) -> dict[str, dict[str, Cost]]:
     found = {}
     with _meaning(impl), torch.no_grad():
         for name, run in graphs_of_a_frame(config).items():
+            run()  # what is computed once from the weights
             counter = _Counter()
             with counter, _OneAttention(counter):
                 run()

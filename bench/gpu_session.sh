@@ -39,7 +39,7 @@ if [[ -n $dry ]]; then
         -o "$out/stream_tiny.json"
 else
     part counts 60 dithead bench counts
-    part tests_kernels 120 pytest -q tests/test_kernels.py tests/test_kernels_frame.py
+    part tests_kernels 120 pytest -q tests/test_kernels_[!c]*.py
     part tests_cuda 120 pytest -q -m gpu
     part kernels 150 dithead bench kernels --device "$device" -o "$out/kernels.json"
     part export 180 dithead export --fp16 --targets gpu --largest-rectangle 512 -o "$out/bundle"

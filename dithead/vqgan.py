@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dithead.config import Norm, VQGANConfig
 from dithead.kernels.attention import attention
 from dithead.kernels.group_norm_silu import group_norm_silu
+from dithead.kernels.upsampled_convolution import FoldedWeight, upsampled_convolution
 
 
 class GroupNormSiLU(nn.GroupNorm):
@@ -30,6 +31,19 @@ class GroupNormSiLU(nn.GroupNorm):
         return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
 
 
+class UpsampledConv2d(nn.Conv2d):
+    """Nearest upsampling by 2 and a 3x3 convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+        self._folded = FoldedWeight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, 2 H, 2 W)."""
+        assert self.bias is not None
+        return upsampled_convolution(x, self.weight, self.bias, kept=self._folded)
+
+
 def _activation(channels: int, norm: Norm) -> nn.Module:
     """What precedes a convolution."""
     return GroupNormSiLU(channels) if norm == "group" else nn.ReLU()
@@ -37,7 +51,7 @@ def _activation(channels: int, norm: Norm) -> nn.Module:
 
 def _closing(channels: int, norm: Norm) -> list[nn.Module]:
     """The layers before the last convolution. The second of a norm does nothing: checkpoints number
-    the layers."""
+    the layers, here and where the picture is upsampled."""
     activation = _activation(channels, norm)
     return [activation, nn.Identity()] if norm == "group" else [activation]
 
@@ -133,10 +147,7 @@ class Decoder(nn.Module):
                 if config.upsampling == "shuffle":
                     layers += [nn.Conv2d(width, 4 * following, 1), nn.PixelShuffle(2)]
                 else:
-                    layers += [
-                        nn.Upsample(scale_factor=2.0),
-                        nn.Conv2d(width, following, 3, padding=1),
-                    ]
+                    layers += [nn.Identity(), UpsampledConv2d(width, following)]
                 width = following
         layers += [*_closing(width, norm), nn.Conv2d(width, 3 * fold**2, 3, padding=1)]
         if fold > 1:

@@ -9,6 +9,7 @@ pass), and in exported graphs. A kernel that fails raises; it is never replaced.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -50,8 +51,18 @@ def triton_is_chosen(impl: Impl, *tensors: Tensor | None) -> bool:
     on_cuda = given[0].device.type == "cuda" and not interpreted()
     if wanted == "reference" or not on_cuda or _exporting():
         return False
-    learnt = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    return not learnt and missing(given[0].device) is None
+    return not _learnt(given) and missing(given[0].device) is None
+
+
+def inference_form_is_chosen(impl: Impl, *tensors: Tensor) -> bool:
+    """Whether plain PyTorch in a form that costs less is to take the reference's place, which
+    training and exported graphs use. It runs on every device.
+
+    Raises:
+        ConfigError: unknown implementation.
+    """
+    wanted = _meaning(impl)
+    return wanted == "triton" or (wanted == "auto" and not _exporting() and not _learnt(tensors))
 
 
 def missing(device: torch.device) -> str | None:
@@ -69,6 +80,10 @@ def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on any device and very slowly: for tests
     (``TRITON_INTERPRET=1``, before triton is imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _learnt(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _meaning(impl: str) -> str:

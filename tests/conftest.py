@@ -10,6 +10,7 @@ import wave
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 # Nothing in the suite may depend on a download: set before any import of a hub client.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -328,3 +329,21 @@ def pipe_of(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel leaves out is seen. Random numbers are the same in every test."""
+    torch.manual_seed(0)
+    for name in ("empty", "empty_like", "empty_strided"):
+        make = getattr(torch, name)
+
+        def filled(
+            *args: Any, make: Callable[..., torch.Tensor] = make, **kwargs: Any
+        ) -> torch.Tensor:
+            made = make(*args, **kwargs)
+            if made.device.type == "meta" or type(made) is not torch.Tensor:
+                return made
+            return made.fill_(float("nan") if made.is_floating_point() else 171)
+
+        monkeypatch.setattr(torch, name, filled)
