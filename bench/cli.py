@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dithead.bench.case import PAPER_STEPS, Case, run_case
 from dithead.command import add_checkpoint_arguments, run_command
 from dithead.errors import ConfigError, DitheadError
 from dithead.jsontext import parse_json
 from dithead.runtime.defaults import IN_FLIGHT, default_backend
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 1
 INCLUDED = {
@@ -86,11 +89,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="each Triton kernel against eager PyTorch, torch.compile and other attention, on "
         "a GPU",
     )
-    kernels.add_argument("--device", default="cuda")
+    kernels.add_argument("--device", help="(default: cuda; cpu with --dry-run)")
     kernels.add_argument(
         "--dry-run",
         action="store_true",
         help="compare them in Triton's interpreter, at small sizes, and time nothing",
+    )
+    kernels.add_argument(
+        "--tune",
+        action="store_true",
+        help="first find the fastest block sizes for this GPU and keep them for streams",
     )
     kernels.add_argument("-o", "--output", type=Path, default=Path("kernels.json"))
     report = commands.add_parser(
@@ -306,18 +314,34 @@ def _kernels(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.output}: the folder {args.output.parent} does not exist")
     import torch
 
-    from dithead.bench.kernels import as_line, measure
+    from dithead.bench.kernels import as_line, failures, measure
     from dithead.bench.machine import describe
 
-    device = torch.device("cpu" if args.dry_run else args.device)
+    device = torch.device(args.device or ("cpu" if args.dry_run else "cuda"))
+    if args.tune:
+        _tune(device, args.dry_run)
     found = measure(device, small=args.dry_run, timed=not args.dry_run)
     for figure in found.figures:
         print(as_line(figure))
     values = {"schema": SCHEMA, "command": "kernels", "machine": describe(device), **asdict(found)}
     args.output.write_text(json.dumps(values, indent=1) + "\n")
     print(f"{args.output}: written")
-    if any(figure.error for figure in found.figures if figure.way == "triton"):
+    if failures(found.figures):
         raise DitheadError("a kernel differs from its reference: see the lines above")
+
+
+def _tune(device: torch.device, dry_run: bool) -> None:
+    from dithead.bench.kernels import tune
+    from dithead.kernels.settings import keep
+
+    found = tune(device, small=dry_run)
+    for one in found:
+        told = "every block size gives the same"
+        if not dry_run:
+            told = f"{one.microseconds:.1f} us, with fixed sizes {one.fixed_microseconds:.1f} us"
+        print(f"  {one.operation} {one.shape} {one.dtype}: {told}")
+    if not dry_run:
+        print(f"{keep(found, device)}: written; streams on this device use it")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -7,9 +7,8 @@ itself reaches in this process: the bandwidth of a large copy, the arithmetic of
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from dithead.kernels.composite import composite
 from dithead.kernels.ddim_step import ddim_step
 from dithead.kernels.group_norm_silu import group_norm_silu
 from dithead.kernels.modulated_layer_norm import modulated_layer_norm
+from dithead.kernels.settings import Measured, measuring, seconds_of
+from dithead.kernels.upsampled_convolution import FoldedWeight, upsampled_convolution
 
-REPEATS, IN_A_ROW = 20, 10
-"""Timings of a case, of which the median counts; calls in one of them."""
 TOLERANCE = 2e-2
 """Of float16 against the reference, relative to the largest number."""
 
@@ -59,20 +58,30 @@ class Figure:
     error: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Ceiling:
     """What the device reaches in this process."""
 
     copy_bytes_per_s: float
     products_per_s: float
-    figures: list[Figure] = field(default_factory=list)
 
 
-def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
-    """The presets' sizes in float16; small ones for a dry run."""
+@dataclass(slots=True)
+class Findings:
+    """What was measured on a device."""
+
+    ceiling: Ceiling | None
+    """None where nothing was timed."""
+    figures: list[Figure]
+
+
+def cases(
+    device: torch.device, small: bool = False, numbers: torch.dtype = torch.float16
+) -> Iterator[Case]:
+    """The presets' sizes, in one type of number; small ones for a dry run."""
     torch.manual_seed(0)
 
-    def made(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    def made(*shape: int, dtype: torch.dtype = numbers) -> Tensor:
         return torch.randn(*shape, device=device).to(dtype)
 
     shapes = ((64, 4, 11, "tiny"), (256, 16, 1, "paper"), (1024, 16, 1, "paper-512"))
@@ -85,6 +94,7 @@ def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
     for channels, side in ((16, 8),) if small else pictures:
         x = made(1, channels, side, side).to(memory_format=torch.channels_last)
         yield _group_norm(x, made(channels), made(channels))
+        yield _upsampled(x, made(channels, channels, 3, 3), made(channels))
     for channels, side in ((4, 8),) if small else ((16, 16), (4, 32), (4, 64)):
         yield _ddim(made(1, channels, side, side), made(1, channels, side, side))
     for side, rectangle in ((16, 32),) if small else ((128, 256), (256, 512)):
@@ -92,11 +102,13 @@ def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
         yield _composite(face, rectangle)
 
 
-def _ways(run: Callable[[str], Any], names: tuple[str, ...] = ()) -> dict[str, Callable[[], Any]]:
-    """The reference as it is and compiled, the kernel, and other ways by name."""
+def _ways(
+    run: Callable[[str], Any], names: tuple[str, ...] = (), ours: str = "triton"
+) -> dict[str, Callable[[], Any]]:
+    """The reference as it is and compiled, ours, and other ways by name."""
     compiled = torch.compile(lambda: run("reference"), dynamic=False)
     ways: dict[str, Callable[[], Any]] = {"eager": lambda: run("reference"), "compile": compiled}
-    ways["triton"] = lambda: run("triton")
+    ways[ours] = lambda: run("triton")
     return ways | {name: (lambda name=name: run(name)) for name in names}
 
 
@@ -151,6 +163,18 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Case:
     return Case("group_norm_silu", size, 3 * x.numel() * x.element_size(), 0, _ways(run))
 
 
+def _upsampled(x: Tensor, weight: Tensor, bias: Tensor) -> Case:
+    kept, weight = FoldedWeight(), weight / weight[0].numel() ** 0.5
+
+    def run(impl: Any) -> Tensor:
+        return upsampled_convolution(x, weight, bias, kept=kept, impl=impl)
+
+    size = f"{x.shape[1]} channels, {x.shape[2]} x {x.shape[3]}"
+    moved = (5 * x.numel() + 16 * x.shape[1] ** 2) * x.element_size()
+    operations = 2 * 16 * x.numel() * x.shape[1]
+    return Case("upsampled_convolution", size, moved, operations, _ways(run, ours="folded"))
+
+
 def _ddim(noisy: Tensor, prediction: Tensor) -> Case:
     levels = torch.linspace(0.99, 0.01, 1000, device=noisy.device)
     now = torch.tensor([999], device=noisy.device)
@@ -179,8 +203,23 @@ def _composite(face: Tensor, side: int) -> Case:
     return Case("composite", size, moved, 0, _ways(run))
 
 
-def measure(device: torch.device, small: bool = False, timed: bool = True) -> Ceiling:
-    """Compare and time every case.
+def tune(device: torch.device, small: bool = False) -> list[Measured]:
+    """Find the fastest block sizes of every case, in float16 and in float32.
+
+    Raises:
+        BackendUnavailable: the kernels do not run on this device.
+    """
+    _check(device)
+    with torch.inference_mode(), measuring() as found:
+        for numbers in (torch.float16, torch.float32):
+            for case in cases(device, small, numbers):
+                if "triton" in case.ways:
+                    case.ways["triton"]()
+    return found
+
+
+def measure(device: torch.device, small: bool = False, timed: bool = True) -> Findings:
+    """Compare and time every case, in float16.
 
     Args:
         small: small sizes, without ``torch.compile``. timed: whether to time anything.
@@ -188,33 +227,43 @@ def measure(device: torch.device, small: bool = False, timed: bool = True) -> Ce
     Raises:
         BackendUnavailable: the kernels do not run on this device.
     """
-    if (reason := missing(device)) is not None:
-        raise BackendUnavailable(
-            f"the Triton kernels cannot run on {device}: {reason}",
-            hint="choose --device cuda on a machine with a GPU, or --dry-run",
-        )
-    ceiling = _ceiling(device) if timed else Ceiling(0.0, 0.0)
+    _check(device)
+    found = Findings(_ceiling(device, small) if timed else None, [])
     with torch.inference_mode():
         for case in cases(device, small):
             expected = case.ways["eager"]()
             for way, run in case.ways.items():
                 if way == "compile" and small:
                     continue
-                ceiling.figures.append(_figure(case, way, run, expected, ceiling, timed))
-    return ceiling
+                found.figures.append(_figure(case, way, run, expected, found.ceiling))
+    return found
+
+
+def failures(figures: Sequence[Figure]) -> list[Figure]:
+    """Those of ours that differ from their references."""
+    return [figure for figure in figures if figure.error and figure.way in ("triton", "folded")]
+
+
+def _check(device: torch.device) -> None:
+    if (reason := missing(device)) is not None:
+        raise BackendUnavailable(
+            f"the Triton kernels cannot run on {device}: {reason}",
+            hint="choose --device cuda on a machine with a GPU, or --dry-run",
+        )
 
 
 def _figure(
-    case: Case, way: str, run: Callable[[], Any], expected: Any, ceiling: Ceiling, timed: bool
+    case: Case, way: str, run: Callable[[], Any], expected: Any, ceiling: Ceiling | None
 ) -> Figure:
     figure = Figure(case.operation, case.size, way, None)
     try:
-        _compare(run(), expected)
+        made = run()
+        _compare(made, expected)
     except DitheadError as error:
         figure.error = str(error)
         return figure
-    if timed:
-        seconds = _seconds(run)
+    if ceiling is not None:
+        seconds = seconds_of(run, _device_of(made))
         figure.microseconds = 1e6 * seconds
         figure.share_of_copy = case.bytes / seconds / ceiling.copy_bytes_per_s
         if case.operations:
@@ -230,29 +279,18 @@ def _compare(found: Any, expected: Any) -> None:
             raise DitheadError(f"differs from the reference by {off:.2g}, of {most:.2g} at most")
 
 
-def _ceiling(device: torch.device) -> Ceiling:
-    source = torch.empty(1 << 29, dtype=torch.uint8, device=device)
+def _device_of(made: Any) -> torch.device:
+    return made[0].device if isinstance(made, tuple) else made.device
+
+
+def _ceiling(device: torch.device, small: bool) -> Ceiling:
+    length, side = (1 << 20, 128) if small else (1 << 29, 8192)
+    source = torch.empty(length, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy_s = _seconds(lambda: target.copy_(source))
-    matrix = torch.randn(8192, 8192, device=device).half()
-    product_s = _seconds(lambda: matrix @ matrix)
-    return Ceiling(2 * source.numel() / copy_s, 2 * 8192**3 / product_s)
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    """Median time of a call on the current stream, several calls in a row."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(REPEATS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(IN_A_ROW):
-            run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / IN_A_ROW)
-    return statistics.median(times)
+    copy_s = seconds_of(lambda: target.copy_(source), device)
+    matrix = torch.randn(side, side, device=device).half()
+    product_s = seconds_of(lambda: matrix @ matrix, device)
+    return Ceiling(2 * length / copy_s, 2 * side**3 / product_s)
 
 
 def as_line(figure: Figure) -> str:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from dithead.errors import BackendUnavailable, DitheadError
 
 if TYPE_CHECKING:
+    import torch
+
     from dithead.bundle.manifest import Manifest
 
 State = Literal["ok", "missing", "unusable"]
@@ -94,12 +96,23 @@ def _look_at_kernels() -> Finding:
         return found
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     reasons = {str(device): missing(device) for device in devices}
-    told = "; ".join(f"{name}: {reason or 'used'}" for name, reason in reasons.items())
+    told = "; ".join(
+        f"{name}: {reason or _use_of_kernels(name)}" for name, reason in reasons.items()
+    )
     meant = os.environ.get(VARIABLE)
     detail = f"{found.detail}; {told}" + (f"; {VARIABLE}={meant}" if meant else "")
     state: State = "ok" if None in reasons.values() else "unusable"
     remedy = "" if state == "ok" else "nothing to do: PyTorch's own kernels run instead"
     return Finding("PyTorch", "triton", state, detail, remedy)
+
+
+def _use_of_kernels(device: torch.device) -> str:
+    from dithead.kernels.settings import known
+
+    count = known(device)
+    if count == 0:
+        return "used, not tuned for this GPU (dithead bench kernels --tune)"
+    return f"used, tuned for {count} sizes"
 
 
 def look_at_engines() -> list[Finding]:

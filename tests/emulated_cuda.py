@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -86,13 +87,28 @@ class Stream:
 class Event:
     """Stands in for torch.cuda.Event."""
 
-    def __init__(self, owner: EmulatedCuda) -> None:
+    def __init__(self, owner: EmulatedCuda, enable_timing: bool = False) -> None:
         self.name = f"event {next(_numbers)}"
         self._owner = owner
         self._asked = False
+        self._timed = enable_timing
+        self._recorded_s: float | None = None
+        self._waited = False
 
-    def record(self, stream: Stream) -> None:
-        self._owner.note(stream.name, "record", self.name)
+    def record(self, stream: Stream | None = None) -> None:
+        self._owner.note((stream or self._owner.stream).name, "record", self.name)
+        self._recorded_s, self._waited = time.perf_counter(), False
+
+    def synchronize(self) -> None:
+        self._owner.waits.append("Event.synchronize")
+        self._owner.note_host("wait", self.name)
+        self._waited = True
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self._timed and end._timed, "events that take no time"
+        assert self._recorded_s is not None and end._recorded_s is not None, "not recorded"
+        assert end._waited, "the end may not have been reached"
+        return 1e3 * (end._recorded_s - self._recorded_s)
 
     def query(self) -> bool:
         asked, self._asked = self._asked, True
@@ -466,7 +482,7 @@ class EmulatedCuda:
             (torch.cuda, "is_available", lambda: True),
             (cuda, "_new_stream", lambda device: Stream(self)),
             (cuda, "_free_streams", defaultdict(list)),
-            (torch.cuda, "Event", lambda: Event(self)),
+            (torch.cuda, "Event", lambda **options: Event(self, **options)),
             (torch.cuda, "CUDAGraph", lambda: Graph(self)),
             (torch.cuda, "stream", self.on_stream),
             (torch.cuda, "current_device", lambda: 0),

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from dithead.bench import cli, kernels
+from dithead.kernels import settings
 from dithead.kernels.compiled import launches
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +30,30 @@ def test_a_dry_run_compares_every_kernel(
     figures = [f for f in written["figures"] if f["way"] == "triton"]
     of_a_group_norm = {"channel_moments", "group_moments", "normalise"}
     launched = {launch.kernel.__name__.removeprefix("_") for _, launch in launches()}
-    assert {f["operation"] for f in figures} == launched - of_a_group_norm | {"group_norm_silu"}
+    figures += [f for f in written["figures"] if f["way"] == "folded"]
+    operations = launched - of_a_group_norm | {"group_norm_silu", "upsampled_convolution"}
+    assert {f["operation"] for f in figures} == operations
     assert all(f["error"] is None and f["microseconds"] is None for f in figures)
     assert "equals the reference; not timed" in capsys.readouterr().out
+
+
+@without_gpu
+@pytest.mark.usefixtures("emulated_cuda")
+def test_every_kernel_is_timed_on_the_emulated_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(settings, "REPEATS", 2)
+    monkeypatch.setattr(settings, "IN_A_ROW", 1)
+    found = kernels.measure(torch.device("cuda"), small=True)
+    ours = [figure for figure in found.figures if figure.way in ("triton", "folded")]
+    assert {figure.operation for figure in ours} == {case.operation for case in small_cases()}
+    for figure in ours:
+        assert figure.error is None
+        assert figure.microseconds > 0 and figure.share_of_copy > 0
+    assert not kernels.failures(found.figures)
+
+
+def small_cases() -> Iterator[kernels.Case]:
+    return kernels.cases(torch.device("cpu"), small=True)
 
 
 @without_gpu

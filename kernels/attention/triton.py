@@ -19,6 +19,7 @@ from dithead.kernels.checks import check_device, check_float, check_rows, check_
 from dithead.kernels.choice import interpreted
 from dithead.kernels.gradients import differentiate
 from dithead.kernels.launch import Launch
+from dithead.kernels.settings import Settings, launch
 
 BLOCK_QUERIES, BLOCK_KEYS = 64, 64
 """Tokens of a program, and keys that it takes at once; fewer where numbers are wide."""
@@ -27,6 +28,13 @@ MOST_FLOAT32 = 2048
 ENOUGH_PROGRAMS = 96
 """Blocks of queries become smaller until there are so many programs: a GPU has about a hundred
 multiprocessors, and one picture few tokens."""
+CANDIDATES = (
+    *(Settings((16, keys)) for keys in (32, 64)),
+    *(Settings((32, keys)) for keys in (32, 64)),
+    *(Settings((64, keys), num_stages=stages) for keys in (32, 64) for stages in (2, 3)),
+    *(Settings((128, keys), num_warps=8) for keys in (32, 64)),
+)
+"""Queries and keys of a program that may be better."""
 
 
 @triton.jit
@@ -101,20 +109,14 @@ def _attention(
     tl.store(out_ptr + out_at, found.to(out_ptr.dtype.element_ty), mask=here)
 
 
-def plan(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> list[Launch]:
-    """What is launched."""
+def plan(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, settings: Settings | None = None
+) -> list[Launch]:
+    """What is launched; without settings, with fixed ones."""
     batch, queries, heads, width = q.shape
-    # Products of float32 without tensor cores hold more in registers.
-    wide = q.dtype == torch.float32
     block_width = max(16, triton.next_power_of_2(width))
-    block_queries = BLOCK_QUERIES
-    block_keys = BLOCK_KEYS // 2 if wide or block_width > 64 else BLOCK_KEYS
-    while block_queries > 16 and (
-        triton.cdiv(queries, block_queries) * batch * heads < ENOUGH_PROGRAMS
-        or block_queries >= 2 * queries
-        or (wide and block_queries * block_width > MOST_FLOAT32)
-    ):
-        block_queries //= 2
+    settings = settings or Settings(_fixed_blocks(q, k, block_width))
+    block_queries, block_keys = settings.blocks
     arguments: dict[str, Tensor | int | float | None] = {
         "q_ptr": q,
         "k_ptr": k,
@@ -137,7 +139,21 @@ def plan(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> list[Launch]:
         **dot_settings(q.dtype),
     }
     grid = triton.cdiv(queries, block_queries), batch * heads
-    return [Launch(_attention, grid, arguments, blocks)]
+    return [Launch(_attention, grid, arguments, blocks, settings.num_warps, settings.num_stages)]
+
+
+def _fixed_blocks(q: Tensor, k: Tensor, block_width: int) -> tuple[int, int]:
+    batch, queries, heads, _ = q.shape
+    # Products of float32 without tensor cores hold more in registers.
+    wide = q.dtype == torch.float32
+    block_queries = BLOCK_QUERIES
+    while block_queries > 16 and (
+        triton.cdiv(queries, block_queries) * batch * heads < ENOUGH_PROGRAMS
+        or block_queries >= 2 * queries
+        or (wide and block_queries * block_width > MOST_FLOAT32)
+    ):
+        block_queries //= 2
+    return block_queries, BLOCK_KEYS // 2 if wide or block_width > 64 else BLOCK_KEYS
 
 
 def _strides(name: str, x: Tensor) -> dict[str, int]:
@@ -147,8 +163,8 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
 @torch.library.custom_op("dithead::attention", mutates_args=())
 def _operation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = _fake(q, k, v)
-    for launch in plan(q, k, v, out):
-        launch.run()
+    shape = (*q.shape, k.shape[1])
+    launch("attention", shape, out, lambda blocks: plan(q, k, v, out, blocks), CANDIDATES)
     return out
 
 

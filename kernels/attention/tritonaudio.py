@@ -30,10 +30,17 @@ from dithead.kernels.checks import (
 from dithead.kernels.gradients import differentiate
 from dithead.kernels.launch import Launch, batch_stride
 from dithead.kernels.modulated_layer_norm import add_branch
+from dithead.kernels.settings import Settings, launch
 
 BLOCKS, BLOCKS_FLOAT32 = (32, 64), (16, 32)
 """Tokens and columns of a program. Products of float32, without tensor cores, hold more in
 registers."""
+CANDIDATES = (
+    *(Settings((16, columns)) for columns in (32, 64, 128)),
+    *(Settings((32, columns)) for columns in (32, 64, 128)),
+    *(Settings((64, columns), num_warps=warps) for columns in (32, 64) for warps in (4, 8)),
+)
+"""Others that may be better."""
 
 
 @triton.jit
@@ -117,15 +124,14 @@ def plan(
     weight: Tensor,
     bias: Tensor | None,
     out: Tensor,
+    settings: Settings | None = None,
 ) -> list[Launch]:
-    """What is launched."""
+    """What is launched; without settings, with fixed ones."""
     batch, queries, width = x.shape
     heads, head_width = keys.shape[1], keys.shape[3]
     block_head = max(16, triton.next_power_of_2(head_width))
-    block_queries, block_columns = BLOCKS_FLOAT32 if q.dtype == torch.float32 else BLOCKS
-    pieces = triton.cdiv(queries, block_queries) * triton.cdiv(width, block_columns) * batch
-    if pieces < ENOUGH_PROGRAMS:
-        block_queries = 16
+    settings = settings or Settings(_fixed_blocks(x, q))
+    block_queries, block_columns = settings.blocks
     arguments: dict[str, Tensor | int | float | None] = {
         "x_ptr": x,
         "q_ptr": q,
@@ -158,7 +164,16 @@ def plan(
         **dot_settings(q.dtype),
     }
     grid = triton.cdiv(queries, block_queries), triton.cdiv(width, block_columns), batch
-    return [Launch(_audio_attention, grid, arguments, blocks)]
+    return [
+        Launch(_audio_attention, grid, arguments, blocks, settings.num_warps, settings.num_stages)
+    ]
+
+
+def _fixed_blocks(x: Tensor, q: Tensor) -> tuple[int, int]:
+    batch, queries, width = x.shape
+    block_queries, block_columns = BLOCKS_FLOAT32 if q.dtype == torch.float32 else BLOCKS
+    pieces = triton.cdiv(queries, block_queries) * triton.cdiv(width, block_columns) * batch
+    return (16 if pieces < ENOUGH_PROGRAMS else block_queries), block_columns
 
 
 @torch.library.custom_op("dithead::audio_attention", mutates_args=())
@@ -171,9 +186,10 @@ def _operation(
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    out = _fake(x, q, keys, values, gate, weight, bias)
-    for launch in plan(x, q, keys, values, gate, weight, bias, out):
-        launch.run()
+    given = x, q, keys, values, gate, weight, bias
+    out = _fake(*given)
+    shape = (*x.shape, *keys.shape[1:3])
+    launch("audio_attention", shape, out, lambda blocks: plan(*given, out, blocks), CANDIDATES)
     return out
 
 

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from dithead.kernels.checks import check_device, check_float, check_rows, check_shape, check_type
 from dithead.kernels.launch import Launch
+from dithead.kernels.settings import Settings, launch
 
 BLOCK_ROWS, BLOCK_COLUMNS = 8, 32
+"""Pixels of a program."""
+CANDIDATES = tuple(map(Settings, ((2, 64), (4, 32), (4, 64), (8, 64), (16, 16), (16, 32))))
+"""Others that may be better."""
 MOST_DENSITY = 16
 _ROUNDING = tl.constexpr(12582912.0)
 """1.5 * 2**23: added and taken away again, it rounds a float32 to the nearest even integer."""
@@ -90,9 +94,17 @@ def _blend(from_at, to_at, face, weight, there):
 
 
 def plan(
-    face: Tensor, matrix: Tensor, rectangle: Tensor, weight: Tensor, density: int, out: Tensor
+    face: Tensor,
+    matrix: Tensor,
+    rectangle: Tensor,
+    weight: Tensor,
+    density: int,
+    out: Tensor,
+    settings: Settings | None = None,
 ) -> list[Launch]:
-    """What is launched."""
+    """What is launched; without settings, with fixed ones."""
+    settings = settings or Settings((BLOCK_ROWS, BLOCK_COLUMNS))
+    block_rows, block_columns = settings.blocks
     height, width = rectangle.shape[:2]
     arguments: dict[str, Tensor | int | float | None] = {
         "face_ptr": face,
@@ -108,18 +120,19 @@ def plan(
         "height": height,
         "width": width,
     }
-    blocks = {"DENSITY": density, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
-    grid = triton.cdiv(width, BLOCK_COLUMNS), triton.cdiv(height, BLOCK_ROWS)
-    return [Launch(_composite, grid, arguments, blocks)]
+    blocks = {"DENSITY": density, "BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": block_columns}
+    grid = triton.cdiv(width, block_columns), triton.cdiv(height, block_rows)
+    return [Launch(_composite, grid, arguments, blocks, settings.num_warps)]
 
 
 @torch.library.custom_op("dithead::composite", mutates_args=())
 def _operation(
     face: Tensor, matrix: Tensor, rectangle: Tensor, weight: Tensor, density: int
 ) -> Tensor:
-    out = _fake(face, matrix, rectangle, weight, density)
-    for launch in plan(face, matrix, rectangle, weight, density, out):
-        launch.run()
+    given = face, matrix, rectangle, weight, density
+    out = _fake(*given)
+    shape = (*rectangle.shape[:2], face.shape[2], density)
+    launch("composite", shape, out, lambda blocks: plan(*given, out, blocks), CANDIDATES)
     return out
 
 

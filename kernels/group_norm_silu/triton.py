@@ -16,12 +16,21 @@ from dithead.kernels.checks import check_device, check_float, check_shape
 from dithead.kernels.gradients import differentiate
 from dithead.kernels.group_norm_silu import reference
 from dithead.kernels.launch import Launch
+from dithead.kernels.settings import Settings, launch
 
 _Arguments = dict[str, Tensor | int | float | None]
 
 BLOCK_POSITIONS, BLOCK_CHANNELS = 64, 64
+"""Of a program, with channels last."""
 CHUNKS = 64
 """Parts of a picture whose moments are taken separately, at most."""
+CANDIDATES = (
+    *(Settings((64, 64, chunks)) for chunks in (128, 256)),
+    *(Settings((positions, 32, chunks)) for positions in (64, 128) for chunks in (64, 256)),
+    *(Settings((32, channels, chunks)) for channels in (64, 128) for chunks in (64, 256)),
+    Settings((128, 64, 64), num_warps=8),
+)
+"""The three in other numbers that may be better."""
 
 
 @triton.jit
@@ -142,19 +151,22 @@ def plan(
     eps: float,
     silu: bool,
     out: Tensor,
+    settings: Settings | None = None,
 ) -> list[Launch]:
-    """What is launched. The positions of ``x`` must lie at equal distances, and ``out`` as they
-    do."""
+    """What is launched; without settings, with fixed ones. The positions of ``x`` must lie at equal
+    distances, and ``out`` as they do."""
     batch, channels, height, width = x.shape
     positions = height * width
     # Threads of a warp take neighbours in memory.
     tall = 1 if x.stride(1) == 1 else 4
+    settings = settings or Settings((BLOCK_POSITIONS, BLOCK_CHANNELS, CHUNKS))
+    block_positions, block_channels, most_chunks = settings.blocks
     blocks = {
-        "BLOCK_POSITIONS": BLOCK_POSITIONS * tall,
-        "BLOCK_CHANNELS": min(BLOCK_CHANNELS // tall, triton.next_power_of_2(channels)),
+        "BLOCK_POSITIONS": block_positions * tall,
+        "BLOCK_CHANNELS": min(block_channels // tall, triton.next_power_of_2(channels)),
     }
     whole = triton.cdiv(positions, blocks["BLOCK_POSITIONS"])
-    blocks_per_chunk = triton.cdiv(whole, min(CHUNKS, whole))
+    blocks_per_chunk = triton.cdiv(whole, min(most_chunks, whole))
     chunks = triton.cdiv(whole, blocks_per_chunk)
     per_chunk = blocks_per_chunk * blocks["BLOCK_POSITIONS"]
     moments = torch.empty(2, batch, chunks, channels, dtype=torch.float32, device=x.device)
@@ -169,6 +181,7 @@ def plan(
         (across, chunks, batch),
         {"x_ptr": x, "mean_ptr": moments[0], "spread_ptr": moments[1]} | layout | size,
         {"BLOCKS": blocks_per_chunk, **blocks},
+        settings.num_warps,
     )
     second = Launch(
         _group_moments,
@@ -192,6 +205,7 @@ def plan(
         | {"out_batch": out.stride(0)}
         | size,
         {"PER_GROUP": per_group, "SILU": silu, **blocks},
+        settings.num_warps,
     )
     return [first, second, third]
 
@@ -205,8 +219,11 @@ def _operation(
     strides = out.stride()
     if x.stride()[1:] != strides[1:]:
         x = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
-    for launch in plan(x, groups, weight, bias, eps, silu, out):
-        launch.run()
+    given = x, groups, weight, bias, eps, silu, out
+    last = int(x.stride(1) == 1)
+    launch(
+        "group_norm_silu", (*x.shape, last), out, lambda blocks: plan(*given, blocks), CANDIDATES
+    )
     return out
 
 

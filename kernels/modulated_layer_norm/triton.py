@@ -18,11 +18,16 @@ from dithead.kernels.checks import (
 from dithead.kernels.gradients import differentiate
 from dithead.kernels.launch import Launch, batch_stride
 from dithead.kernels.modulated_layer_norm import reference
+from dithead.kernels.settings import Settings, launch
 
 MOST_WIDTH = 8192
 """Numbers of a token that a program holds in registers."""
 _AT_ONCE = 1024
 """Numbers that a program takes at least, in several rows if they are short."""
+CANDIDATES = tuple(
+    Settings((rows,), num_warps=warps) for rows in (1, 2, 4) for warps in (1, 2, 4, 8)
+)
+"""Rows of a program that may be better."""
 
 
 @triton.jit
@@ -92,13 +97,13 @@ def plan(
     eps: float,
     total: Tensor | None,
     out: Tensor,
+    settings: Settings | None = None,
 ) -> list[Launch]:
-    """What is launched."""
+    """What is launched; without settings, with fixed ones."""
     batch, rows, width = x.shape
     block_width = triton.next_power_of_2(width)
-    block_rows = max(1, min(_AT_ONCE // block_width, triton.next_power_of_2(rows)))
-    # Numbers that a thread holds: 8 where the row is short, more only in rows above 8192.
-    warps = max(1, min(16, block_rows * block_width // 256))
+    settings = settings or _fixed(rows, block_width)
+    (block_rows,) = settings.blocks
     arguments: dict[str, Tensor | int | float | None] = {
         "x_ptr": x,
         "branch_ptr": branch,
@@ -121,7 +126,13 @@ def plan(
     }
     blocks = {"WIDTH": width, "BLOCK_ROWS": block_rows, "BLOCK_WIDTH": block_width}
     grid = triton.cdiv(rows, block_rows), batch
-    return [Launch(_modulated_layer_norm, grid, arguments, blocks, warps)]
+    return [Launch(_modulated_layer_norm, grid, arguments, blocks, settings.num_warps)]
+
+
+def _fixed(rows: int, block_width: int) -> Settings:
+    block_rows = max(1, min(_AT_ONCE // block_width, triton.next_power_of_2(rows)))
+    # Numbers that a thread holds: 8 where the row is short, more only in rows above 8192.
+    return Settings((block_rows,), max(1, min(16, block_rows * block_width // 256)))
 
 
 @torch.library.custom_op("dithead::modulated_layer_norm", mutates_args=())
@@ -134,8 +145,10 @@ def _norm(
     eps: float,
 ) -> Tensor:
     out = _fake_norm(x, weight, bias, scale, shift, eps)
-    for launch in plan(x, None, None, weight, bias, scale, shift, eps, None, out):
-        launch.run()
+    given = x, None, None, weight, bias, scale, shift, eps, None, out
+    launch(
+        "modulated_layer_norm", (*x.shape,), out, lambda blocks: plan(*given, blocks), CANDIDATES
+    )
     return out
 
 
@@ -163,8 +176,8 @@ def _added_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     total, out = _fake_added_norm(x, branch, gate, weight, bias, scale, shift, eps)
-    for launch in plan(x, branch, gate, weight, bias, scale, shift, eps, total, out):
-        launch.run()
+    given = x, branch, gate, weight, bias, scale, shift, eps, total, out
+    launch("added_layer_norm", (*x.shape,), out, lambda blocks: plan(*given, blocks), CANDIDATES)
     return total, out
 
 
