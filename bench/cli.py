@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dithead.bench.case import PAPER_STEPS, Case, run_case
+from dithead.checkpoint import random_preset
 from dithead.command import add_checkpoint_arguments, run_command
 from dithead.errors import ConfigError, DitheadError
 from dithead.jsontext import parse_json
@@ -219,7 +220,8 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
 def _default_backend(args: argparse.Namespace) -> str:
     if args.bundle is not None:
         return "onnxruntime"
-    only_torch = args.audio_weights is not None or args.batch > 1
+    drawn = random_preset(getattr(args, "checkpoint", "tiny")) is not None
+    only_torch = args.audio_weights is not None or args.batch > 1 or drawn
     return "torch" if only_torch else default_backend(args.device)
 
 
@@ -300,8 +302,6 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _count(args: argparse.Namespace) -> None:
-    # Read when triton is imported: its interpreter follows the kernels' shapes without a GPU.
-    os.environ["TRITON_INTERPRET"] = "1"
     from dithead.bench.counting import report
 
     print(report(args.presets.split(",")))

@@ -9,10 +9,8 @@ otherwise.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dithead.config import DitHeadConfig, preset
-from dithead.errors import BackendUnavailable
 from dithead.graphs import DiTContext, DiTStep, DiTTimestep, FaceDecoder, MaskedEncoder
-from dithead.kernels.choice import VARIABLE, interpreted
+from dithead.kernels.choice import Impl, preferring
 from dithead.model import DitHead
 
 _VIEWS = {
@@ -50,11 +47,8 @@ class Card:
     """Dense float16 products, added up in float32."""
 
     def floor_ms(self, costs: Iterable[Cost]) -> float:
-        """No less time than this: each operation is limited by its bytes or by its products."""
-        return 1e3 * sum(
-            max(cost.bytes / (1e9 * self.gbytes_per_s), cost.operations / (1e12 * self.tflops))
-            for cost in costs
-        )
+        """No less time than this."""
+        return 1e3 * floor_s(costs, 1e9 * self.gbytes_per_s, 1e12 * self.tflops)
 
 
 CARDS = (
@@ -81,6 +75,11 @@ class Cost:
         self.launches += launches
         self.bytes += size
         self.operations += operations
+
+
+def floor_s(costs: Iterable[Cost], bytes_per_s: float, products_per_s: float) -> float:
+    """No less time than this: each operation is limited by its bytes or by its products."""
+    return sum(max(one.bytes / bytes_per_s, one.operations / products_per_s) for one in costs)
 
 
 class _Counter(TorchDispatchMode):
@@ -160,19 +159,6 @@ _OPERATIONS: dict[str, Callable[..., int]] = {
 """Of our own operations with products; PyTorch counts its own."""
 
 
-@contextmanager
-def _meaning(impl: str) -> Iterator[None]:
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = impl
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
-
-
 def _half(module: nn.Module) -> nn.Module:
     return module.to("meta", torch.float16).eval()
 
@@ -213,22 +199,17 @@ def graphs_of_a_frame(config: DitHeadConfig) -> dict[str, Callable[[], object]]:
     }
 
 
-def count(config: DitHeadConfig, impl: str) -> dict[str, dict[str, Cost]]:
+def count(config: DitHeadConfig, impl: Impl) -> dict[str, dict[str, Cost]]:
     """Costs by graph and operation.
 
     Args:
         impl: ``reference`` or ``triton``.
 
     Raises:
-        BackendUnavailable: the kernels' shapes can only be followed with Triton's interpreter.
+        BackendUnavailable: triton is not installed.
     """
-    if impl == "triton" and not interpreted():
-        raise BackendUnavailable(
-            "the kernels are followed without a GPU in Triton's interpreter",
-            hint="set TRITON_INTERPRET=1",
-        )
     found = {}
-    with _meaning(impl), torch.no_grad():
+    with preferring(impl), torch.no_grad():
         for name, run in graphs_of_a_frame(config).items():
             run()  # what is computed once from the weights
             counter = _Counter()

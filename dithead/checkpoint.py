@@ -18,6 +18,8 @@ from dithead.filehash import hash_file
 from dithead.jsontext import parse_json
 
 ASSETS = Path(__file__).parent / "assets"
+RANDOM = "random:"
+"""Begins the name of weights that are drawn in the shapes of a preset, such as ``random:paper``."""
 _CONFIG_KEY = "dithead_config"
 _BASE_KEY, _BASE_HASH_KEY = "dithead_base", "dithead_base_sha256"
 UP, DOWN = ".up", ".down"
@@ -49,12 +51,23 @@ def asset_named(source: str | Path) -> bool:
     return not ("/" in str(source) or str(source).endswith(".safetensors"))
 
 
+def random_preset(source: str | Path) -> str | None:
+    """The preset whose weights are to be drawn; None for a checkpoint that was trained."""
+    name = str(source)
+    return name.removeprefix(RANDOM) if name.startswith(RANDOM) else None
+
+
 def resolve(source: str | Path) -> Path:
     """Path of a checkpoint: the name of a packaged one (``"tiny"``), or a path.
 
     Raises:
-        CheckpointError: no packaged checkpoint has this name.
+        CheckpointError: no packaged checkpoint has this name, or its weights are drawn.
     """
+    if (preset := random_preset(source)) is not None:
+        raise CheckpointError(
+            f"{source} is no file: its weights are drawn",
+            hint=f"run it with --backend torch, or export it with --preset {preset}",
+        )
     if not asset_named(source):
         return Path(source)
     from dithead.config import PRESETS  # which in turn needs the encoders, and those this file

@@ -134,7 +134,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         default=argparse.SUPPRESS,
-        help="name of a packaged checkpoint, or a .safetensors file (default: tiny)",
+        help="name of a packaged checkpoint, a .safetensors file, or random:PRESET for weights "
+        "that are drawn in a preset's shapes, to measure its speed (default: tiny)",
     )
     parser.add_argument(
         "--audio-weights",

@@ -25,6 +25,13 @@ def build_dit(config: DitHeadConfig, attention_backend: AttentionBackend = "auto
     return DiT(config.dit, channels, size, frames, features, attention_backend)
 
 
+def draw_what_is_zero(module: nn.Module) -> None:
+    """Give random numbers to parameters that are zero before training and would hide the rest."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+
+
 def build_shape_head(config: DitHeadConfig) -> ShapeHead:
     """The shape head, freshly initialised, for a configuration that has one."""
     return ShapeHead(config.vqgan.latent_channels, config.latent_size)

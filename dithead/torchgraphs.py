@@ -17,7 +17,8 @@ from dithead.audio import (
     random_wav2vec2,
 )
 from dithead.audio.config import WAV2VEC2
-from dithead.config import DitHeadConfig
+from dithead.checkpoint import random_preset
+from dithead.config import DitHeadConfig, preset
 from dithead.controls import FaceShape
 from dithead.detail import FaceDetail
 from dithead.diffusion import InitialNoise
@@ -41,7 +42,7 @@ from dithead.graphs import (
 )
 from dithead.interpolation import load_interpolator
 from dithead.kernels.attention import AttentionBackend, check_attention
-from dithead.model import DitHead
+from dithead.model import DitHead, draw_what_is_zero
 from dithead.shape import GeneratedMesh
 
 _BY_SIDE = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
@@ -126,6 +127,8 @@ class TorchGraphs(PackagedGraphs):
         super().__init__(dithead.config, detector, mesh)
         self.dithead = dithead
         self.audio = audio
+        self.random_weights = False
+        """Whether they were drawn, and never trained."""
 
     @classmethod
     def load(
@@ -138,6 +141,8 @@ class TorchGraphs(PackagedGraphs):
         """Load a checkpoint and the packaged face and speech models onto a device.
 
         Args:
+            checkpoint: name of a packaged one, a path, or ``random:PRESET`` for weights that are
+                drawn in a preset's shapes, to measure its speed and memory.
             audio_weights: folder of the speech encoder, if it is not the packaged one (wav2vec2).
             attention: attention of the denoiser; see :func:`dithead.kernels.attention.attention`.
         """
@@ -146,28 +151,39 @@ class TorchGraphs(PackagedGraphs):
             # On by default for convolutions; TF32 has only float16's digits, too few for a face's
             # position and for quiet sounds.
             torch.backends.cudnn.allow_tf32 = False
-        dithead = DitHead.load(checkpoint, attention)
-        audio = load_audio_encoder(dithead.config.audio, audio_weights)
-        modules: list[nn.Module] = [dithead, audio, load_face_detector(), load_face_mesh()]
-        return cls(*(module.to(device).eval() for module in modules))  # type: ignore[arg-type]
+        drawn = random_preset(checkpoint)
+        if drawn is not None:
+            graphs = cls.random(preset(drawn), attention, audio_weights)
+        else:
+            dithead = DitHead.load(checkpoint, attention)
+            audio = load_audio_encoder(dithead.config.audio, audio_weights)
+            graphs = cls(dithead, audio, load_face_detector(), load_face_mesh())
+        for module in (graphs.dithead, graphs.audio, graphs.detector, graphs.mesh):
+            module.to(device).eval()
+        return graphs
 
     @classmethod
-    def random(cls, config: DitHeadConfig) -> TorchGraphs:
+    def random(
+        cls,
+        config: DitHeadConfig,
+        attention: AttentionBackend = "auto",
+        audio_weights: str | Path | None = None,
+    ) -> TorchGraphs:
         """Random but fixed weights, with the packaged face and speech models, for measuring sizes
-        and speed; wav2vec2 is random, too. On the CPU."""
+        and speed; wav2vec2 is random, too, unless its weights are given. On the CPU."""
         audio: AudioEncoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            dithead = DitHead(config)
-            for parameter in dithead.dit.parameters():
-                if not parameter.any():  # what is zero before training would hide the rest
-                    nn.init.normal_(parameter, std=0.02)
-            if config.audio.encoder == WAV2VEC2:
+            dithead = DitHead(config, attention)
+            draw_what_is_zero(dithead.dit)
+            if config.audio.encoder == WAV2VEC2 and audio_weights is None:
                 audio = Wav2Vec2Encoder(config.audio, random_wav2vec2())
             else:
-                audio = load_audio_encoder(config.audio)
+                audio = load_audio_encoder(config.audio, audio_weights)
         dithead.eval().requires_grad_(False)
-        return cls(dithead, audio, load_face_detector(), load_face_mesh())
+        graphs = cls(dithead, audio, load_face_detector(), load_face_mesh())
+        graphs.random_weights = True
+        return graphs
 
     @property
     def device(self) -> torch.device:

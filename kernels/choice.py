@@ -9,7 +9,8 @@ pass), and in exported graphs. A kernel that fails raises; it is never replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -66,10 +67,11 @@ def inference_form_is_chosen(impl: Impl, *tensors: Tensor) -> bool:
 
 
 def missing(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device; None if they can."""
+    """Why the kernels cannot run on a device; None if they can. On PyTorch's device ``meta`` only
+    their shapes are followed."""
     if not INSTALLED:
         return "the package triton is not installed (pip install 'dithead[triton]')"
-    if interpreted():
+    if interpreted() or device.type == "meta":
         return None
     if device.type != "cuda" or torch.version.cuda is None:
         return "they are made for NVIDIA's GPUs"
@@ -80,6 +82,20 @@ def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on any device and very slowly: for tests
     (``TRITON_INTERPRET=1``, before triton is imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@contextmanager
+def preferring(impl: Impl) -> Iterator[None]:
+    """What ``auto`` means in this process meanwhile."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = impl
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def _learnt(tensors: Sequence[Tensor]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ _POINTERS = {
     torch.uint8: "*u8",
 }
 _INT32 = 2**31
+_INTERPRETER = threading.Lock()
+"""Triton's interpreter keeps the running program's place in one variable of the process."""
 ALIGNED = 16
 """Bytes. Triton compiles for pointers and numbers that this divides, where it does."""
 
@@ -39,7 +41,7 @@ class Launch:
     def run(self) -> None:
         """Launch it on the current stream of its tensors' device."""
         device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else _INTERPRETER:
             self.kernel[self.grid](
                 **self.arguments,
                 **self.constants,

@@ -83,15 +83,18 @@ def launch(
     if found is None:
         settings = _chosen(key, out.device, candidates)
     else:
-        found.append(_measure(key, out, plan, candidates))
-        settings = found[-1].settings
+        before = {(one.operation, one.shape, one.dtype): one for one in found}
+        if key not in before:
+            found.append(_measure(key, out, plan, candidates))
+        settings = before.get(key, found[-1]).settings
     for one in plan(settings):
         one.run()
 
 
 @contextmanager
 def measuring() -> Iterator[list[Measured]]:
-    """Measure every operation that is called on this thread; they are added to what is yielded."""
+    """Measure every operation that is called on this thread, each size once; they are added to what
+    is yielded."""
     found: list[Measured] = []
     token = _measured.set(found)
     try:
@@ -113,8 +116,7 @@ def keep(found: Sequence[Measured], device: torch.device) -> Path:
         path = table_path(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        latest = {(one.operation, one.shape, one.dtype): one for one in found}
-        entries = [_as_entry(one) for one in latest.values() if one.settings is not None]
+        entries = [_as_entry(one) for one in found if one.settings is not None]
         temporary.write_text(json.dumps({"schema": _SCHEMA, "settings": entries}, indent=1) + "\n")
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:

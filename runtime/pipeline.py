@@ -130,6 +130,12 @@ def stream_file(
     video, audio, output = as_input(video), as_input(audio), as_output(output)
     _check(video, audio, output, interpolate, extend)
     summary = Summary(output, backend=backend, device=str(graphs.device))
+    random_weights = getattr(graphs, "random_weights", False)
+    if random_weights:
+        summary.notes.append(
+            f"random weights in the shapes of {graphs.config.preset}, never trained: what was "
+            "generated is noise; take the speed and the memory, not the picture"
+        )
     start = time.perf_counter()
     opened: Demuxer | None = None
     one_pass = video.once and audio.text == video.text
@@ -154,6 +160,7 @@ def stream_file(
                 interpolate=interpolate,
                 tags=source.tags if keep_tracks else None,
                 tracks=tracks,
+                random_weights=random_weights,
             ) as sink,
         ):
             generator = FrameGenerator(graphs, options)

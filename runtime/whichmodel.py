@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dithead.checkpoint import random_preset
 from dithead.errors import BackendUnavailable, ConfigError, ExportError, MediaError
 from dithead.runtime.defaults import default_backend
 from dithead.runtime.progress import TaskProgress
@@ -26,8 +27,9 @@ def takes_cached_bundle(args: argparse.Namespace) -> bool:
     """Whether ONNX Runtime is to run the checkpoint's bundle from the cache."""
     if args.bundle is not None or args.device != "cpu":
         return False
-    # What only PyTorch can do: another attention, another speech encoder, batches.
+    # What only PyTorch can do: another attention or speech encoder, batches, random weights.
     only_torch = args.attention is not None or args.audio_weights is not None or args.batch > 1
+    only_torch |= random_preset(getattr(args, "checkpoint", "tiny")) is not None
     wanted = args.backend or ("torch" if only_torch else default_backend(args.device))
     return bool(wanted == "onnxruntime")
 

@@ -152,11 +152,13 @@ class EmulatedCuda:
     Attributes:
         waits: calls for which the host had to wait.
         replays: number of graphs that were replayed.
+        captured: the graphs that were captured.
     """
 
     def __init__(self) -> None:
         self.waits: list[str] = []
         self.replays = 0
+        self.captured: list[Graph] = []
         self._entries: list[Entry] = []
         self._lock = threading.RLock()  # tensors may be freed while it is held
         self._here = threading.local()
@@ -431,6 +433,7 @@ class EmulatedCuda:
                 raise RuntimeError("two threads capture at a time, with one random generator")
             self._capturing = self.stream.name
         self._here.captured = graph
+        self.captured.append(graph)
 
     def end_capture(self) -> None:
         """Launch as usual."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,3 +25,24 @@ def close(found: Tensor, expected: Tensor, dtype: torch.dtype, scale: float = 1.
     torch.testing.assert_close(
         found.double(), expected.double(), atol=tolerance * scale, rtol=tolerance
     )
+
+
+def enlarge_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer and larger programs: the interpreter takes its time for each."""
+    if DEVICE.type == "cuda":
+        return
+    kernels = "dithead.kernels"
+    for name, value in (
+        ("attention.triton.BLOCK_QUERIES", 256),
+        ("attention.triton.BLOCK_KEYS", 512),
+        ("attention.triton.MOST_FLOAT32", 1 << 16),
+        ("attention.triton.ENOUGH_PROGRAMS", 1),
+        ("attention.tritonaudio.BLOCKS_FLOAT32", (256, 1024)),
+        ("attention.tritonaudio.BLOCKS", (256, 1024)),
+        ("attention.tritonaudio.ENOUGH_PROGRAMS", 1),
+        ("group_norm_silu.triton.BLOCK_POSITIONS", 512),
+        ("modulated_layer_norm.triton._AT_ONCE", 1 << 16),
+        ("composite.triton.BLOCK_ROWS", 64),
+        ("composite.triton.BLOCK_COLUMNS", 128),
+    ):
+        monkeypatch.setattr(f"{kernels}.{name}", value)

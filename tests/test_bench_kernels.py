@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated_cuda import EmulatedCuda
 
-from dithead.bench import cli, kernels
+from dithead.bench import cli, kernelcases, kernels
+from dithead.bench.kernelcases import Case, cases
 from dithead.kernels import settings
 from dithead.kernels.compiled import launches
 
@@ -31,15 +33,17 @@ def test_a_dry_run_compares_every_kernel(
     of_a_group_norm = {"channel_moments", "group_moments", "normalise"}
     launched = {launch.kernel.__name__.removeprefix("_") for _, launch in launches()}
     figures += [f for f in written["figures"] if f["way"] == "folded"]
-    operations = launched - of_a_group_norm | {"group_norm_silu", "upsampled_convolution"}
+    operations = launched - of_a_group_norm | {"group_norm_silu"}
+    operations |= {"upsampled_convolution", "dit_step"}
     assert {f["operation"] for f in figures} == operations
     assert all(f["error"] is None and f["microseconds"] is None for f in figures)
     assert "equals the reference; not timed" in capsys.readouterr().out
 
 
 @without_gpu
-@pytest.mark.usefixtures("emulated_cuda")
-def test_every_kernel_is_timed_on_the_emulated_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kernel_is_timed_on_the_emulated_device(
+    emulated_cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(settings, "REPEATS", 2)
     monkeypatch.setattr(settings, "IN_A_ROW", 1)
@@ -49,11 +53,13 @@ def test_every_kernel_is_timed_on_the_emulated_device(monkeypatch: pytest.Monkey
     for figure in ours:
         assert figure.error is None
         assert figure.microseconds > 0 and figure.share_of_copy > 0
+        assert (figure.times_floor is not None) == (figure.operation == "dit_step")
+    assert emulated_cuda.replays > 0
     assert not kernels.failures(found.figures)
 
 
-def small_cases() -> Iterator[kernels.Case]:
-    return kernels.cases(torch.device("cpu"), small=True)
+def small_cases() -> Iterator[Case]:
+    return cases(torch.device("cpu"), small=True)
 
 
 @without_gpu
@@ -61,13 +67,13 @@ def test_a_kernel_that_differs_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    right = kernels.ddim_step
+    right = kernelcases.ddim_step
 
     def wrong(*args: object, **kwargs: object) -> torch.Tensor:
         made = right(*args, **kwargs)  # type: ignore[arg-type]
         return made + 1 if kwargs["impl"] == "triton" else made
 
-    monkeypatch.setattr(kernels, "ddim_step", wrong)
+    monkeypatch.setattr(kernelcases, "ddim_step", wrong)
     assert cli.main(["kernels", "--dry-run", "-o", str(tmp_path / "k.json")]) == 1
     told = capsys.readouterr()
     assert "differs from the reference by 1" in told.out

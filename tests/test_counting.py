@@ -76,10 +76,13 @@ def test_the_command_prints_tables(
     assert "unknown preset 'huge'" in capsys.readouterr().err
 
 
-def test_without_the_interpreter_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_a_gpu_nor_the_interpreter_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = of_step("triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendUnavailable, match="set TRITON_INTERPRET=1"):
-        count(PAPER, "triton")
+    assert of_step("triton") == found
+    monkeypatch.setattr("dithead.kernels.choice.INSTALLED", False)
+    with pytest.raises(BackendUnavailable, match="triton is not installed"):
+        of_step("triton")
 
 
 def test_presets_of_tokens_are_counted_too() -> None:

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from emulated_cuda import EmulatedCuda
+from exactness import enlarge_blocks
 from races import Entry, races
 from streams import alike, collect, moving, rows_denoised, start_feeding, warble
 from torch import Tensor
 
 from dithead.errors import StreamError
 from dithead.generator import FrameGenerator
+from dithead.kernels import choice
 from dithead.options import Options
 from dithead.pipeline import revoice
 from dithead.runtime.outputframe import OutputFrame
@@ -92,6 +94,38 @@ def test_streams_equal_the_specification_without_races_or_waits(
     assert (emulated_cuda.replays > 0) == replays
     for image, other in zip(images(found), wanted, strict=True):
         assert alike(image, other) if arguments.get("batch") else np.array_equal(image, other)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels need Triton's interpreter here")
+def test_the_kernels_are_captured_and_replayed(
+    emulated_cuda: EmulatedCuda,
+    models: TorchGraphs,
+    pictures: list[np.ndarray],
+    sound: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream through the Triton kernels, as operations in CUDA graphs."""
+    enlarge_blocks(monkeypatch)
+    pictures, options = pictures[:3], Options(steps=2)
+    frames = [(torch.from_numpy(p).to(DEVICE), n / 25) for n, p in enumerate(pictures)]
+    made = {}
+    for kind in ("reference", "triton"):
+        monkeypatch.setenv(choice.VARIABLE, kind)
+        pipeline = revoice(frames, torch.from_numpy(sound[0]), models, options)
+        made[kind] = [image.cpu().numpy() for image in pipeline]
+    with Session(models).open_stream(options, lanes=CudaLanes(DEVICE, True)) as stream:
+        found = images(collect(stream, pictures, sound))
+    assert emulated_cuda.races() == []
+    assert emulated_cuda.replays > 0
+    replayed = {call[0] for graph in emulated_cuda.captured for call in graph.calls}
+    ours = {str(call).split(".")[1] for call in replayed if str(call).startswith("dithead.")}
+    assert ours == {
+        "attention", "audio_attention", "modulated_layer_norm", "added_layer_norm", "ddim_step",
+        "group_norm_silu", "composite",
+    }  # fmt: skip
+    for image, same, other in zip(found, made["triton"], made["reference"], strict=True):
+        assert np.array_equal(image, same)
+        assert alike(image, other)
 
 
 def test_dropped_speech_is_undone_without_races(

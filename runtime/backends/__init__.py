@@ -27,6 +27,10 @@ class RuntimeGraphs(Graphs, Protocol):
     def replayable(self) -> bool:
         """Whether work queued on a GPU may be captured once and replayed (CUDA graphs)."""
 
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights were drawn, and never trained: the result is noise."""
+
 
 def limit_threads(backend: Backend, threads: int) -> None:
     """Set the number of CPU threads of each stage. ONNX Runtime has its own threads, and PyTorch's

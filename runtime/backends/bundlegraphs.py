@@ -45,7 +45,9 @@ class BundleGraphs:
                     f"graph '{name}' of {bundle} was made by another version of DiT-Head",
                     hint="export again",
                 )
-        if not self._manifest.checkpoint_sha256:
+        self.random_weights = not self._manifest.checkpoint_sha256
+        """Whether they were drawn, and never trained."""
+        if self.random_weights:
             log.warning(
                 "%s holds %s: it says how fast the model is, not how good",
                 bundle,

@@ -37,6 +37,7 @@ class CpuGraphs:
         self._networks = OnnxGraphs(bundle, "cpu", threads)
         self.config, self.device = self._networks.config, self._networks.device
         self.precision = self._networks.precision
+        self.random_weights = self._networks.random_weights
         self._others = PackagedGraphs(self.config, load_face_detector(), load_face_mesh())
 
     def preload(self) -> None:

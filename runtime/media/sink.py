@@ -33,7 +33,7 @@ from dithead.runtime.media.outputs import ENCODERS, Encoding, Output, as_output,
 from dithead.runtime.media.pipes import WritePipe
 from dithead.runtime.media.soundtrack import Soundtrack
 from dithead.runtime.media.sources import AudioSource
-from dithead.runtime.media.tags import DISCLOSURE, Tags
+from dithead.runtime.media.tags import DISCLOSURE, OF_RANDOM_WEIGHTS, Tags
 from dithead.runtime.media.videoframe import (
     VideoFrame,
     convert_picture,
@@ -83,6 +83,8 @@ class VideoSink:
         interpolate: output frames for one input frame; makes the time base finer.
         tags: tags of the output, besides the note that it is generated; None for none.
         tracks: what to add besides picture and sound; None for nothing.
+        random_weights: whether the model that made the pictures was never trained, which the file
+            then says.
 
     Attributes:
         time_base: seconds in one tick of the encoder's clock.
@@ -106,6 +108,7 @@ class VideoSink:
         interpolate: int = 1,
         tags: Tags | None = None,
         tracks: OtherTracks | None = None,
+        random_weights: bool = False,
     ) -> None:
         self.to = as_output(to)
         self._tags, self._tracks = tags, tracks
@@ -175,7 +178,10 @@ class VideoSink:
                     if self.to.streamed:
                         tags.write_chapters(self._container, muxer, None)
                 # MPEG-TS has room only for the name of the service.
-                self._container.metadata.update(_SERVICE if muxer == "mpegts" else DISCLOSURE)
+                said = dict(_SERVICE if muxer == "mpegts" else DISCLOSURE)
+                if random_weights:
+                    said["service_name" if muxer == "mpegts" else "comment"] += OF_RANDOM_WEIGHTS
+                self._container.metadata.update(said)
                 if tracks is not None:
                     tracks.add_to(self._container, muxer, self.to.streamed)
                 # Opens the encoders and writes the header, so errors show now.

@@ -14,6 +14,8 @@ DISCLOSURE = {
     "comment": "AI-generated: mouth region synthesised by DiT-Head",
     "synthetic_media": "yes",
 }
+#: What is added to the comment if the model was never trained.
+OF_RANDOM_WEIGHTS = "; random weights, never trained: it shows a speed, not a face"
 
 # What a container says about its own making, or what the output replaces.
 _NOT_KEPT = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
