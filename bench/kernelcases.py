@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -189,8 +190,8 @@ def _step(config: DitHeadConfig, made: Callable[..., Tensor], lane: CudaLane | N
     step = DiTStep(dit, Diffusion(config.diffusion).to(latent.device))  # whose tables are float32
     now = torch.tensor([500], device=latent.device)
     context = DiTContext(dit)(made(1, *config.audio.window_shape))
-    given = latent, made(*latent.shape), made(*latent.shape), context
-    given = *given, DiTTimestep(dit)(now), now, now - 250
+    latents = latent, made(*latent.shape), made(*latent.shape)
+    given = *latents, context, DiTTimestep(dit)(now), now, now - 250
 
     def by(impl: Impl, run: Callable[..., Tensor] = step) -> Callable[..., Tensor]:
         def work(*inputs: Tensor) -> Tensor:
@@ -201,10 +202,9 @@ def _step(config: DitHeadConfig, made: Callable[..., Tensor], lane: CudaLane | N
 
     works = {"eager": by("reference"), "triton": by("triton")}
     works["compile"] = by("reference", torch.compile(step, dynamic=False))
-    ways = {name: (lambda work=work: work(*given)) for name, work in works.items()}
+    ways: dict[str, Callable[[], Any]] = {n: partial(work, *given) for n, work in works.items()}
     if lane is not None:
-        for name, work in works.items():
-            ways[f"{name}, replayed"] = lambda work=work: lane.replay(work, *given)
+        ways |= {f"{n}, replayed": partial(lane.replay, w, *given) for n, w in works.items()}
     parts = list(count(config, "triton")["dit_step"].values())
     moved, operations = (sum(getattr(p, name) for p in parts) for name in ("bytes", "operations"))
     size = f"{config.preset}: {dit.grid**2} tokens, {config.dit.depth} blocks"

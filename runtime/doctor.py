@@ -95,9 +95,9 @@ def _look_at_kernels() -> Finding:
     if found.state != "ok" or not torch.cuda.is_available():
         return found
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    reasons = {str(device): missing(device) for device in devices}
+    reasons = {device: missing(device) for device in devices}
     told = "; ".join(
-        f"{name}: {reason or _use_of_kernels(name)}" for name, reason in reasons.items()
+        f"{device}: {reason or _use_of_kernels(device)}" for device, reason in reasons.items()
     )
     meant = os.environ.get(VARIABLE)
     detail = f"{found.detail}; {told}" + (f"; {VARIABLE}={meant}" if meant else "")
