@@ -131,6 +131,7 @@ def _dit(args: argparse.Namespace) -> None:
         made_share=args.made_share,
         main_share=args.main_share,
         generated_share=args.generated_share,
+        other_clip_share=args.other_clip_share,
     )
     path = train_dit(
         load_cache(args.latents),
@@ -328,6 +329,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=float,
         default=0.25,
         help="share of each batch whose generated outputs become references of later samples",
+    )
+    dit.add_argument(
+        "--other-clip-share",
+        type=float,
+        default=0.9,
+        help="references from another clip of the same person; 0: only from the same clip, at "
+        "least 60 frames away",
     )
     stage(dit, 60, 32, 6e-4)
 

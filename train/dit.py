@@ -56,9 +56,12 @@ class DiTTraining:
     """Share of the other samples from the person with the most clips."""
     main_plain_share: float = 0.45
     """Share of that person's samples that show the person's true look."""
+    other_clip_share: float = 0.9
+    """Share of samples whose reference comes from another clip of the same person and look, if
+    there is one. 0 is the paper's rule: a distant frame of the same clip."""
     min_distance: int = 60
-    """A reference from the same clip is at least this many frames away, or as far as a short clip
-    allows."""
+    """A reference from the same clip is at least this many frames away (the paper's number), or as
+    far as a short clip allows."""
     own_output_share: float = 0.5
     """Share of samples whose reference is the model's own output for another frame and audio, if
     there is one; most of those were made from own outputs in turn."""
@@ -135,7 +138,7 @@ class LatentSampler:
         """A frame of another clip of the same person and look, otherwise a distant one of the same
         clip."""
         alike = [other for other in self.alike[run.group, run.look] if other.clip != run.clip]
-        if alike and self.random.random() < 0.9:
+        if alike and self.random.random() < self.training.other_clip_share:
             other = alike[self.random.integers(len(alike))]
             return other.first + int(self.random.integers(other.frames))
         distance = min(self.training.min_distance, max(frame, run.frames - 1 - frame))
