@@ -42,14 +42,17 @@ class FaceConfig:
     """
 
     crop_px: int = 256
-    """Side of the square crop in pixels (256 in the paper's repository of settings: *assumed*)."""
+    """Side of the square crop in pixels. 256 is *assumed*: the paper states latents of 32 x 32 at
+    f = 8. 512 (``paper-512``) gives 64 x 64."""
     crop_span: float = 1.0
     """How much of the face the crop shows, along each side, in crop units: below 1 it is tighter,
     and gives the mouth more of its pixels."""
     crop_down: float = 0.0
     """How far the crop's middle is below the origin of crop units."""
     mask_softness: float = 0.02
-    """Sigma of the Gaussian that softens the polygon's edge (*assumed*)."""
+    """Sigma of the Gaussian that softens the polygon's edge. *Assumed*, as the paper names neither
+    the kernel's size nor its sigma: 5 pixels of a crop of 256. The size is 2.5 sigma to
+    either side, which leaves out 1 % of a Gaussian."""
     smoothing_cutoff_hz: float = 1.5
     """Cut-off of the one-euro filter on the crop transform for a still head."""
     smoothing_speed_gain: float = 12.0
@@ -86,14 +89,16 @@ class VQGANConfig:
     masked faces."""
 
     encoder_channels: tuple[int, ...] = (128, 256, 256, 512)
-    """Channels at each resolution, finest first; the factor f is fold * 2 ** (levels - 1)."""
+    """Channels at each resolution, finest first; the factor f is fold * 2 ** (levels - 1). The
+    paper states f = 8 only; the channels are *assumed*: those of LDM's VQ-f8 (arXiv
+    2112.10752)."""
     decoder_channels: tuple[int, ...] = (128, 256, 256, 512)
     """Channels of the decoder, finest first; as many levels as the encoder."""
     fold: int = 1
     """Pixels along each side that are folded into channels before the first convolution, and
     unfolded after the last: convolutions at full resolution are the most expensive."""
     blocks: int = 2
-    """Residual blocks at each resolution."""
+    """Residual blocks at each resolution (*assumed*, as in LDM's VQ-f8)."""
     decoder_blocks: tuple[int, ...] = ()
     """Residual blocks at each resolution of the decoder, finest first, if different from the
     encoder."""
@@ -104,11 +109,12 @@ class VQGANConfig:
     """``group``: group norm and SiLU before every convolution (LDM). ``none``: only ReLU, and every
     residual block begins as the identity; on a CPU a group norm costs as much as a convolution."""
     attention: bool = True
-    """Self-attention at the coarsest resolution."""
+    """Self-attention at the coarsest resolution (*assumed*, as in LDM's VQ-f8)."""
     latent_channels: int = 4
     """Channels of the latent."""
     codebook_size: int = 16384
-    """Entries of the codebook (*assumed*)."""
+    """Entries of the codebook. *Assumed*: LDM's VQ-f8 has 16384 of 4 numbers, and the paper's
+    latents have its 4 channels."""
     codebook_groups: int = 1
     """Groups of channels that are quantised separately, each with its own entries: otherwise a
     latent of many channels needs very many entries (product quantisation, Jegou et al., 2011)."""
@@ -175,10 +181,12 @@ class DiTConfig:
     patch: int = 2
     """Side of a patch in latent positions."""
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP, relative to the width."""
+    """Hidden width of the MLP, relative to the width (*assumed*, as in DiT)."""
     conditioning: Conditioning = "paper"
-    """``paper``: audio and timestep joined in one cross-attention token. ``tokens``: one token for
-    each window frame, the timestep through adaLN-zero."""
+    """``paper``: audio and timestep joined in one cross-attention token. *Assumed*: they are joined
+    by concatenation on channels, after the audio's projection to the width; cross-attention stands
+    between self-attention and MLP, as in LDM's transformer blocks. ``tokens``: one token for each
+    window frame, the timestep through adaLN-zero."""
     skip: bool = False
     """Whether a separate linear map at every position leads from the inputs round the blocks to the
     output: what can be copied need not be learnt. Needs ``tokens``."""
@@ -217,7 +225,8 @@ class DiffusionConfig:
     """Standard deviation of the initial noise. Below 1, samples are closer to the likeliest
     picture: less variety, less error (reduced temperature, as in Glow, arXiv 1807.03039)."""
     steps: int = 250
-    """Default number of DDIM steps."""
+    """Default number of DDIM steps. Their spacing, from the last timestep down, and eta = 0 are
+    *assumed*: the paper gives only their number, 250."""
 
     def __post_init__(self) -> None:
         for name, kind in (

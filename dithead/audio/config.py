@@ -186,6 +186,8 @@ class AudioConfig:
 
 AUDIO_PRESETS: Mapping[str, AudioConfig] = {
     WHISPER: AudioConfig(),
-    # The paper: 11 frames of 33 logits, 363 numbers in all.
+    # The paper: 11 frames of 33 logits, 363 numbers in all. How 50 logits a second become one a
+    # frame is assumed: the one at the frame's time, which at 25 fps is the mean of the frame's two.
+    # The grid of chunks is assumed as well: the paper has whole files, a stream has not.
     WAV2VEC2: AudioConfig(encoder="wav2vec2-xlsr-english", features_per_frame=1),
 }
