@@ -16,6 +16,7 @@ Prediction = Literal["noise", "velocity"]
 NoiseMode = Literal["frame", "stream"]
 Norm = Literal["group", "none"]
 Upsampling = Literal["nearest", "shuffle"]
+Mask = Literal["fixed", "paper"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -38,7 +39,7 @@ class FaceConfig:
 
     The paper draws a convex polygon from the landmarks of the lower face. Here the polygon depends
     on points that speech does not move, so it cannot tell how far the mouth is open
-    (docs/architecture.md, "The mask").
+    (docs/architecture.md, "The mask"). The paper's is there for comparison.
     """
 
     crop_px: int = 256
@@ -49,6 +50,9 @@ class FaceConfig:
     and gives the mouth more of its pixels."""
     crop_down: float = 0.0
     """How far the crop's middle is below the origin of crop units."""
+    mask: Mask = "fixed"
+    """``fixed``: the same polygon in every crop. ``paper``: one round the frame's own landmarks,
+    which shows how far the mouth is open; in PyTorch only, not in a bundle."""
     mask_softness: float = 0.02
     """Sigma of the Gaussian that softens the polygon's edge. *Assumed*, as the paper names neither
     the kernel's size nor its sigma: 5 pixels of a crop of 256. The size is 2.5 sigma to
@@ -67,6 +71,9 @@ class FaceConfig:
             0.5 <= self.crop_span <= 1.0 and 0.0 <= self.crop_down <= 0.5 * (1.0 - self.crop_span),
             "crop_span must lie in 0.5..1 and crop_down in 0..(1 - crop_span) / 2, not "
             f"{self.crop_span} and {self.crop_down}",
+        )
+        _require(
+            self.mask in get_args(Mask), f"mask must be one of {get_args(Mask)}, not {self.mask!r}"
         )
         _require(
             0 < self.mask_softness < 0.2,
@@ -347,6 +354,10 @@ PRESETS: dict[str, DitHeadConfig] = {
         diffusion=_FEW_STEPS,
     ),
     "paper": DitHeadConfig(preset="paper", vqgan=_LDM, audio=_WAV2VEC2),
+    # With the paper's own mask, to compare: it shows how far the mouth is open.
+    "paper-mask": DitHeadConfig(
+        preset="paper-mask", face=FaceConfig(mask="paper"), vqgan=_LDM, audio=_WAV2VEC2
+    ),
     "paper-512": DitHeadConfig(
         preset="paper-512", face=FaceConfig(crop_px=512), vqgan=_LDM, audio=_WAV2VEC2
     ),

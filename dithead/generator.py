@@ -284,11 +284,21 @@ class FrameGenerator:
             return None
         return replace(face, fresh=True) if before else face
 
-    def encode(self, rectangle: Tensor, transform: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
-        """Rectangle (S, S, 3) uint8, transform into it, light of :class:`Face` -> crop, masked
-        latent. The crop has the frame's own light, the latent the reference's."""
+    def hides_by(self, mesh: Tensor) -> tuple[Tensor, ...]:
+        """What :meth:`encode` needs besides, of a mesh (468, 3) in the rectangle: itself for the
+        paper's mask, nothing for ours."""
+        return (mesh,) if self.graphs.config.face.mask == "paper" else ()
+
+    def encode(
+        self, rectangle: Tensor, transform: Tensor, light: Tensor, *mesh: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rectangle (S, S, 3) uint8, transform into it, light of :class:`Face`, what
+        :meth:`hides_by` says -> crop, masked latent. The crop has the frame's own light, the latent
+        the reference's."""
         name = f"face_crop.{rectangle.shape[0]}"
         crop, lit = self.graphs.run(name, rectangle, transform, light)
+        if mesh:
+            (lit,) = self.graphs.run("paper_mask", lit, *mesh, transform)
         return crop, self.graphs.run("masked_encoder", lit)[0]
 
     def begin(self, crop: Tensor, index: int, refers: bool, share: float) -> tuple[Tensor, Tensor]:
@@ -462,7 +472,8 @@ class FrameGenerator:
             return None
         mesh, region = in_rectangle(found, left, top)
         if not found.still or self._encoded is None:
-            self._encoded = self.encode(rectangle, transform, found.light)
+            hidden_by = self.hides_by(mesh)
+            self._encoded = self.encode(rectangle, transform, found.light, *hidden_by)
         crop, masked = self._encoded
         return Prepared(
             index=index,

@@ -74,7 +74,11 @@ def own_light(device: torch.device | None = None) -> Tensor:
 
 
 class MaskedEncoder(nn.Module):
-    """``masked_encoder``: masks the lower face of a crop and encodes the result."""
+    """``masked_encoder``: masks the lower face of a crop and encodes the result.
+
+    With the paper's mask the crop comes masked, from
+    :class:`dithead.face.papermask.PaperMask`.
+    """
 
     mask: Tensor
 
@@ -83,9 +87,12 @@ class MaskedEncoder(nn.Module):
         self.masked_vqgan = masked_vqgan
         mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
         self.register_buffer("mask", mask, persistent=False)
+        self.masked_before = config.mask == "paper"
 
     def forward(self, crop: Tensor) -> Tensor:
         """Face crop (1, 3, S, S) in [-1, 1] -> masked latent (1, C, s, s)."""
+        if self.masked_before:
+            return self.masked_vqgan.encode(crop)
         return self.masked_vqgan.encode(mask_out(crop, self.mask))
 
 

@@ -27,6 +27,7 @@ from dithead.face.cropsmoother import CropSmoother
 from dithead.face.detector import FaceDetector, load_face_detector
 from dithead.face.mesh import FaceMesh, load_face_mesh
 from dithead.face.networks import WEIGHTLESS, FaceNetworks
+from dithead.face.papermask import PaperMask
 from dithead.graphs import (
     DiTContext,
     DiTStep,
@@ -51,8 +52,10 @@ _BY_SIDE = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceD
 def weightless(config: DitHeadConfig) -> dict[str, Callable[[], nn.Module]]:
     """What makes each graph that has no weights and one size, by name."""
     latents = config.vqgan.latent_channels, config.latent_size
+    paper = {"paper_mask": lambda: PaperMask(config.face)} if config.face.mask == "paper" else {}
     return {
         **WEIGHTLESS,
+        **paper,
         "looks_mix": Mix,
         "reference_mix": Mix,
         "crop_smoother": lambda: CropSmoother(config.face),

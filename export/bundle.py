@@ -143,6 +143,11 @@ class _Exporter:
     def bundle(self, source: str | None) -> mf.Manifest:
         """Make everything that was requested, and write the manifest."""
         options, config = self.options, self.models.config
+        if config.face.mask == "paper":
+            raise ExportError(
+                "the paper's mask (face.mask 'paper') is for comparison: no bundle has its graph",
+                hint="run the checkpoint with --backend torch",
+            )
         specs = graph_specs(options.largest_rectangle, config.shape_head)
         specs = select(specs, options.graphs) if options.graphs else specs
         if (most := max(options.batches)) > 1:

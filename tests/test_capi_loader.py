@@ -197,6 +197,7 @@ def first_file(values: dict) -> Any:
         (lambda v: v["config"]["face"].update(crop_px=1 << 40), "expected an integer, 32 to"),
         (lambda v: v["config"]["face"].update(crop_span=1.5), "expected a number, 0.5 to 1.0"),
         (lambda v: v["config"]["face"].update(crop_span="wide"), "expected a number"),
+        (lambda v: v["config"]["face"].update(mask="paper"), "mask: expected fixed"),
         (lambda v: v["config"]["vqgan"].update(fold=3), "crop_px to be a multiple of"),
         (lambda v: v["config"]["diffusion"].update(steps=5000), "steps: expected an integer"),
         (lambda v: v["config"]["diffusion"].update(noise="loud"), "expected frame or stream"),

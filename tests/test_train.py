@@ -24,7 +24,6 @@ from dithead.train.appearance import (
     plain_appearance,
     random_appearance,
     render,
-    training_mask,
     vary_pose,
 )
 from dithead.train.data import STORED_MARGIN, Footage
@@ -38,13 +37,13 @@ from dithead.train.dit import (
 )
 from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
+from dithead.train.masking import posed_meshes, training_mask
 from dithead.train.picture import save_png
 from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
 from dithead.train.shape import (
     ShapeSampler,
     ShapeTraining,
     load_shape_head,
-    posed_meshes,
     shape_scores,
     train_shape,
 )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import View
-from dithead.face.crop import WHOLE, crop_face, crop_mask, mask_polygon
+from dithead.face.crop import WHOLE, crop_face
 from dithead.train.data import STORED_MARGIN
 
 _BACKGROUND_CELLS = 24
@@ -269,29 +269,3 @@ def in_picture(places: Tensor, look: Appearance) -> Tensor:
     matrix = look.affine * STORED_MARGIN  # places in the picture -> in the unaugmented crop
     inverse = torch.linalg.inv(matrix[:, :, :2])
     return (places - matrix[:, None, :, 2]) @ inverse.transpose(1, 2)
-
-
-def training_mask(
-    look: Appearance,
-    size: int,
-    softness: float,
-    generator: torch.Generator,
-    jitter: float = 1.0,
-    view: View = WHOLE,
-) -> Tensor:
-    """Soft masks (B, 1, size, size) that follow the looks, shifted and bent at random by a few
-    pixels.
-
-    Args:
-        jitter: 0 for the exact mask; 1 for shifts of about 1.5 % of the crop.
-        view: what the model's crops show.
-    """
-    batch = look.affine.shape[0]
-    # Places in an unaugmented crop.
-    polygon = (mask_polygon(batch) - torch.tensor([0.0, view.down])) / view.span
-    shift = 0.015 * jitter * torch.randn(batch, 1, 2, generator=generator)
-    bend = 0.006 * jitter * torch.randn(polygon.shape, generator=generator)
-    points = in_picture(polygon + shift + bend, look)
-    mirrored = torch.linalg.det(look.affine[:, :, :2]) < 0
-    points = torch.where(mirrored[:, None, None], points.flip(1), points)  # keep it clockwise
-    return crop_mask(size, softness / view.span, points)

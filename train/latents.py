@@ -24,16 +24,16 @@ from dithead import checkpoint
 from dithead.audio import AudioEncoder, encode_audio, load_audio_encoder
 from dithead.config import AudioConfig, DitHeadConfig
 from dithead.errors import MediaError
-from dithead.face.crop import mask_out
 from dithead.train.appearance import (
     follow,
     plain_appearance,
     random_appearance,
     render,
-    training_mask,
 )
 from dithead.train.data import Clip, Footage, write_json
 from dithead.train.loop import load_part, precision, single_thread
+from dithead.train.masking import followed, masked_pictures
+from dithead.train.motion import crop_meshes
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
@@ -155,10 +155,12 @@ def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
         strength = MADE_STRENGTH if job.clip.made else 1.0
         person = random_appearance(1, torch.Generator().manual_seed(job.look_seed), strength)
         look = follow(person, len(crops), generator)
-    mask = training_mask(look, config.crop_px, config.mask_softness, generator, view=config.view)
+    look = followed(look, config)
+    track = _footage(job.roots).track(job.clip) if config.mask == "paper" else None
+    meshes = None if track is None else crop_meshes(track)
     with torch.device(device):
         image = render(crops.to(device), look.to(device), config.crop_px, config.view)
-        hidden = mask_out(image, mask.to(device))
+    hidden = masked_pictures(image, look, meshes, config, generator)
     whole, part = encode_pictures(face, image), encode_pictures(masked, hidden)
     return whole.cpu().numpy(), part.cpu().numpy()
 

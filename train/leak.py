@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from dithead.config import FaceConfig
 from dithead.face.crop import crop_mask, mask_out, mask_polygon
+from dithead.face.papermask import fade_out, paper_mask
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Clip, Footage
 from dithead.train.metrics import fine_correlation, opening
+from dithead.train.motion import crop_meshes
 
 _INPUT_PX = 64
 
@@ -43,9 +45,12 @@ def _load(
     for clip in clips:
         crops = torch.from_numpy(np.array(footage.crops(clip)))
         image = render(crops, plain_appearance(len(crops)), config.crop_px, config.view)
-        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
+        if config.mask == "paper":
+            mask = paper_mask(crop_meshes(footage.track(clip)), config)
+        else:
+            mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
         if masked:
-            image = mask_out(image, mask)
+            image = fade_out(image, mask) if config.mask == "paper" else mask_out(image, mask)
         both = torch.cat([image, mask.expand(len(image), -1, -1, -1)], dim=1)
         pictures.append(F.adaptive_avg_pool2d(both, _INPUT_PX))
         openings.append(opening(footage.track(clip)["mesh"]))

@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.config import DitHeadConfig, View
+from dithead.config import DitHeadConfig
 from dithead.errors import MediaError
 from dithead.face.mesh import INNER_LOWER, INNER_UPPER
 from dithead.model import build_shape_head
 from dithead.shape import ShapeHead
 from dithead.train.appearance import (
     Appearance,
-    in_picture,
     plain_appearance,
     random_appearance,
     render,
@@ -29,6 +28,7 @@ from dithead.train.appearance import (
 from dithead.train.data import Clip, Footage
 from dithead.train.latents import encode_pictures, load_vqgan
 from dithead.train.loop import Stage, ahead, descend, load_part, precision, set_learning_rate
+from dithead.train.masking import posed_meshes
 from dithead.train.motion import crop_meshes, lips_apart
 
 UNIT = 100.0
@@ -112,12 +112,6 @@ class ShapeSampler:
         """Stored crops (B, S, S, 3) uint8 -> latents (B, C, s, s) float16."""
         face = self.config.face
         return encode_pictures(self.vqgan, render(crops, look, face.crop_px, face.view))
-
-
-def posed_meshes(meshes: Tensor, look: Appearance, view: View) -> Tensor:
-    """Where meshes (B, 468, 2) in crop units are in pictures of looks that only move them."""
-    middle = torch.tensor([0.0, view.down])
-    return in_picture((meshes - middle) / view.span, look) * view.span + middle
 
 
 def load_shape_head(path: Path, config: DitHeadConfig) -> ShapeHead:

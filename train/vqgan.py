@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.config import DitHeadConfig, View
 from dithead.errors import ConfigError, MediaError
-from dithead.face.crop import crop_positions, mask_out
+from dithead.face.crop import crop_positions
 from dithead.train.appearance import (
     plain_appearance,
     random_appearance,
     render,
-    training_mask,
     vary_pose,
 )
 from dithead.train.data import Footage
@@ -35,6 +34,8 @@ from dithead.train.loop import (
     set_learning_rate,
 )
 from dithead.train.losses import ReconstructionLoss
+from dithead.train.masking import followed, masked_pictures
+from dithead.train.motion import crop_meshes
 from dithead.train.picture import save_grid
 from dithead.vqgan import VQGAN
 
@@ -90,7 +91,7 @@ class PictureSampler:
 
     def __init__(self, footage: Footage, config: DitHeadConfig, training: VQGANTraining) -> None:
         self.size = config.face.crop_px
-        self.softness = config.face.mask_softness
+        self.face = config.face
         self.generator = torch.Generator().manual_seed(training.seed)
         self.random = np.random.default_rng(training.seed)
         self.training = training
@@ -105,7 +106,7 @@ class PictureSampler:
 
     def sample(self, batch: int) -> Tensor:
         """Pictures (B, 3, S, S) in [-1, 1], masked for the masked VQGAN."""
-        training, rows = self.training, []
+        training, rows, meshes = self.training, [], []
         for _ in range(batch):
             clips = self.main
             if self.stills and (not clips or self.random.random() < training.still_share):
@@ -113,17 +114,22 @@ class PictureSampler:
             elif self.others and self.random.random() > training.main_share:
                 clips = self.others[self.random.integers(len(self.others))]
             clip = clips[self.random.integers(len(clips))]
-            rows.append(self.footage.crops(clip)[self.random.integers(clip.frames)])
+            frame = int(self.random.integers(clip.frames))
+            rows.append(self.footage.crops(clip)[frame])
+            if self.face.mask == "paper":
+                meshes.append(crop_meshes(self.footage.track(clip))[frame])
         keep = torch.rand(batch, generator=self.generator) < training.plain_share
         # Not turned, which costs more than everything else: there are enough true poses.
         posed = vary_pose(plain_appearance(batch), self.generator)
         posed = replace(posed, turn=torch.zeros(batch, 2))
         look = random_appearance(batch, self.generator).where(keep, posed)
+        if training.kind == "masked":
+            look = followed(look, self.face)
         image = render(torch.from_numpy(np.stack(rows)), look, self.size, self.view)
         if training.kind == "face":
             return image
-        mask = training_mask(look, self.size, self.softness, self.generator, view=self.view)
-        return mask_out(image, mask)
+        found = torch.stack(meshes) if meshes else None
+        return masked_pictures(image, look, found, self.face, self.generator)
 
 
 def mouth_weights(size: int, extra: float, view: View) -> Tensor:
@@ -270,8 +276,8 @@ def reconstruction_psnr(
         image = render(crops, look, size, view)
         if kind == "masked":
             generator = torch.Generator().manual_seed(0)
-            softness = config.face.mask_softness
-            image = mask_out(image, training_mask(look, size, softness, generator, 0.0, view))
+            mesh = crop_meshes(footage.track(clip))[::15]
+            image = masked_pictures(image, look, mesh, config.face, generator, 0.0)
         error = (model.decode(model.encode(image)) - image).square().mean(1, keepdim=True) / 4
         whole.append(error.mean((1, 2, 3)))
         near.append((error * mouth).sum((1, 2, 3)) / mouth.sum())

@@ -224,13 +224,27 @@ def soft_polygon(
         (B, 1, height, width) in [0, 1]; exactly 0 further than 2.5 sigma outside, and exactly 1
         further than that inside.
     """
+    return soft_convex(polygon_planes(polygon), softness, units_of_pixels, height, width)
+
+
+def polygon_planes(polygon: Tensor) -> Tensor:
+    """The lines of a convex polygon's edges: (B, P, 2), clockwise as seen -> (B, P, 3), outward
+    normals and minus their offsets; a place (x, y, 1) times a row is how far outside it is."""
     ends = torch.roll(polygon, -1, dims=1)
     edge = ends - polygon  # (B, P, 2)
     length = edge.norm(dim=2).clamp(min=1e-9)
     normal = torch.stack([edge[..., 1], -edge[..., 0]], dim=-1) / length[..., None]  # outward
     offset = (normal * polygon).sum(-1, keepdim=True)  # (B, P, 1)
-    outside = compose(torch.cat([normal, -offset], dim=-1), units_of_pixels)  # (B, P, 3)
-    distances = outside @ pixel_centres(height, width, 1, polygon.device)  # (B, P, h * w)
+    return torch.cat([normal, -offset], dim=-1)
+
+
+def soft_convex(
+    planes: Tensor, softness: float, units_of_pixels: Tensor, height: int, width: int
+) -> Tensor:
+    """As :func:`soft_polygon`, from the lines of the edges (B, P, 3), see
+    :func:`polygon_planes`."""
+    outside = compose(planes, units_of_pixels)  # (B, P, 3)
+    distances = outside @ pixel_centres(height, width, 1, planes.device)  # (B, P, h * w)
     distance = distances.amax(1)  # signed, positive outside
     reach = math.erf(2.5 / math.sqrt(2.0))
     smooth = -torch.erf(distance / (softness * math.sqrt(2.0))) / reach
@@ -239,8 +253,13 @@ def soft_polygon(
 
 def crop_mask(size: int, softness: float, polygon: Tensor, view: View = WHOLE) -> Tensor:
     """Soft mask of a crop: polygon (B, P, 2) in crop units -> (B, 1, size, size) in [0, 1]."""
-    units = _units_of_crop_pixels(size, view, polygon.device)
-    return soft_polygon(polygon, softness, units, size, size)
+    return convex_crop_mask(size, softness, polygon_planes(polygon), view)
+
+
+def convex_crop_mask(size: int, softness: float, planes: Tensor, view: View = WHOLE) -> Tensor:
+    """As :func:`crop_mask`, from the lines of the edges (B, P, 3), see :func:`polygon_planes`."""
+    units = _units_of_crop_pixels(size, view, planes.device)
+    return soft_convex(planes, softness, units, size, size)
 
 
 def visible(mask: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class EncodeFace(FaceStage):
     def work(self, f: Frame, lane: Lane) -> None:
         assert f.face is not None
         if not f.face.still or self._last is None:
-            self._last = lane.replay(self.generator.encode, f.rectangle, f.transform, f.light)
+            given = f.rectangle, f.transform, f.light, *self.generator.hides_by(f.mesh)
+            self._last = lane.replay(self.generator.encode, *given)
         # Copies: what is kept may be freed here while another lane still reads what it was given.
         f.crop, f.masked = (value.clone() for value in self._last)
 

@@ -68,11 +68,12 @@ class Held:
             crops, track = torch.from_numpy(np.array(footage.crops(clip))), footage.track(clip)
             picture = render(crops, look(len(crops)), face.crop_px, face.view)
             true.append(picture)
-            hidden = encoded_pictures(model, picture, look(len(crops)), torch.Generator(), 0.0)[1]
+            mesh, plain = crop_meshes(track), look(len(crops))
+            hidden = encoded_pictures(model, picture, plain, mesh, torch.Generator(), 0.0)[1]
             masked.append(hidden.float())
             heard = windows_at(encoder, track["audio"].astype(np.float32), track["time_s"])
             windows.append(heard.half().float())  # as they are learnt from
-            meshes.append(crop_meshes(track))
+            meshes.append(mesh)
             times.append(track["time_s"][-1] - track["time_s"][0])
         self.true, self.masked, self.windows = (torch.cat(t) for t in (true, masked, windows))
         self.meshes, self.seconds = torch.cat(meshes), float(sum(times))

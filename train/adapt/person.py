@@ -13,7 +13,6 @@ from torch import Tensor
 from dithead.audio import AudioEncoder
 from dithead.errors import MediaError
 from dithead.face.choice import FaceChoice
-from dithead.face.crop import mask_out
 from dithead.footage import speech
 from dithead.model import DitHead
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource
@@ -23,15 +22,14 @@ from dithead.train.appearance import (
     Appearance,
     plain_appearance,
     render,
-    training_mask,
     vary_pose,
 )
 from dithead.train.data import Clip, Footage, make_folders, read_track, save_clip, write_index
 from dithead.train.dit import Batch
 from dithead.train.latents import clip_windows, encode_pictures, silence_window, windows_at
+from dithead.train.masking import masked_pictures, posed_meshes
 from dithead.train.motion import crop_meshes
 from dithead.train.prepare import MAX_VIDEO_FRAMES, Source, prepare_clip
-from dithead.train.shape import posed_meshes
 
 MOST_ROWS = 1500
 """Encoded pictures; a short video is encoded up to four times, in slightly different poses."""
@@ -177,7 +175,7 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
             if pose > 0:
                 look = replace(vary_pose(look, generator), turn=look.turn)
             picture = render(crops, look, model.config.face.crop_px, model.config.face.view)
-            face, masked = encoded_pictures(model, picture, look, generator)
+            face, masked = encoded_pictures(model, picture, look, mesh, generator)
             faces.append(face)
             maskeds.append(masked)
             pictures.append(((picture + 1.0) * 127.5).round().to(torch.uint8))
@@ -201,13 +199,16 @@ def encoded(footage: Footage, model: DitHead, encoder: AudioEncoder, seed: int) 
 
 
 def encoded_pictures(
-    model: DitHead, image: Tensor, look: Appearance, generator: torch.Generator, jitter: float = 1.0
+    model: DitHead,
+    image: Tensor,
+    look: Appearance,
+    meshes: Tensor,
+    generator: torch.Generator,
+    jitter: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, S, S) of faces with a look -> latents of the faces and of the masked
-    faces."""
-    face = model.config.face
-    mask = training_mask(look, face.crop_px, face.mask_softness, generator, jitter, face.view)
-    hidden = mask_out(image, mask)
+    """Pictures (B, 3, S, S) of faces with a look, and their meshes (B, 468, 2) in crop units before
+    it -> latents of the faces and of the masked faces."""
+    hidden = masked_pictures(image, look, meshes, model.config.face, generator, jitter)
     return encode_pictures(model.face_vqgan, image), encode_pictures(model.masked_vqgan, hidden)
 
 

@@ -20,8 +20,9 @@ int whole(const JsonValue &values, const char *name, int otherwise, int least, i
 }
 
 FaceConfig read_face(const JsonValue &values) {
-    values.only({"crop_px", "crop_span", "crop_down", "mask_softness", "smoothing_cutoff_hz",
-                 "smoothing_speed_gain"});
+    values.only({"crop_px", "crop_span", "crop_down", "mask", "mask_softness",
+                 "smoothing_cutoff_hz", "smoothing_speed_gain"});
+    values.word("mask", "fixed", {"fixed"}); // the paper's has no graph in a bundle
     FaceConfig face;
     face.crop_px = whole(values, "crop_px", face.crop_px, 32, MOST_PX, 16);
     face.crop_span = values.number("crop_span", face.crop_span, 0.5, 1.0);
