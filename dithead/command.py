@@ -139,9 +139,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--audio-weights",
-        metavar="FOLDER",
+        metavar="WEIGHTS",
         type=Path,
-        help="speech encoder of a checkpoint that does not use the packaged one (wav2vec2)",
+        help="speech encoder of a checkpoint that does not use the packaged one: a folder or a "
+        ".safetensors file, or hub, which fetches wav2vec2",
     )
 
 

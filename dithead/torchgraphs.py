@@ -146,7 +146,8 @@ class TorchGraphs(PackagedGraphs):
         Args:
             checkpoint: name of a packaged one, a path, or ``random:PRESET`` for weights that are
                 drawn in a preset's shapes, to measure its speed and memory.
-            audio_weights: folder of the speech encoder, if it is not the packaged one (wav2vec2).
+            audio_weights: of the speech encoder, if it is not the packaged one; see
+                :func:`dithead.audio.load_audio_encoder`.
             attention: attention of the denoiser; see :func:`dithead.kernels.attention.attention`.
         """
         check_attention(attention, torch.device(device))

@@ -197,6 +197,8 @@ def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
 def _engine_options(manifest: Manifest) -> str:
     """The command that makes a bundle's engines again, and the speech encoder that no package
     contains."""
+    from dithead.audio.config import WHISPER
+
     engines = [engine for entry in manifest.graphs for engine in entry.engines]
     options = []
     if engines:
@@ -206,8 +208,8 @@ def _engine_options(manifest: Manifest) -> str:
     if narrowed:
         options += ["--compute-capability", narrowed.pop()]
     audio = manifest.config.get("audio")
-    if isinstance(audio, dict) and audio.get("encoder") == "wav2vec2":
-        options += ["--audio-weights", "FOLDER"]
+    if isinstance(audio, dict) and audio.get("encoder", WHISPER) != WHISPER:
+        options += ["--audio-weights", "WEIGHTS"]
     return " ".join(options) + " " if options else ""
 
 

@@ -75,7 +75,8 @@ def revoice(
         backend: what runs the model, never replaced by another: ``torch``, ``onnxruntime``,
             ``tensorrt`` or ``tensorrt-rtx``. None takes ``torch``, or ``onnxruntime`` for a bundle.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
+        audio_weights: of the speech encoder, for a checkpoint that does not use the packaged one;
+            see :func:`dithead.audio.load_audio_encoder`.
         attention: attention of the denoiser, with the back end ``torch``: ``auto``, ``sdpa``,
             ``math``, ``flash``, ``xformers`` or ``triton``. None takes ``auto``: ``triton`` on
             NVIDIA's GPUs where it is installed, and otherwise ``sdpa``.

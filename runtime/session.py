@@ -81,7 +81,8 @@ class Session:
             checkpoint: name of a packaged checkpoint, or a .safetensors file.
             bundle: folder written by ``dithead export``.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
-            audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
+            audio_weights: of the speech encoder, for a checkpoint that does not use the packaged
+                one; see :func:`dithead.audio.load_audio_encoder`.
             threads: CPU threads of a graph, for ``onnxruntime``. None takes PyTorch's number.
             attention: attention of the denoiser, with ``torch``: ``auto``, ``sdpa``, ``math``,
                 ``flash``, ``xformers`` or ``triton``. None takes ``auto``: ``triton`` on NVIDIA's

@@ -13,19 +13,15 @@ from speech import CONFIG, voiced
 
 from dithead import checkpoint
 from dithead.audio import (
-    AUDIO_PRESETS,
     AudioConfig,
     AudioEncoder,
     LogMel,
-    Wav2Vec2Encoder,
     load_audio_encoder,
-    load_wav2vec2,
     normalise_loudness,
-    random_wav2vec2,
 )
 from dithead.audio.encoder import TARGET_RMS
 from dithead.audio.whisper import WhisperBody
-from dithead.errors import BackendUnavailable, CheckpointError
+from dithead.errors import CheckpointError
 
 DATA = Path(__file__).parent / "data"
 
@@ -182,96 +178,3 @@ def test_whisper_refuses_another_checkpoint(
     checkpoint.save(path, tensors, {**found, **change})
     with pytest.raises(CheckpointError, match=message):
         load_audio_encoder(CONFIG, path)
-
-
-def save_tiny_wav2vec2(folder: Path, vocab_size: int = 33) -> None:
-    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
-
-    torch.manual_seed(3)
-    config = Wav2Vec2Config(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=(16,) * 7,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        conv_bias=True,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    Wav2Vec2ForCTC(config).save_pretrained(folder)
-
-
-def test_wav2vec2_equals_its_own_pipeline(tmp_path: Path) -> None:
-    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
-
-    save_tiny_wav2vec2(tmp_path)
-    config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-    chunk = voiced(2.0)[None]
-    found = load_audio_encoder(config, tmp_path)(chunk)
-    assert found.shape == (1, 16, 33)
-    values = Wav2Vec2FeatureExtractor(do_normalize=True)(
-        chunk[0].numpy(), sampling_rate=16_000, return_tensors="pt"
-    ).input_values
-    reference = Wav2Vec2ForCTC.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        expected = reference(torch.nn.functional.pad(values, (40, 40))).logits
-    assert expected.shape == (1, 100, 33)
-    torch.testing.assert_close(found, expected[:, 74:90], rtol=1e-4, atol=1e-4)
-
-
-def test_wav2vec2_weight_norm_folds_without_change(tmp_path: Path) -> None:
-    save_tiny_wav2vec2(tmp_path)
-    config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-    folded, kept = (
-        Wav2Vec2Encoder(config, load_wav2vec2(tmp_path), fold_weight_norm=f) for f in (True, False)
-    )
-    assert not any("parametrizations" in name for name in folded.state_dict())
-    assert any("parametrizations" in name for name in kept.state_dict())
-    chunk = voiced(2.0)[None]
-    torch.testing.assert_close(folded(chunk), kept(chunk), rtol=1e-5, atol=1e-5)
-
-
-def test_wav2vec2_missing_weights_say_where_to_get_them(tmp_path: Path) -> None:
-    config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-    save_tiny_wav2vec2(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    for weights in (None, tmp_path / "nowhere", tmp_path):
-        with pytest.raises(CheckpointError, match="jonatasgrosman/wav2vec2-large-xlsr-53-english"):
-            load_audio_encoder(config, weights)
-
-
-def test_wav2vec2_without_its_package_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-    for make in (
-        lambda: load_audio_encoder(config, tmp_path),
-        lambda: load_audio_encoder(config),
-        random_wav2vec2,
-    ):
-        with pytest.raises(BackendUnavailable, match=r"pip install 'dithead\[wav2vec2\]'"):
-            make()
-    load_audio_encoder(AudioConfig())  # the packaged one needs nothing
-
-
-def test_wav2vec2_damaged_or_other_weights_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    config = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-    save_tiny_wav2vec2(tmp_path, vocab_size=20)
-    with pytest.raises(CheckpointError, match="33 CTC logits, found 20"):
-        load_audio_encoder(config, tmp_path)
-    save_tiny_wav2vec2(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    tensors = load_file(weights)
-    del tensors["lm_head.weight"]
-    save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
-        load_audio_encoder(config, tmp_path)
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="cannot load"):
-        load_audio_encoder(config, tmp_path)

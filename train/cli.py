@@ -300,7 +300,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     latents.add_argument("--masked", type=Path, required=True, help="masked-face VQGAN")
     latents.add_argument("--out", type=Path, required=True, help="folder to write")
     latents.add_argument(
-        "--audio-weights", type=Path, help="speech encoder, if not the packaged one (wav2vec2)"
+        "--audio-weights",
+        type=Path,
+        help="speech encoder, if not the packaged one: a folder, a file, or hub (wav2vec2)",
     )
     latents.add_argument("--main-looks", type=int, default=1)
     latents.add_argument("--main-plain-share", type=float, default=0.5)
@@ -350,7 +352,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     adapt.add_argument("--minutes", type=float, default=5.0, help="all of it")
     adapt.add_argument("--checkpoint", default="tiny", help="name, or a .safetensors file")
-    adapt.add_argument("--audio-weights", type=Path, help="speech encoder (wav2vec2)")
+    adapt.add_argument("--audio-weights", type=Path, help="speech encoder, as for dithead stream")
     adapt.add_argument("--latents", type=Path, help="general footage to mix in, from latents")
     adapt.add_argument(
         "--face", type=face_choice, default="largest", help="whose, as for dithead stream"

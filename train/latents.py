@@ -292,7 +292,7 @@ def cache_windows(
     level and added noise; clips with the same sound share them.
 
     Args:
-        audio_weights: folder of the speech encoder, if it is not the packaged one.
+        audio_weights: of the speech encoder, if it is not the packaged one.
     """
     folder = out / "windows"
     folder.mkdir(parents=True, exist_ok=True)

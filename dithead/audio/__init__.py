@@ -17,13 +17,10 @@ from dithead.audio.config import AUDIO_PRESETS, AudioConfig
 from dithead.audio.encoder import (
     AudioEncoder,
     LogMel,
-    Wav2Vec2Encoder,
     WhisperEncoder,
-    load_audio_encoder,
-    load_wav2vec2,
     normalise_loudness,
-    random_wav2vec2,
 )
+from dithead.audio.loading import load_audio_encoder
 from dithead.audio.stream import (
     AudioFeatures,
     AudioFeatureStream,
@@ -33,6 +30,7 @@ from dithead.audio.stream import (
     encode_audio,
     sample_window,
 )
+from dithead.audio.wav2vec2 import Wav2Vec2Encoder, load_wav2vec2, random_wav2vec2
 
 __all__ = [
     "AUDIO_PRESETS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,17 @@ from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.audio.config import (
-    WAV2VEC2,
-    WAV2VEC2_LOGITS,
     WHISPER,
     WHISPER_BLOCKS,
     WHISPER_WIDTH,
     AudioConfig,
 )
 from dithead.audio.whisper import WhisperBody
-from dithead.errors import BackendUnavailable, CheckpointError
+from dithead.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from transformers import Wav2Vec2ForCTC
     from typing_extensions import Self
 
-WAV2VEC2_SOURCE = "jonatasgrosman/wav2vec2-large-xlsr-53-english"
 TINY_EN = {
     "num_mel_bins": 80,
     "d_model": WHISPER_WIDTH,
@@ -136,7 +132,8 @@ class LogMel(nn.Module):
 class AudioEncoder(nn.Module):
     """A speech encoder on the fixed grid of chunks: what every encoder has in common.
 
-    A subclass implements :meth:`encode`. Use :func:`load_audio_encoder` to make one.
+    A subclass implements :meth:`encode`. Use
+    :func:`dithead.audio.load_audio_encoder` to make one.
     """
 
     def __init__(self, config: AudioConfig) -> None:
@@ -217,131 +214,3 @@ class WhisperEncoder(AudioEncoder):
     def encode(self, samples: Tensor) -> Tensor:
         states = self.body(self.log_mel(samples), self.config.layers, self.hop)
         return torch.cat([state.float() for state in states], dim=-1)
-
-
-class Wav2Vec2Encoder(AudioEncoder):
-    """wav2vec2's CTC logits, the paper's audio features (Baevski et al., 2020).
-
-    The encoder's receptive field is 25 ms at a step of 20, so 2.5 ms of zeros on either side give
-    every 20 ms of the chunk one feature, centred on it.
-
-    Args:
-        config: its ``encoder`` must be "wav2vec2-xlsr-english".
-        body: from :func:`load_wav2vec2` or :func:`random_wav2vec2`.
-        fold_weight_norm: compute the positional convolution's weight once, which export needs.
-    """
-
-    def __init__(
-        self, config: AudioConfig, body: Wav2Vec2ForCTC, fold_weight_norm: bool = True
-    ) -> None:
-        super().__init__(config)
-        self.body = body
-        convolution = self.body.wav2vec2.encoder.pos_conv_embed.conv
-        if fold_weight_norm and nn.utils.parametrize.is_parametrized(convolution, "weight"):
-            nn.utils.parametrize.remove_parametrizations(convolution, "weight")
-        self.requires_grad_(False)
-        self.eval()
-
-    def encode(self, samples: Tensor) -> Tensor:
-        mean = samples.mean(dim=-1, keepdim=True)
-        variance = samples.var(dim=-1, keepdim=True, correction=0)
-        samples = (samples - mean) / (variance + 1e-7).sqrt()  # as its feature extractor does
-        samples = F.pad(samples, (40, 40))  # (B, chunk_samples + 80)
-        dtype = self.body.lm_head.weight.dtype
-        logits: Tensor = self.body(samples.to(dtype)).logits  # (B, chunk_features, 33)
-        return logits[:, self.hop].float()
-
-
-def _transformers() -> Any:
-    """The package with wav2vec2's layers; nothing else needs it."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise BackendUnavailable(
-            "the speech encoder wav2vec2 needs the package transformers",
-            hint="pip install 'dithead[wav2vec2]'",
-        ) from error
-    return transformers
-
-
-def random_wav2vec2() -> Wav2Vec2ForCTC:
-    """A CTC model in the shape of wav2vec2-large-xlsr-53-english with random weights: to measure
-    sizes and speed."""
-    transformers = _transformers()
-    model: Wav2Vec2ForCTC = transformers.Wav2Vec2ForCTC(
-        transformers.Wav2Vec2Config(
-            vocab_size=WAV2VEC2_LOGITS,
-            hidden_size=1024,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            intermediate_size=4096,
-            feat_extract_norm="layer",
-            conv_bias=True,
-            do_stable_layer_norm=True,
-        )
-    )
-    return model
-
-
-def load_wav2vec2(folder: Path) -> Wav2Vec2ForCTC:
-    """Load a CTC model from a local Hugging Face folder with config.json and model.safetensors.
-
-    Raises:
-        CheckpointError: the folder is missing, incomplete or holds another model.
-        BackendUnavailable: transformers is not installed.
-    """
-    advice = (
-        f"fetch it with `hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` "
-        "and give FOLDER as the audio encoder's weights"
-    )
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"wav2vec2: no {name} in {folder}; {advice}")
-    from safetensors import SafetensorError
-
-    wav2vec2 = _transformers().Wav2Vec2ForCTC
-    try:
-        loaded: Any = wav2vec2.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"wav2vec2: cannot load {folder} ({error}); {advice}") from error
-    model: Wav2Vec2ForCTC
-    model, report = loaded
-    # The embedding of masked stretches is only used in training; some releases leave it out.
-    missing = sorted(set(report["missing_keys"]) - {"wav2vec2.masked_spec_embed"})
-    if missing:
-        raise CheckpointError(f"wav2vec2: {folder} has no {missing[:3]}; {advice}")
-    if model.config.vocab_size != WAV2VEC2_LOGITS:
-        raise CheckpointError(
-            f"wav2vec2: expected {WAV2VEC2_LOGITS} CTC logits, found {model.config.vocab_size} "
-            f"in {folder}; {advice}"
-        )
-    return model
-
-
-def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -> AudioEncoder:
-    """Make the encoder that a configuration names.
-
-    Args:
-        config: which encoder and which grid.
-        weights: None for the packaged Whisper encoder; for wav2vec2 a Hugging Face folder.
-
-    Raises:
-        CheckpointError: the weights are missing or do not fit.
-        BackendUnavailable: wav2vec2 is asked for, and transformers is not installed.
-    """
-    if config.encoder == WAV2VEC2:
-        _transformers()  # first: its error has the command that fetches the weights
-        if weights is None:
-            raise CheckpointError(
-                "wav2vec2 does not ship with DiT-Head: fetch it with "
-                f"`hf download {WAV2VEC2_SOURCE} --local-dir FOLDER` and give FOLDER as its weights"
-            )
-        return Wav2Vec2Encoder(config, load_wav2vec2(Path(weights)))
-    if weights is not None and Path(weights).is_dir():
-        raise CheckpointError(
-            f"{weights} is a folder, and this checkpoint hears through Whisper, which ships with "
-            "DiT-Head: leave the audio encoder's weights out"
-        )
-    return WhisperEncoder(config, weights or checkpoint.asset_path("whisper_tiny_en_encoder"))

@@ -43,7 +43,8 @@ def adapt(
         out: the .safetensors file to write; it holds only what changed. A sheet of frames that were
             not learnt from is written beside it as .adapted.png: true, before, after.
         base: name or path of the checkpoint.
-        audio_weights: folder of the speech encoder, for a checkpoint that uses wav2vec2.
+        audio_weights: of the speech encoder, for a checkpoint that does not use the packaged one;
+            see :func:`dithead.audio.load_audio_encoder`.
         latents: folder of ``dithead train latents`` with general footage to mix in.
         face: whose face, where a video shows several. tell: told what is being done.
 
