@@ -208,6 +208,14 @@ def first_file(values: dict) -> Any:
         (lambda v: v["config"]["audio"].update(window_frames=10), "expected an odd number"),
         (lambda v: v["config"]["audio"].update(layers=[1, 1]), "expected no layer twice"),
         (lambda v: v["config"]["audio"].update(layers=[9]), "expected an integer, -1 to 4"),
+        (
+            lambda v: v["config"]["audio"].update(encoder="whisper-base", layers=[7]),
+            "expected an integer, -1 to 6",
+        ),
+        (
+            lambda v: v["config"]["audio"].update(encoder="whisper-base", feature_dim=5),
+            "feature_dim: expected 512",
+        ),
         (lambda v: v["config"]["audio"].update(feature_dim=5), "feature_dim: expected 384"),
     ],
 )

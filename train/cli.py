@@ -162,6 +162,15 @@ def _restore(args: argparse.Namespace) -> None:
     print(json.dumps({"clips": len(clips), "frames": sum(clip.frames for clip in clips)}))
 
 
+def _convert(args: argparse.Namespace) -> None:
+    from dithead.train.convert.whisper import convert_whisper, packaged_parts
+
+    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
+        raise ConfigError(f"{args.out}: expected a .safetensors file in a folder that exists")
+    convert_whisper(args.source or packaged_parts(args.model), args.out, args.model)
+    print(json.dumps({"weights": str(args.out), "bytes": args.out.stat().st_size}))
+
+
 def _adapt(args: argparse.Namespace) -> None:
     from dithead.train.adapt import Adaptation, adapt
 
@@ -359,6 +368,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     adapt.add_argument("--seed", type=int, default=0)
     adapt.set_defaults(threads=os.cpu_count())
+
+    convert = command("convert", _convert, "a speech encoder's weights from another project's file")
+    convert.add_argument("network", choices=("whisper",))
+    convert.add_argument("--model", choices=("tiny.en", "base"), default="base")
+    convert.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="CTranslate2 model.bin, or its parts in order, if the extra whisper-base is not "
+        "installed",
+    )
+    convert.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
 
     pack = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):

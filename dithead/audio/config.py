@@ -5,15 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from dithead.errors import ConfigError
 
-EncoderName = Literal["whisper-tiny.en", "wav2vec2-xlsr-english"]
-WHISPER, WAV2VEC2 = "whisper-tiny.en", "wav2vec2-xlsr-english"
+EncoderName = Literal["whisper-tiny.en", "whisper-base", "wav2vec2-xlsr-english"]
+WHISPER, WHISPER_BASE = "whisper-tiny.en", "whisper-base"
+WAV2VEC2 = "wav2vec2-xlsr-english"
 
-WHISPER_BLOCKS = 4
-WHISPER_WIDTH = 384
+
+class WhisperSizes(NamedTuple):
+    """Sizes of one of Whisper's encoders (Radford et al., 2022, table 1)."""
+
+    blocks: int
+    width: int
+    heads: int
+
+
+WHISPERS: Mapping[str, WhisperSizes] = {
+    WHISPER: WhisperSizes(4, 384, 6),
+    WHISPER_BASE: WhisperSizes(6, 512, 8),
+}
+"""Of every Whisper encoder that can be chosen."""
 WAV2VEC2_LOGITS = 33
 
 US_PER_FEATURE = 20_000
@@ -29,12 +42,14 @@ class AudioConfig:
     """
 
     encoder: EncoderName = "whisper-tiny.en"
-    """Speech encoder; the Whisper one ships with the package."""
+    """Speech encoder. Whisper tiny.en ships with the package; Whisper base hears other languages,
+    too."""
     layers: tuple[int, ...] = (-1,)
     """Whisper's hidden states to concatenate: 0 after convolutions and positions, i after block i,
-    -1 or 4 after the final layer norm. wav2vec2 only gives its CTC logits: (-1,)."""
+    -1 or the last block's number after the final layer norm. wav2vec2 only gives its CTC logits:
+    (-1,)."""
     sample_rate_hz: int = 16_000
-    """Sample rate; both encoders support only 16 kHz."""
+    """Sample rate; the encoders support only 16 kHz."""
     hop_ms: int = 320
     """Sound described by one chunk's features; a multiple of 20 ms."""
     left_context_ms: int = 1480
@@ -42,10 +57,11 @@ class AudioConfig:
     right_context_ms: int = 200
     """Sound after the hop that the encoder sees, which adds to latency; a multiple of 20 ms."""
     feature_rate_hz: int = 50
-    """Features per second; both encoders give 50."""
+    """Features per second; the encoders give 50."""
     feature_dim: int = 0
     """Size of one feature. It follows from the encoder and its layers: 0 is replaced by the right
-    number (384 per Whisper layer, 33 for wav2vec2), and any other wrong number is refused."""
+    number (384 per layer of Whisper tiny.en, 512 of base, 33 for wav2vec2), and any other wrong
+    number is refused."""
     window_frames: int = 11
     """Frames of a window; odd, so that one is in the middle."""
     window_spacing_ms: int = 40
@@ -59,9 +75,9 @@ class AudioConfig:
     def __post_init__(self) -> None:
         # JSON has no tuples.
         object.__setattr__(self, "layers", tuple(self.layers))
-        if self.encoder not in (WHISPER, WAV2VEC2):
+        if self.encoder not in get_args(EncoderName):
             raise ConfigError(
-                f"audio.encoder: expected {WHISPER!r} or {WAV2VEC2!r}, found {self.encoder!r}"
+                f"audio.encoder: expected one of {get_args(EncoderName)}, found {self.encoder!r}"
             )
         for name, only in (("sample_rate_hz", 16_000), ("feature_rate_hz", 50)):
             if getattr(self, name) != only:
@@ -89,7 +105,8 @@ class AudioConfig:
                 f"found {self.chunk_ms}"
             )
         self._check_layers()
-        per_feature = WAV2VEC2_LOGITS if self.encoder == WAV2VEC2 else WHISPER_WIDTH
+        whisper = WHISPERS.get(self.encoder)
+        per_feature = WAV2VEC2_LOGITS if whisper is None else whisper.width
         feature_dim = per_feature * len(self.layers)
         if self.feature_dim not in (0, feature_dim):
             raise ConfigError(
@@ -103,12 +120,13 @@ class AudioConfig:
             if self.layers != (-1,):
                 raise ConfigError(f"audio.layers: expected (-1,) for wav2vec2, found {self.layers}")
             return
-        valid = range(-1, WHISPER_BLOCKS + 1)
+        blocks = WHISPERS[self.encoder].blocks
+        valid = range(-1, blocks + 1)
         if not self.layers or any(type(i) is not int or i not in valid for i in self.layers):
             raise ConfigError(
                 f"audio.layers: expected one or more of {list(valid)}, found {self.layers}"
             )
-        if len({i % (WHISPER_BLOCKS + 1) for i in self.layers}) != len(self.layers):
+        if len({i % (blocks + 1) for i in self.layers}) != len(self.layers):
             raise ConfigError(f"audio.layers: expected no layer twice, found {self.layers}")
 
     @property
@@ -186,6 +204,7 @@ class AudioConfig:
 
 AUDIO_PRESETS: Mapping[str, AudioConfig] = {
     WHISPER: AudioConfig(),
+    WHISPER_BASE: AudioConfig(encoder="whisper-base"),
     # The paper: 11 frames of 33 logits, 363 numbers in all. How 50 logits a second become one a
     # frame is assumed: the one at the frame's time, which at 25 fps is the mean of the frame's two.
     # The grid of chunks is assumed as well: the paper has whole files, a stream has not.

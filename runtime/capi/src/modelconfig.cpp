@@ -8,9 +8,19 @@ namespace {
 // Far above any model; keeps every product of settings within 64 bits.
 constexpr int MOST_PX = 4096;
 constexpr int MOST_MS = 30000;
-constexpr int WHISPER_BLOCKS = 4;
-constexpr int WHISPER_WIDTH = 384;
 constexpr int WAV2VEC2_LOGITS = 33;
+
+// Of an encoder of speech: how many of its layers can be asked for, and the width of one.
+struct EncoderSizes {
+    int blocks;
+    int width;
+};
+
+EncoderSizes sizes_of(const std::string &encoder) {
+    if (encoder == "whisper-tiny.en") return {4, 384};
+    if (encoder == "whisper-base") return {6, 512};
+    return {-1, WAV2VEC2_LOGITS}; // only its last layer
+}
 
 int whole(const JsonValue &values, const char *name, int otherwise, int least, int most,
           int step = 1) {
@@ -52,13 +62,13 @@ DiffusionConfig read_diffusion(const JsonValue &values) {
 }
 
 // How many of the encoder's layers are joined in a feature.
-int read_layers(const JsonValue &values, bool wav2vec2) {
+int read_layers(const JsonValue &values, int blocks) {
     if (!values.has("layers")) return 1;
     const JsonValue layers = values.at("layers");
     std::set<std::int64_t> different;
-    for (const JsonValue &layer : layers.items(WHISPER_BLOCKS + 1)) {
-        const std::int64_t number = layer.integer(-1, wav2vec2 ? -1 : WHISPER_BLOCKS);
-        if (!different.insert(number == -1 ? WHISPER_BLOCKS : number).second) {
+    for (const JsonValue &layer : layers.items(blocks < 0 ? 1 : blocks + 1)) {
+        const std::int64_t number = layer.integer(-1, blocks);
+        if (!different.insert(number == -1 ? blocks : number).second) {
             layers.fail("no layer twice");
         }
     }
@@ -72,8 +82,8 @@ AudioConfig read_audio(const JsonValue &values) {
                  "window_spacing_ms", "window_shift_ms", "features_per_frame"});
     AudioConfig audio;
     audio.encoder = values.word("encoder", "whisper-tiny.en",
-                                {"whisper-tiny.en", "wav2vec2-xlsr-english"});
-    const bool wav2vec2 = audio.encoder != "whisper-tiny.en";
+                                {"whisper-tiny.en", "whisper-base", "wav2vec2-xlsr-english"});
+    const EncoderSizes sizes = sizes_of(audio.encoder);
     audio.sample_rate_hz = whole(values, "sample_rate_hz", 16000, 16000, 16000);
     audio.feature_rate_hz = whole(values, "feature_rate_hz", 50, 50, 50);
     audio.hop_ms = whole(values, "hop_ms", audio.hop_ms, 20, MOST_MS, 20);
@@ -88,8 +98,7 @@ AudioConfig read_audio(const JsonValue &values) {
     audio.window_spacing_ms = whole(values, "window_spacing_ms", audio.window_spacing_ms, 1, MOST_MS);
     audio.window_shift_ms = whole(values, "window_shift_ms", 0, 0, MOST_MS);
     audio.features_per_frame = whole(values, "features_per_frame", 2, 1, 1000);
-    audio.feature_dim =
-        read_layers(values, wav2vec2) * (wav2vec2 ? WAV2VEC2_LOGITS : WHISPER_WIDTH);
+    audio.feature_dim = read_layers(values, sizes.blocks) * sizes.width;
     if (values.integer("feature_dim", 0, 0, INT32_MAX) != 0 &&
         values.at("feature_dim").integer(0, INT32_MAX) != audio.feature_dim) {
         values.at("feature_dim").fail(std::to_string(audio.feature_dim) + " for its layers");
