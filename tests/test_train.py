@@ -27,19 +27,14 @@ from dithead.train.appearance import (
     vary_pose,
 )
 from dithead.train.data import STORED_MARGIN, Footage
-from dithead.train.dit import (
-    Batch,
-    DiTTraining,
-    LatentSampler,
-    OwnOutputs,
-    latent_weights,
-    train_dit,
-)
+from dithead.train.dit import latent_weights, train_dit
 from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
 from dithead.train.masking import posed_meshes, training_mask
 from dithead.train.picture import save_png
 from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
+from dithead.train.samples import Batch, LatentSampler, OwnOutputs
+from dithead.train.settings import DiTTraining
 from dithead.train.shape import (
     ShapeSampler,
     ShapeTraining,
@@ -274,7 +269,7 @@ def test_clips_of_the_same_name_are_refused(tmp_path: Path, config: DitHeadConfi
 
 
 def test_own_outputs_take_the_place_of_some_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dithead.train.dit.FORGET_SHARE", 0.0)
+    monkeypatch.setattr("dithead.train.samples.FORGET_SHARE", 0.0)
     torch.manual_seed(0)
     config = preset("tiny")
     tiny = replace(config, dit=DiTConfig(width=64, depth=1, heads=2, conditioning="tokens"))
@@ -296,7 +291,7 @@ def test_own_outputs_take_the_place_of_some_references(monkeypatch: pytest.Monke
     first = {person: latent.clone() for person, latent in own.latents.items()}
     own.generate(model, batch)
     assert all(not torch.equal(latent, own.latents[person]) for person, latent in first.items())
-    monkeypatch.setattr("dithead.train.dit.FORGET_SHARE", 1.0)
+    monkeypatch.setattr("dithead.train.samples.FORGET_SHARE", 1.0)
     own.generate(model, batch)
     assert not own.latents
 

@@ -20,9 +20,10 @@ from dithead.errors import ConfigError, DitheadError
 from dithead.model import DitHead
 from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
-from dithead.train.dit import DiTTraining, train_dit
+from dithead.train.dit import train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
+from dithead.train.settings import DiTTraining
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN

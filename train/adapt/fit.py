@@ -16,10 +16,12 @@ from dithead.shape import ShapeHead
 from dithead.train.adapt.person import Person
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
-from dithead.train.dit import Batch, DiTTraining, LatentSampler, draw_timesteps, latent_weights
+from dithead.train.dit import latent_weights
 from dithead.train.loop import MovingAverage, Stage, descend, precision, set_learning_rate
 from dithead.train.lowrank import add_low_rank
 from dithead.train.motion import lips_apart
+from dithead.train.samples import Batch, LatentSampler, draw_timesteps
+from dithead.train.settings import DiTTraining
 from dithead.train.shape import GAP_WEIGHT, UNIT, shape_loss
 
 CPU = torch.device("cpu")

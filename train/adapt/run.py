@@ -20,8 +20,9 @@ from dithead.train.adapt.gain import Gain, Held
 from dithead.train.adapt.person import encoded, practice_windows, prepared
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
-from dithead.train.dit import DiTTraining, LatentSampler
 from dithead.train.latents import load_cache
+from dithead.train.samples import LatentSampler
+from dithead.train.settings import DiTTraining
 
 
 def adapt(

@@ -1,0 +1,54 @@
+"""Settings of stage 2, the denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DiTTraining:
+    """Settings of one stage."""
+
+    minutes: float = 60.0
+    steps: int | None = None
+    """End after this many steps, if that comes first."""
+    batch: int = 32
+    learning_rate: float = 6e-4
+    warmup_steps: int = 300
+    seed: int = 0
+    average_decay: float = 0.999
+    made_share: float = 0.5
+    """Share of samples from people made from stills, if there are any; all of them equally
+    often."""
+    main_share: float = 0.7
+    """Share of the other samples from the person with the most clips."""
+    main_plain_share: float = 0.45
+    """Share of that person's samples that show the person's true look."""
+    other_clip_share: float = 0.9
+    """Share of samples whose reference comes from another clip of the same person and look, if
+    there is one. 0 is the paper's rule: a distant frame of the same clip."""
+    min_distance: int = 60
+    """A reference from the same clip is at least this many frames away (the paper's number), or as
+    far as a short clip allows."""
+    own_output_share: float = 0.5
+    """Share of samples whose reference is the model's own output for another frame and audio, if
+    there is one; most of those were made from own outputs in turn."""
+    generated_share: float = 0.25
+    """Share of each batch for which such outputs are generated, with 1 to ``generated_steps``
+    steps."""
+    generated_steps: int = 4
+    reference_noise: float = 0.1
+    """Largest standard deviation of the noise on reference latents."""
+    silence_share: float = 0.35
+    """Share of silent frames that hear digital silence instead of the recorded one."""
+    disturbed_share: float = 0.5
+    """Share of samples that hear the audio with a changed level and added noise."""
+    mouth_weight: float = 2.5
+    """Extra weight of the mouth region; outside the mask the loss has the weight
+    ``outside_weight``."""
+    outside_weight: float = 0.15
+    shape_weight: float = 0.1
+    """Weight of the face's shape, as the shape head reads it from the latent that the prediction
+    implies; only with a shape head."""
+    first_step_share: float = 0.3
+    """Share of samples at the noisiest timestep, from which few-step sampling starts."""
