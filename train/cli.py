@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from dithead.train.data import Footage
 from dithead.train.dit import train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
-from dithead.train.settings import DiTTraining
+from dithead.train.settings import DiTTraining, Execution
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
@@ -125,7 +126,8 @@ def _shape(args: argparse.Namespace) -> None:
 
 def _dit(args: argparse.Namespace) -> None:
     training = DiTTraining(
-        minutes=_minutes(args),
+        minutes=_minutes(args) if args.steps is None else math.inf,
+        steps=args.steps,
         batch=args.batch,
         learning_rate=args.learning_rate,
         seed=args.seed,
@@ -140,8 +142,13 @@ def _dit(args: argparse.Namespace) -> None:
         training,
         args.out,
         args.start,
-        args.device,
-        args.compile,
+        Execution(
+            device=args.device,
+            compile=args.compile,
+            resume=args.resume,
+            save_minutes=args.save_minutes,
+            save_steps=args.save_steps,
+        ),
         args.shape,
     )
     print(json.dumps({"weights": str(path)}))
@@ -222,7 +229,8 @@ def _minutes(args: argparse.Namespace) -> float:
     if not 0 < args.minutes <= MAX_STAGE_MINUTES:
         raise ConfigError(
             f"a stage lasts at most {MAX_STAGE_MINUTES:g} minutes, not {args.minutes:g}: "
-            "train longer in several stages, each with --start from the last one's weights"
+            "train longer in several stages, each with --start from the last one's weights; "
+            "or bound the stage of the denoiser by --steps"
         )
     return args.minutes
 
@@ -350,6 +358,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "least 60 frames away",
     )
     stage(dit, 60, 32, 6e-4)
+    dit.add_argument(
+        "--steps", type=int, help="length of the stage in steps, in the place of --minutes"
+    )
+    dit.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest state in --out; begin if there is none",
+    )
+    dit.add_argument("--save-minutes", type=float, default=10.0, help="time between two states")
+    dit.add_argument("--save-steps", type=int, help="steps between two, in the place of that time")
 
     adapt = command("adapt", _adapt, "fit a checkpoint to one person's own footage")
     adapt.add_argument("videos", metavar="VIDEO", type=Path, nargs="+", help="with sound")

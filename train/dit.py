@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,20 +16,24 @@ from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
+from dithead.filehash import hash_file
 from dithead.model import build_dit
+from dithead.train.draws import SequentialDraws
 from dithead.train.latents import LatentCache
+from dithead.train.learner import Learner
 from dithead.train.loop import (
+    Due,
     MovingAverage,
     Stage,
-    ahead,
     descend,
     load_part,
     precision,
     set_learning_rate,
 )
-from dithead.train.samples import LatentSampler, OwnOutputs, draw_timesteps, to_device
-from dithead.train.settings import DiTTraining
+from dithead.train.samples import LatentSampler, OwnOutputs
+from dithead.train.settings import PLAIN, DiTTraining, Execution
 from dithead.train.shape import load_shape_head, shape_loss
+from dithead.train.states import States
 
 SOLVED_AT_ONCE = 256
 RIDGE = 0.002
@@ -50,57 +57,62 @@ def train_dit(
     training: DiTTraining,
     out: Path,
     start: Path | None = None,
-    device: str = "cpu",
-    compile_model: bool = False,
+    execution: Execution = PLAIN,
     shape: Path | None = None,
 ) -> Path:
-    """Train the denoiser for one stage and write its averaged weights, also every ten minutes
-    during the stage.
+    """Train the denoiser for one stage and write its averaged weights. From time to time during the
+    stage they are written, too, with a state from which an interrupted run goes on. If the stage
+    ends by steps, it then ends with the same weights, bit for bit, on the same machine.
 
     Args:
         shape: weights of the shape head, which then adds to the loss.
 
     Returns:
         Path of the weights.
+
+    Raises:
+        ConfigError: the folder holds an unfinished run, and that one was begun differently, or is
+            not to be resumed.
     """
+    path = out / "dit.safetensors"
+    made_from = _made_from(cache, config, training, start, shape)
+    states = States(out / "dit.states", made_from, execution.resume)
+    if states.finished and path.is_file():
+        return path
     torch.manual_seed(training.seed)
-    where = torch.device(device)
+    where = torch.device(execution.device)
     model = build_dit(config, "math" if where.type == "cpu" else "sdpa")
     sampler = LatentSampler(cache, training)
-    if start is not None:
+    if states.newest is None and start is not None:
         checkpoint.load_into(model, load_part(start, "dit"), start)
-    elif model.skip is not None:
+    elif states.newest is None and model.skip is not None:
         solve_skip(model, Diffusion(config.diffusion), sampler)
     model.to(where)
     reader = None if shape is None else load_shape_head(shape, config).to(where)
     diffusion = Diffusion(config.diffusion).to(where)
     average = MovingAverage(model, training.average_decay)
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=training.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimiser = _optimiser(model, training)
     own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]))
     weights = latent_weights(config, training).to(where)
-    forward = torch.compile(model, dynamic=False) if compile_model else model
+    forward = torch.compile(model, dynamic=False) if execution.compile else model
     stage = Stage(out / "dit.log", training.minutes, training.steps)
-    path = out / "dit.safetensors"
-    saved_s = 0.0
+    learner = Learner(model, average, optimiser, stage)
+    draws = SequentialDraws(sampler, own, diffusion, where)
     running = shape_off = 0.0
-    batches = ahead(partial(sampler.sample, training.batch))
+    if states.newest is not None:
+        learner.restore(states.newest)
+        draws.restore(states.newest)
+        running, shape_off = states.newest.values["running"]
+    due = Due(execution, stage)
     while stage.running:
         set_learning_rate(
             optimiser, stage.learning_rate(training.learning_rate, training.warmup_steps)
         )
-        batch = to_device(next(batches), where)
-        reference, noise = own.references(batch)
-        timestep = draw_timesteps(training, diffusion, where)
+        drawn = draws.next()
+        batch, noise, timestep = drawn.batch, drawn.noise, drawn.timestep
         noisy = diffusion.add_noise(batch.clean, noise, timestep)
         with precision(where):
-            predicted = forward(noisy, batch.masked, reference, timestep, batch.window)
+            predicted = forward(noisy, batch.masked, drawn.reference, timestep, batch.window)
         error = (predicted.float() - diffusion.target(batch.clean, noise, timestep)).square()
         loss = (weights * error).mean()
         running += loss.item()
@@ -113,18 +125,50 @@ def train_dit(
             shape_off += off.item()
         descend(loss, optimiser, list(model.parameters()))
         average.update()
-        own.generate(model, batch)
+        draws.generate(model, drawn)
         stage.step += 1
         stage.samples += training.batch
         if stage.step % 100 == 0:
             stage.log(loss=running / 100, shape=shape_off / 100)
             running = shape_off = 0.0
-        if stage.elapsed_s - saved_s > 600:
-            saved_s = stage.elapsed_s
+        if due.now():
             checkpoint.save(path, average.values, config.to_dict(), dtype=None)
-    batches.close()
+            values = {**learner.values(), "draws": draws.values(), "running": [running, shape_off]}
+            states.save(stage.step, [*learner.tensors(), *draws.tensors()], values)
+    draws.close()
     checkpoint.save(path, average.values, config.to_dict(), dtype=None)
+    states.finish()
     return path
+
+
+def _made_from(
+    cache: LatentCache,
+    config: DitHeadConfig,
+    training: DiTTraining,
+    start: Path | None,
+    shape: Path | None,
+) -> dict[str, Any]:
+    """What a run is begun with, as its states note it."""
+    runs = json.dumps([asdict(run) for run in cache.runs])
+    files = {"start": start, "shape": shape}
+    return {
+        **{f"training.{name}": value for name, value in asdict(training).items()},
+        "config": config.to_dict(),
+        "latents": hashlib.sha256(runs.encode()).hexdigest(),
+        **{name: None if path is None else hash_file(path) for name, path in files.items()},
+    }
+
+
+def _optimiser(model: DiT, training: DiTTraining) -> torch.optim.Optimizer:
+    """AdamW, with weight decay for matrices alone."""
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    return torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
+from dithead.train.settings import Execution
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class Stage:
     """One stage of training: bounded in time or in steps, logged to a JSON-lines file.
 
     Args:
-        minutes: maximum duration. steps: maximum number of steps, if given.
+        minutes: maximum duration, infinite if only the steps count. steps: maximum number of steps,
+            if given.
     """
 
     def __init__(self, log_path: Path, minutes: float, steps: int | None = None) -> None:
@@ -41,6 +43,11 @@ class Stage:
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._start
+
+    def go_on(self, step: int, samples: int, elapsed_s: float) -> None:
+        """Go on where an earlier run of the same stage was."""
+        self.step, self.samples = step, samples
+        self._start = time.monotonic() - elapsed_s
 
     @property
     def progress(self) -> float:
@@ -71,6 +78,27 @@ class Stage:
         with self.log_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.info("%s", json.dumps(row))
+
+
+class Due:
+    """Says when the next state is due.
+
+    Args:
+        stage: whose steps and time count, those of earlier runs included.
+    """
+
+    def __init__(self, execution: Execution, stage: Stage) -> None:
+        self.execution, self.stage = execution, stage
+        self._saved_s = stage.elapsed_s
+
+    def now(self) -> bool:
+        """Whether a state is due after this step."""
+        if self.execution.save_steps is not None:
+            return self.stage.step % self.execution.save_steps == 0
+        if self.stage.elapsed_s - self._saved_s <= 60.0 * self.execution.save_minutes:
+            return False
+        self._saved_s = self.stage.elapsed_s
+        return True
 
 
 class MovingAverage:

@@ -1,8 +1,10 @@
-"""Settings of stage 2, the denoiser."""
+"""Settings of stage 2, the denoiser, and how a stage runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from dithead.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +54,28 @@ class DiTTraining:
     implies; only with a shape head."""
     first_step_share: float = 0.3
     """Share of samples at the noisiest timestep, from which few-step sampling starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a stage runs. Nothing of it is meant to change what is learnt."""
+
+    device: str = "cpu"
+    compile: bool = False
+    """Compile the model (torch.compile)."""
+    resume: bool = False
+    """Go on from the newest state in the folder, if there is one."""
+    save_minutes: float = 10.0
+    """Time between two states."""
+    save_steps: int | None = None
+    """Steps between two states, in the place of that time."""
+
+    def __post_init__(self) -> None:
+        if not self.save_minutes > 0:
+            raise ConfigError(f"save_minutes must be positive, not {self.save_minutes}")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ConfigError(f"save_steps must be at least 1, not {self.save_steps}")
+
+
+PLAIN = Execution()
+"""On the CPU, begun anew."""

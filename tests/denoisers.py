@@ -1,0 +1,48 @@
+"""A small denoiser and random latents to train it on. Importable by processes that tests start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dithead.config import DiTConfig, DitHeadConfig, preset
+from dithead.train.dit import train_dit
+from dithead.train.latents import LatentCache, Run
+from dithead.train.settings import DiTTraining, Execution
+
+FRAMES = 20
+
+
+def small_config(name: str = "tiny") -> DitHeadConfig:
+    """The latents of 64 px crops, and a denoiser of two blocks; the rest as in a preset."""
+    base = preset(name)
+    dit = DiTConfig(width=32, depth=2, heads=2, conditioning=base.dit.conditioning)
+    return replace(base, face=replace(base.face, crop_px=64), dit=dit)
+
+
+def random_cache(config: DitHeadConfig) -> LatentCache:
+    """Three clips of one person and two of another, of random numbers."""
+    random = np.random.default_rng(0)
+    runs = [
+        Run(f"c{i}", "a" if i < 3 else "b", int(i >= 3), 0, FRAMES * i, FRAMES, i < 3)
+        for i in range(5)
+    ]
+    size = (FRAMES * len(runs), config.vqgan.latent_channels, config.latent_size)
+    face, masked = (
+        torch.from_numpy(random.standard_normal((*size, size[-1])).astype(np.float16))
+        for _ in range(2)
+    )
+    shape = (2, FRAMES, *config.audio.window_shape)
+    windows = {run.clip: random.standard_normal(shape).astype(np.float16) for run in runs}
+    silent = {run.clip: np.arange(FRAMES) < 5 for run in runs}
+    return LatentCache(runs, face, masked, windows, silent, torch.zeros(shape[2:]))
+
+
+def train_small(out: Path, training: DiTTraining, execution: Execution) -> Path:
+    """Train the small denoiser, in one thread."""
+    torch.set_num_threads(1)
+    config = small_config()
+    return train_dit(random_cache(config), config, training, out, execution=execution)
