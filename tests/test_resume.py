@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from denoisers import random_cache, small_config, train_small
+from denoisers import PRELOADED, newest_step, random_cache, small_config, train_small
 
 from dithead import checkpoint
 from dithead.errors import CheckpointError, ConfigError
@@ -29,15 +29,10 @@ EVERY_STEP = Execution(resume=True, save_steps=1)
 def started(out: Path) -> BaseProcess:
     """A process that trains, or goes on. Its server has imported everything, but run nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dithead.train.dit", "torch._dynamo"])  # as the optimiser does
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=train_small, args=(out, TRAINING, EVERY_STEP))
     process.start()
     return process
-
-
-def newest(out: Path) -> int:
-    """The step of the newest state on disk."""
-    return max((int(p.stem) for p in (out / "dit.states").glob("*.safetensors")), default=0)
 
 
 def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
@@ -48,7 +43,7 @@ def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> No
     chance = random.Random(5)
     for step in [0, *sorted(chance.sample(range(1, TRAINING.steps - 10), 9))]:
         process = started(broken)
-        while newest(broken) < step:
+        while newest_step(broken) < step:
             assert process.is_alive()
         time.sleep(chance.uniform(0.0, 0.03))  # anywhere in a step, or while a state is written
         process.kill()
@@ -67,6 +62,7 @@ def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> No
 
 def test_all_of_a_state_comes_back(tmp_path: Path) -> None:
     """The log, too, is that of an undisturbed run, and a finished run is not begun again."""
+    torch.set_num_threads(1)  # more only wait for each other at this size
     config, out = small_config(), tmp_path / "broken"
     cache, training = random_cache(config), replace(TRAINING, steps=100, batch=2)
     train_dit(cache, config, training, tmp_path / "whole")

@@ -27,7 +27,8 @@ from dithead.train.appearance import (
     vary_pose,
 )
 from dithead.train.data import STORED_MARGIN, Footage
-from dithead.train.dit import latent_weights, train_dit
+from dithead.train.denoising import latent_weights
+from dithead.train.dit import train_dit
 from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
 from dithead.train.masking import posed_meshes, training_mask

@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -18,13 +19,14 @@ from dithead import checkpoint
 from dithead.command import face_choice
 from dithead.config import preset
 from dithead.errors import ConfigError, DitheadError
+from dithead.kernels.attention import ATTENTION_BACKENDS, check_attention
 from dithead.model import DitHead
 from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
 from dithead.train.dit import train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
-from dithead.train.settings import DiTTraining, Execution
+from dithead.train.settings import DiTTraining, Execution, Precision
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
@@ -125,6 +127,19 @@ def _shape(args: argparse.Namespace) -> None:
 
 
 def _dit(args: argparse.Namespace) -> None:
+    execution = Execution(
+        device=args.device,
+        attention=args.attention,
+        precision=args.precision,
+        compile=args.compile,
+        recompute=args.recompute,
+        accumulate=args.accumulate,
+        shard=args.shard,
+        resume=args.resume,
+        save_minutes=args.save_minutes,
+        save_steps=args.save_steps,
+    )
+    check_attention(execution.attention, torch.device(execution.device))  # before much is read
     training = DiTTraining(
         minutes=_minutes(args) if args.steps is None else math.inf,
         steps=args.steps,
@@ -135,6 +150,7 @@ def _dit(args: argparse.Namespace) -> None:
         main_share=args.main_share,
         generated_share=args.generated_share,
         other_clip_share=args.other_clip_share,
+        keyed=args.keyed,
     )
     path = train_dit(
         load_cache(args.latents),
@@ -142,13 +158,7 @@ def _dit(args: argparse.Namespace) -> None:
         training,
         args.out,
         args.start,
-        Execution(
-            device=args.device,
-            compile=args.compile,
-            resume=args.resume,
-            save_minutes=args.save_minutes,
-            save_steps=args.save_steps,
-        ),
+        execution,
         args.shape,
     )
     print(json.dumps({"weights": str(path)}))
@@ -365,6 +375,33 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="go on from the newest state in --out; begin if there is none",
+    )
+    dit.add_argument(
+        "--attention",
+        default="auto",
+        choices=ATTENTION_BACKENDS,
+        help="auto: PyTorch's, which on a GPU is flash attention; flash: the package flash-attn",
+    )
+    dit.add_argument(
+        "--precision", default="bf16", choices=get_args(Precision), help="of the products"
+    )
+    dit.add_argument(
+        "--recompute",
+        action="store_true",
+        help="run each block again in the backward pass: less memory (gradient checkpointing)",
+    )
+    dit.add_argument(
+        "--accumulate", type=int, default=1, help="parts of a batch, computed one after the other"
+    )
+    dit.add_argument(
+        "--shard",
+        action="store_true",
+        help="each of several processes keeps a part of the weights (FSDP2)",
+    )
+    dit.add_argument(
+        "--keyed",
+        action="store_true",
+        help="draw samples by step and place, as several processes do",
     )
     dit.add_argument("--save-minutes", type=float, default=10.0, help="time between two states")
     dit.add_argument("--save-steps", type=int, help="steps between two, in the place of that time")

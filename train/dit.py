@@ -4,51 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
-from dithead.face.crop import crop_mask, crop_positions, mask_polygon
+from dithead.errors import ConfigError
 from dithead.filehash import hash_file
+from dithead.kernels.attention import AttentionBackend, check_attention
 from dithead.model import build_dit
-from dithead.train.draws import SequentialDraws
+from dithead.train.denoising import DenoisingLoss, in_parts, latent_weights
+from dithead.train.distributed import Processes, this_process
+from dithead.train.draws import Draws, SequentialDraws
+from dithead.train.keyed import KeyedDraws
 from dithead.train.latents import LatentCache
 from dithead.train.learner import Learner
-from dithead.train.loop import (
-    Due,
-    MovingAverage,
-    Stage,
-    descend,
-    load_part,
-    precision,
-    set_learning_rate,
-)
+from dithead.train.loop import Due, MovingAverage, Stage, load_part, set_learning_rate
+from dithead.train.memory import recompute_blocks
 from dithead.train.samples import LatentSampler, OwnOutputs
 from dithead.train.settings import PLAIN, DiTTraining, Execution
-from dithead.train.shape import load_shape_head, shape_loss
+from dithead.train.shape import load_shape_head
+from dithead.train.sharding import is_sharded, whole
 from dithead.train.states import States
 
 SOLVED_AT_ONCE = 256
 RIDGE = 0.002
-
-
-def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
-    """Loss weight of each latent position: low outside the mask, highest at the mouth. (1, 1, S,
-    S), mean 1."""
-    size = config.latent_size
-    mask = crop_mask(size, 0.03, mask_polygon(1), config.face.view)  # (1, 1, S, S)
-    x, y = crop_positions(size, config.face.view)
-    mouth = torch.exp(-(((x / 0.20) ** 2 + ((y - 0.18) / 0.20) ** 2) ** 2))
-    weights = training.outside_weight + (1 - training.outside_weight) * mask
-    weights = weights + training.mouth_weight * mouth * mask
-    return weights / weights.mean()
 
 
 def train_dit(
@@ -64,6 +54,8 @@ def train_dit(
     stage they are written, too, with a state from which an interrupted run goes on. If the stage
     ends by steps, it then ends with the same weights, bit for bit, on the same machine.
 
+    Several processes that a launcher has started train one model together.
+
     Args:
         shape: weights of the shape head, which then adds to the loss.
 
@@ -72,79 +64,162 @@ def train_dit(
 
     Raises:
         ConfigError: the folder holds an unfinished run, and that one was begun differently, or is
-            not to be resumed.
+            not to be resumed; or several processes cannot train like this.
+        BackendUnavailable: the attention, the device or accelerate is not there.
     """
+    check_attention(execution.attention, torch.device(execution.device))
+    processes = this_process(execution)
+    training = _for_several(training, execution, processes.count)
     path = out / "dit.safetensors"
-    made_from = _made_from(cache, config, training, start, shape)
-    states = States(out / "dit.states", made_from, execution.resume)
+    made_from = _made_from(cache, config, training, execution, start, shape)
+    states = States(out / "dit.states", made_from, execution.resume, processes.main)
     if states.finished and path.is_file():
         return path
+    _check_same_state(states, processes)
     torch.manual_seed(training.seed)
-    where = torch.device(execution.device)
-    model = build_dit(config, "math" if where.type == "cpu" else "sdpa")
+    where = processes.device
+    model = build_dit(config, _attention(execution))
     sampler = LatentSampler(cache, training)
     if states.newest is None and start is not None:
         checkpoint.load_into(model, load_part(start, "dit"), start)
     elif states.newest is None and model.skip is not None:
         solve_skip(model, Diffusion(config.diffusion), sampler)
     model.to(where)
-    reader = None if shape is None else load_shape_head(shape, config).to(where)
+    if execution.recompute:
+        recompute_blocks(model)
+    connected = processes.connect(model, execution.shard)
     diffusion = Diffusion(config.diffusion).to(where)
+    losses = DenoisingLoss(
+        diffusion,
+        latent_weights(config, training).to(where),
+        None if shape is None else load_shape_head(shape, config).to(where),
+        training.shape_weight,
+        execution.precision,
+    )
+    own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]), execution)
+    draws: Draws = (
+        KeyedDraws(sampler, own, processes)
+        if training.keyed
+        else SequentialDraws(sampler, own, diffusion, where)
+    )
     average = MovingAverage(model, training.average_decay)
     optimiser = _optimiser(model, training)
-    own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]))
-    weights = latent_weights(config, training).to(where)
-    forward = torch.compile(model, dynamic=False) if execution.compile else model
-    stage = Stage(out / "dit.log", training.minutes, training.steps)
+    forward = _compiled(connected, execution)
+    stage = Stage(out / "dit.log", training.minutes, training.steps, processes.main)
     learner = Learner(model, average, optimiser, stage)
-    draws = SequentialDraws(sampler, own, diffusion, where)
     running = shape_off = 0.0
-    if states.newest is not None:
-        learner.restore(states.newest)
-        draws.restore(states.newest)
-        running, shape_off = states.newest.values["running"]
-    due = Due(execution, stage)
-    while stage.running:
-        set_learning_rate(
-            optimiser, stage.learning_rate(training.learning_rate, training.warmup_steps)
-        )
-        drawn = draws.next()
-        batch, noise, timestep = drawn.batch, drawn.noise, drawn.timestep
-        noisy = diffusion.add_noise(batch.clean, noise, timestep)
-        with precision(where):
-            predicted = forward(noisy, batch.masked, drawn.reference, timestep, batch.window)
-        error = (predicted.float() - diffusion.target(batch.clean, noise, timestep)).square()
-        loss = (weights * error).mean()
-        running += loss.item()
-        if reader is not None:
-            clean, _ = diffusion.split(noisy, predicted, timestep)
-            with precision(where):
-                found, true = reader(clean), reader(batch.clean)
-            off = shape_loss(found.float(), true.float())
-            loss = loss + training.shape_weight * off
-            shape_off += off.item()
-        descend(loss, optimiser, list(model.parameters()))
-        average.update()
-        draws.generate(model, drawn)
-        stage.step += 1
-        stage.samples += training.batch
-        if stage.step % 100 == 0:
-            stage.log(loss=running / 100, shape=shape_off / 100)
-            running = shape_off = 0.0
-        if due.now():
-            checkpoint.save(path, average.values, config.to_dict(), dtype=None)
-            values = {**learner.values(), "draws": draws.values(), "running": [running, shape_off]}
-            states.save(stage.step, [*learner.tensors(), *draws.tensors()], values)
-    draws.close()
-    checkpoint.save(path, average.values, config.to_dict(), dtype=None)
+    with closing(draws):
+        if states.newest is not None:
+            learner.restore(states.newest)
+            draws.restore(states.newest)
+            running, shape_off = states.newest.values["running"]
+        due = Due(execution, stage)
+        while stage.running:
+            rate = stage.learning_rate(training.learning_rate, training.warmup_steps)
+            set_learning_rate(optimiser, rate)
+            drawn = draws.next()
+            optimiser.zero_grad(set_to_none=True)
+            parts = in_parts(drawn, execution.accumulate)
+            for i, part in enumerate(parts, start=1):
+                with processes.unsynchronised(connected, i < len(parts)):
+                    loss, predicting, off = losses(forward, part)
+                    (loss / len(parts)).backward()
+                running += predicting / len(parts)
+                shape_off += off / len(parts)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            average.update()
+            draws.generate(model, drawn)
+            stage.step += 1
+            stage.samples += training.batch
+            if stage.step % 100 == 0:
+                stage.log(loss=processes.mean(running / 100), shape=processes.mean(shape_off / 100))
+                running = shape_off = 0.0
+            if processes.agreed(due.now()):
+                _save_weights(path, learner, config, processes)
+                values = {
+                    **learner.values(),
+                    "draws": draws.values(),
+                    "running": [running, shape_off],
+                }
+                states.save(stage.step, chain(learner.tensors(), draws.tensors()), values)
+    _save_weights(path, learner, config, processes)
     states.finish()
+    processes.end()
     return path
+
+
+def _for_several(training: DiTTraining, execution: Execution, processes: int) -> DiTTraining:
+    """The settings as so many processes need them.
+
+    Raises:
+        ConfigError: they, or the parts of a batch, cannot have them.
+    """
+    parts = processes * execution.accumulate
+    if training.batch % parts:
+        raise ConfigError(
+            f"a batch of {training.batch} cannot be shared between {processes} processes in "
+            f"{execution.accumulate} parts each",
+            hint=f"choose a multiple of {parts}",
+        )
+    if processes == 1:
+        return training
+    if training.steps is None or math.isfinite(training.minutes):
+        raise ConfigError(
+            "the clocks of several processes differ: bound the stage by steps alone",
+            hint="give --steps",
+        )
+    return replace(training, keyed=True)
+
+
+def _check_same_state(states: States, processes: Processes) -> None:
+    """Raise ConfigError unless all processes would go on from the same state."""
+    step = -1 if states.newest is None else states.newest.values["step"]
+    steps = processes.gather(torch.tensor([step], device=processes.device)).flatten().tolist()
+    if len(set(steps)) > 1:
+        raise ConfigError(
+            f"the processes see states of different steps in {states.folder}: {steps}",
+            hint="choose an --out that all machines share",
+        )
+
+
+def _attention(execution: Execution) -> AttentionBackend:
+    """What ``auto`` means in training."""
+    if execution.attention != "auto":
+        return execution.attention
+    return "math" if execution.device == "cpu" else "sdpa"
+
+
+def _compiled(connected: nn.Module, execution: Execution) -> Callable[..., Tensor]:
+    """The model to call in the forward pass, compiled if that is wanted."""
+    if not execution.compile:
+        return connected
+    if is_sharded(connected):  # between its blocks weights are gathered
+        for block in cast(nn.ModuleList, connected.blocks):
+            block.compile(dynamic=False)
+        return connected
+    compiled: Callable[..., Tensor] = torch.compile(connected, dynamic=False)
+    return compiled
+
+
+def _save_weights(
+    path: Path, learner: Learner, config: DitHeadConfig, processes: Processes
+) -> None:
+    """Write the averaged weights. Every process must take part."""
+    values = {}
+    for name, value in learner.average.values.items():
+        full = whole(value)
+        if processes.main:
+            values[name] = full
+    if processes.main:
+        checkpoint.save(path, values, config.to_dict(), dtype=None)
 
 
 def _made_from(
     cache: LatentCache,
     config: DitHeadConfig,
     training: DiTTraining,
+    execution: Execution,
     start: Path | None,
     shape: Path | None,
 ) -> dict[str, Any]:
@@ -153,6 +228,7 @@ def _made_from(
     files = {"start": start, "shape": shape}
     return {
         **{f"training.{name}": value for name, value in asdict(training).items()},
+        "precision": execution.precision,
         "config": config.to_dict(),
         "latents": hashlib.sha256(runs.encode()).hexdigest(),
         **{name: None if path is None else hash_file(path) for name, path in files.items()},

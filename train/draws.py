@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,28 @@ class Drawn:
     """(B, C, S, S)."""
     timestep: Tensor
     """(B,) int64."""
+
+
+class Draws(Protocol):
+    """Draws what each step is trained on, and what becomes of the own outputs."""
+
+    def next(self) -> Drawn:
+        """The next step's."""
+
+    def generate(self, model: DiT, drawn: Drawn) -> None:
+        """Generate the references of later steps."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What :meth:`restore` needs, by name, on the CPU."""
+
+    def values(self) -> dict[str, Any]:
+        """The JSON-able part of that."""
+
+    def restore(self, saved: SavedState) -> None:
+        """Go on with the step after a state."""
+
+    def close(self) -> None:
+        """End what draws ahead."""
 
 
 class SequentialDraws:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dithead.errors import CheckpointError
 from dithead.train.loop import MovingAverage, Stage
+from dithead.train.sharding import assign, whole
 from dithead.train.states import SavedState
 
 
@@ -25,14 +26,14 @@ class Learner:
     stage: Stage
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What :meth:`restore` needs, by name, on the CPU."""
+        """What :meth:`restore` needs, by name, whole, on the CPU. Every process must ask."""
         for name, value in self.model.state_dict().items():
-            yield f"model.{name}", value.detach().cpu()
+            yield f"model.{name}", whole(value)
         for name, value in self.average.values.items():
-            yield f"average.{name}", value.cpu()
+            yield f"average.{name}", whole(value)
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
-                yield f"optimiser.{key}.{name}", value.cpu()
+                yield f"optimiser.{key}.{name}", whole(value)
 
     def values(self) -> dict[str, Any]:
         """The numbers beside the tensors."""
@@ -76,7 +77,7 @@ def _assign(target: Tensor, saved: SavedState, name: str) -> None:
             f"{tuple(value.shape)}",
             hint="it is a state of another model: choose another --out",
         )
-    target.copy_(value)
+    assign(target, value)
 
 
 def random_states(device: torch.device) -> Iterator[tuple[str, Tensor]]:

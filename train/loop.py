@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.train.settings import Execution
+from dithead.train.settings import Execution, Precision
+from dithead.train.sharding import own_part
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,13 @@ class Stage:
 
     Args:
         minutes: maximum duration, infinite if only the steps count. steps: maximum number of steps,
-            if given.
+            if given. writes: whether this process writes the log.
     """
 
-    def __init__(self, log_path: Path, minutes: float, steps: int | None = None) -> None:
+    def __init__(
+        self, log_path: Path, minutes: float, steps: int | None = None, writes: bool = True
+    ) -> None:
+        self.writes = writes
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self.log_path = log_path
         self.seconds = minutes * 60.0
@@ -68,6 +72,8 @@ class Stage:
 
     def log(self, **values: Any) -> None:
         """Append a line to the stage's file, and report it."""
+        if not self.writes:
+            return
         row = {
             "step": self.step,
             "minutes": round(self.elapsed_s / 60, 2),
@@ -117,8 +123,8 @@ class MovingAverage:
         floats, sources = [], []
         for name, value in self.module.state_dict().items():
             if value.is_floating_point():
-                floats.append(self.values[name])
-                sources.append(value)
+                floats.append(own_part(self.values[name]))
+                sources.append(own_part(value))
             else:
                 self.values[name].copy_(value)
         torch._foreach_lerp_(floats, sources, 1 - decay)
@@ -176,9 +182,9 @@ def single_thread() -> None:
     torch.set_num_threads(1)
 
 
-def precision(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast: about twice as fast on CPUs with AMX and on GPUs."""
-    return torch.autocast(device.type, torch.bfloat16)
+def precision(device: torch.device, name: Precision = "bf16") -> torch.autocast:
+    """Autocast to bfloat16, about twice as fast on CPUs with AMX and on GPUs; or none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@ itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,24 @@ from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import precision
-from dithead.train.settings import DiTTraining
+from dithead.train.settings import PLAIN, DiTTraining, Execution
 
 MAX_LATENT_STD = 2.0
 """No face's latent varies more: the average over faces is 1."""
 FORGET_SHARE = 0.05
 """A chain of own outputs is 20 rounds deep on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample, by rows of the cache."""
+
+    row: int
+    reference: int
+    window: np.ndarray
+    """(window_frames, features) float32."""
+    person: int
+    """See :class:`Batch`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +100,27 @@ class LatentSampler:
         variant = int(self.random.random() < t.disturbed_share)
         return self.cache.windows[run.heard][variant, frame]
 
+    def draw(self) -> Sample:
+        """A random sample; the reference is a true frame."""
+        run = self.draw_run()
+        frame = int(self.random.integers(run.frames))
+        reference = self.reference_row(run, frame)
+        window = self._window(run, frame).astype(np.float32)
+        return Sample(run.first + frame, reference, window, self.person[run.group, run.look])
+
     def sample(self, batch: int) -> Batch:
-        """A random batch; references are true frames."""
-        rows, references, windows, people = [], [], [], []
-        for _ in range(batch):
-            run = self.draw_run()
-            frame = int(self.random.integers(run.frames))
-            rows.append(run.first + frame)
-            references.append(self.reference_row(run, frame))
-            windows.append(self._window(run, frame).astype(np.float32))
-            people.append(self.person[run.group, run.look])
+        """A random batch."""
+        return self.collect([self.draw() for _ in range(batch)])
+
+    def collect(self, samples: Sequence[Sample]) -> Batch:
+        """Samples as one batch."""
+        rows = [sample.row for sample in samples]
         return Batch(
             self.cache.face[rows].float(),
             self.cache.masked[rows].float(),
-            self.cache.face[references].float(),
-            torch.from_numpy(np.stack(windows)),
-            torch.tensor(people),
+            self.cache.face[[sample.reference for sample in samples]].float(),
+            torch.from_numpy(np.stack([sample.window for sample in samples])),
+            torch.tensor([sample.person for sample in samples]),
         )
 
 
@@ -116,14 +133,21 @@ class OwnOutputs:
     older one if there is one, so the outputs grow many rounds deep.
     """
 
-    def __init__(self, diffusion: Diffusion, training: DiTTraining, size: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        training: DiTTraining,
+        size: tuple[int, ...],
+        execution: Execution = PLAIN,
+    ) -> None:
         self.diffusion = diffusion
         self.training = training
         self.size = size
+        self.execution = execution
         self.random = np.random.default_rng(training.seed)
         self.latents: dict[int, Tensor] = {}
 
-    def _noise(self, people: Tensor) -> Tensor:
+    def initial_noise(self, people: Tensor) -> Tensor:
         """Each person's own initial noise, the same in every round, as in a stream."""
         generators = (torch.Generator().manual_seed(person) for person in people.tolist())
         noise = [torch.randn(self.size, generator=generator) for generator in generators]
@@ -137,38 +161,58 @@ class OwnOutputs:
             if person in self.latents and self.random.random() < self.training.own_output_share:
                 reference[row] = self.latents[person]
                 if self.random.random() < 0.5:
-                    noise[row] = self._noise(batch.person[row : row + 1])[0]
+                    noise[row] = self.initial_noise(batch.person[row : row + 1])[0]
         level = self.training.reference_noise * torch.rand(len(reference), 1, 1, 1)
         level = level.to(reference.device)
         return reference + level * torch.randn_like(reference), noise
 
-    @torch.no_grad()
     def generate(self, model: DiT, batch: Batch) -> None:
         """Generate outputs for the first samples of a batch, from older outputs if there are
         any."""
-        count = round(self.training.generated_share * len(batch.clean))
+        count = generated(self.training, len(batch.clean))
         if count == 0:
             return
-        people = batch.person[:count]
-        older = [self.latents.get(p, batch.reference[i]) for i, p in enumerate(people.tolist())]
-        reference, masked = torch.stack(older), batch.masked[:count]
         heard = batch.window.roll(1, 0)[:count]
+        steps = int(self.random.integers(1, self.training.generated_steps + 1))
+        latents = self.sample(model, batch, heard, steps)
+        for person, latent in zip(batch.person[:count].tolist(), latents, strict=True):
+            self.keep(person, latent, self.random.random())
+
+    @torch.no_grad()
+    def sample(self, model: DiT, batch: Batch, heard: Tensor, steps: int) -> Tensor:
+        """New outputs for the first samples of a batch, with other windows of sound.
+
+        Args:
+            heard: (K, window_frames, features). steps: number of steps.
+
+        Returns:
+            (K, C, S, S).
+        """
+        people = batch.person[: len(heard)]
+        older = [self.latents.get(p, batch.reference[i]) for i, p in enumerate(people.tolist())]
+        reference, masked = torch.stack(older), batch.masked[: len(heard)]
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            with precision(noisy.device):
+            with precision(noisy.device, self.execution.precision):
                 return model(noisy, masked, reference, timestep, heard)
 
-        steps = int(self.random.integers(1, self.training.generated_steps + 1))
-        latents = self.diffusion.sample(predict, self._noise(people), steps)
+        latents = self.diffusion.sample(predict, self.initial_noise(people), steps)
         # If the network predicts noise, a guess from pure noise is far off until it has learnt.
         excess = latents.std((1, 2, 3), keepdim=True) / MAX_LATENT_STD
-        latents = latents / excess.clamp(min=1.0)
-        for person, latent in zip(people.tolist(), latents, strict=True):
-            # A fresh start from time to time, so that a person's outputs are of all depths.
-            if self.random.random() < FORGET_SHARE:
-                self.latents.pop(person, None)
-            else:
-                self.latents[person] = latent
+        return latents / excess.clamp(min=1.0)
+
+    def keep(self, person: int, latent: Tensor, chance: float) -> None:
+        """Keep a person's new output, or by chance (0 to 1) none: a fresh start from time to time,
+        so that a person's outputs are of all depths."""
+        if chance < FORGET_SHARE:
+            self.latents.pop(person, None)
+        else:
+            self.latents[person] = latent
+
+
+def generated(training: DiTTraining, batch: int) -> int:
+    """Number of samples of a batch for which outputs are generated."""
+    return round(training.generated_share * batch)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

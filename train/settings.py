@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from dithead.errors import ConfigError
+from dithead.kernels.attention import AttentionBackend
+
+Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,35 @@ class DiTTraining:
     implies; only with a shape head."""
     first_step_share: float = 0.3
     """Share of samples at the noisiest timestep, from which few-step sampling starts."""
+    keyed: bool = False
+    """Whether the random numbers of a sample depend on the seed, the step and its place in the
+    batch alone, so that any number of processes sees the same batches; several processes need it.
+    Otherwise each is drawn after the one before."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or (self.steps is not None and self.steps < 1) or not self.minutes > 0:
+            raise ConfigError(
+                f"batch and steps must be at least 1 and minutes positive, not {self.batch}, "
+                f"{self.steps} and {self.minutes}"
+            )
+        if not (self.learning_rate > 0 and self.warmup_steps >= 1 and self.seed >= 0):
+            raise ConfigError(
+                "learning_rate must be positive, warmup_steps at least 1 and seed not negative, "
+                f"not {self.learning_rate}, {self.warmup_steps} and {self.seed}"
+            )
+        for name in (
+            "made_share",
+            "main_share",
+            "main_plain_share",
+            "own_output_share",
+            "generated_share",
+            "silence_share",
+            "disturbed_share",
+            "first_step_share",
+            "average_decay",
+        ):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must lie in 0..1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +94,21 @@ class Execution:
     """How a stage runs. Nothing of it is meant to change what is learnt."""
 
     device: str = "cpu"
+    attention: AttentionBackend = "auto"
+    """``auto``: PyTorch's scaled_dot_product_attention on a GPU, which in bf16 is flash attention,
+    and on a CPU the formula written out. Otherwise see :func:`dithead.kernels.attention.attention`;
+    ``flash`` is the package flash-attn."""
+    precision: Precision = "bf16"
+    """``bf16``: autocast; weights, moments and averages are float32."""
     compile: bool = False
     """Compile the model (torch.compile)."""
+    recompute: bool = False
+    """Run each block again in the backward pass, in the place of keeping what it computed (gradient
+    checkpointing)."""
+    accumulate: int = 1
+    """Parts of each process's batch that are computed one after the other. The sum is the same."""
+    shard: bool = False
+    """Each process keeps a part of the weights, moments and averages (FSDP2); only with several."""
     resume: bool = False
     """Go on from the newest state in the folder, if there is one."""
     save_minutes: float = 10.0
@@ -71,6 +117,12 @@ class Execution:
     """Steps between two states, in the place of that time."""
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}"
+            )
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate must be at least 1, not {self.accumulate}")
         if not self.save_minutes > 0:
             raise ConfigError(f"save_minutes must be positive, not {self.save_minutes}")
         if self.save_steps is not None and self.save_steps < 1:

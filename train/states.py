@@ -69,13 +69,16 @@ class States:
         folder: made when the first state is saved.
         made_from: JSON-able settings and inputs. A state of a run with others is refused.
         resume: go on from the newest state; without it, a folder with one is refused.
+        writes: whether this process writes the states; the others only read them.
 
     Raises:
         ConfigError: there is a state, and it may not be used.
     """
 
-    def __init__(self, folder: Path, made_from: Mapping[str, Any], resume: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, made_from: Mapping[str, Any], resume: bool, writes: bool = True
+    ) -> None:
+        self.folder, self.writes = folder, writes
         self.made_from = json.loads(json.dumps(made_from))  # as it is when read again
         self.newest = self._newest()
         if self.newest is not None and not resume:
@@ -88,7 +91,15 @@ class States:
         self.finished = resume and self.newest is None and self._finished()
 
     def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], values: Any) -> None:
-        """Write a state under a temporary name, rename it, and remove old ones."""
+        """Write a state under a temporary name, rename it, and remove old ones.
+
+        Args:
+            tensors: read to the end by every process, as making one may take all of them.
+        """
+        if not self.writes:
+            for _ in tensors:
+                pass
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         header = json.dumps({"made_from": self.made_from, "values": values})
         path = self.folder / f"{step:09}.safetensors"
@@ -109,7 +120,7 @@ class States:
     def finish(self) -> None:
         """The run is done: remove its states, and note that it is done, so that ``--resume`` does
         not begin it again."""
-        if not self.folder.is_dir():
+        if not self.writes or not self.folder.is_dir():
             return
         write_json(self.folder / _FINISHED, self.made_from)
         for path in [*self._paths(), *self.folder.glob("*.tmp")]:

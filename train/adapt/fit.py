@@ -16,7 +16,7 @@ from dithead.shape import ShapeHead
 from dithead.train.adapt.person import Person
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
-from dithead.train.dit import latent_weights
+from dithead.train.denoising import latent_weights
 from dithead.train.loop import MovingAverage, Stage, descend, precision, set_learning_rate
 from dithead.train.lowrank import add_low_rank
 from dithead.train.motion import lips_apart

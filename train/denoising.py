@@ -1,0 +1,81 @@
+"""The loss of stage 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dithead.config import DitHeadConfig
+from dithead.diffusion import Diffusion
+from dithead.face.crop import crop_mask, crop_positions, mask_polygon
+from dithead.shape import ShapeHead
+from dithead.train.draws import Drawn
+from dithead.train.loop import precision
+from dithead.train.samples import Batch
+from dithead.train.settings import DiTTraining, Precision
+from dithead.train.shape import shape_loss
+
+
+def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
+    """Loss weight of each latent position: low outside the mask, highest at the mouth. (1, 1, S,
+    S), mean 1."""
+    size = config.latent_size
+    mask = crop_mask(size, 0.03, mask_polygon(1), config.face.view)  # (1, 1, S, S)
+    x, y = crop_positions(size, config.face.view)
+    mouth = torch.exp(-(((x / 0.20) ** 2 + ((y - 0.18) / 0.20) ** 2) ** 2))
+    weights = training.outside_weight + (1 - training.outside_weight) * mask
+    weights = weights + training.mouth_weight * mouth * mask
+    return weights / weights.mean()
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingLoss:
+    """Squared error of the prediction by position and, with a shape head, of the face's shape.
+
+    Args:
+        weights: from :func:`latent_weights`. reader: the shape head, if there is one, and
+            shape_weight: its part of the loss.
+    """
+
+    diffusion: Diffusion
+    weights: Tensor
+    reader: ShapeHead | None
+    shape_weight: float
+    precision: Precision
+
+    def __call__(self, model: Callable[..., Tensor], drawn: Drawn) -> tuple[Tensor, float, float]:
+        """The loss of a batch; the parts of it for the log: of the prediction, of the shape."""
+        batch, noise, timestep = drawn.batch, drawn.noise, drawn.timestep
+        noisy = self.diffusion.add_noise(batch.clean, noise, timestep)
+        with precision(noisy.device, self.precision):
+            predicted = model(noisy, batch.masked, drawn.reference, timestep, batch.window)
+        target = self.diffusion.target(batch.clean, noise, timestep)
+        error = (predicted.float() - target).square()
+        loss = (self.weights * error).mean()
+        predicting = loss.item()
+        if self.reader is None:
+            return loss, predicting, 0.0
+        clean, _ = self.diffusion.split(noisy, predicted, timestep)
+        with precision(noisy.device, self.precision):
+            found, true = self.reader(clean), self.reader(batch.clean)
+        off = shape_loss(found.float(), true.float())
+        return loss + self.shape_weight * off, predicting, off.item()
+
+
+def in_parts(drawn: Drawn, count: int) -> list[Drawn]:
+    """A step's samples in so many equal parts."""
+    if count == 1:
+        return [drawn]
+    batches = zip(
+        *(getattr(drawn.batch, name).chunk(count) for name in Batch.__slots__), strict=True
+    )
+    rest = zip(
+        *(x.chunk(count) for x in (drawn.reference, drawn.noise, drawn.timestep)), strict=True
+    )
+    return [
+        replace(drawn, batch=Batch(*batch), reference=reference, noise=noise, timestep=timestep)
+        for batch, (reference, noise, timestep) in zip(batches, rest, strict=True)
+    ]

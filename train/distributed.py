@@ -1,0 +1,128 @@
+"""Several processes that train one model: one for each GPU, on one machine or many.
+
+``accelerate launch`` or ``torchrun`` starts them. accelerate connects them and averages gradients;
+without a launcher there is one process, and accelerate is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dithead.errors import BackendUnavailable, ConfigError
+from dithead.train.settings import Execution
+from dithead.train.sharding import is_sharded, shard
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process, and how it reaches the others."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    accelerator: Any = None
+    """accelerate's Accelerator; None for a single process."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def connect(self, model: nn.Module, sharded: bool) -> nn.Module:
+        """Share a model on this process's device: from then on, a backward pass leaves the mean of
+        all processes' gradients.
+
+        Args:
+            sharded: each process keeps a part of every parameter (FSDP2), otherwise all of it. The
+                model's parameters are replaced: make the optimiser afterwards.
+
+        Returns:
+            What to call in the forward pass.
+        """
+        if self.accelerator is None:
+            return model
+        if sharded:
+            shard(model, self.device)
+            return model
+        connected: nn.Module = self.accelerator.prepare_model(model)
+        return connected
+
+    @contextmanager
+    def unsynchronised(self, connected: nn.Module, wanted: bool) -> Iterator[None]:
+        """Add up gradients without averaging them, if ``wanted``: a later backward pass does."""
+        if self.accelerator is None or not wanted:
+            yield
+        elif is_sharded(connected):
+            connected.set_requires_gradient_sync(False)  # type: ignore[operator]
+            yield
+            connected.set_requires_gradient_sync(True)  # type: ignore[operator]
+        else:
+            with self.accelerator.no_sync(connected):
+                yield
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(B, ...) of each process -> (count, B, ...), by rank."""
+        if self.accelerator is None:
+            return rows[None]
+        gathered: Tensor = self.accelerator.gather(rows.contiguous())
+        return gathered.unflatten(0, (self.count, -1))
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        return float(self.gather(torch.tensor([value], device=self.device)).mean())
+
+    def agreed(self, value: bool) -> bool:
+        """What the main process says."""
+        if self.accelerator is None:
+            return value
+        return bool(self.gather(torch.tensor([value], device=self.device))[0].item())
+
+    def end(self) -> None:
+        """Wait until every process is here, and part."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+            self.accelerator.end_training()
+
+
+def this_process(execution: Execution) -> Processes:
+    """This process, connected to the others that a launcher has started with it.
+
+    Raises:
+        BackendUnavailable: accelerate is not installed, or the device is not there. ConfigError:
+            sharding is asked for without a launcher.
+    """
+    device = torch.device(execution.device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if execution.shard:
+            raise ConfigError(
+                "one process has nobody to share the weights with",
+                hint="start several with accelerate launch or torchrun, or leave --shard out",
+            )
+        return Processes(device)
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise BackendUnavailable(
+            "several processes need accelerate, which is not installed: "
+            "pip install 'dithead[scale]'"
+        ) from error
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and not torch.cuda.is_available()
+    ):
+        raise BackendUnavailable(
+            f"several processes train on CUDA devices or on CPUs, not on {execution.device}",
+            hint="choose --device cuda on machines with GPUs, or --device cpu",
+        )
+    # Otherwise accelerate sets the number of threads itself.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    return Processes(
+        accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator
+    )
