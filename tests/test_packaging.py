@@ -74,6 +74,17 @@ def test_every_asset_of_the_source_tree_is_installed() -> None:
     assert (installed.parent / "py.typed").is_file()
 
 
+def test_every_recipe_of_the_source_tree_is_installed() -> None:
+    source = SOURCE / "train" / "recipes"
+    if not source.is_dir():
+        pytest.skip(f"no source tree at {SOURCE}; point DITHEAD_SOURCE at one")
+    spec = importlib.util.find_spec("dithead.train.recipe")
+    assert spec is not None and spec.origin is not None
+    installed = Path(spec.origin).parent / "recipes"
+    names = sorted(path.name for path in source.iterdir())
+    assert names and [name for name in names if not (installed / name).is_file()] == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_explains_itself(command: str, tmp_path: Path) -> None:
     script = Path(sys.executable).parent / command

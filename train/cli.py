@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -26,6 +27,8 @@ from dithead.train.data import Footage
 from dithead.train.dit import train_dit
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
+from dithead.train.recipe import load_recipe
+from dithead.train.recipe import names as recipe_names
 from dithead.train.settings import DiTTraining, Execution, Precision
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
@@ -74,16 +77,7 @@ def _identities(args: argparse.Namespace) -> None:
 
 def _vqgan(args: argparse.Namespace) -> None:
     config = preset(args.preset)
-    training = VQGANTraining(
-        kind=args.kind,
-        minutes=_minutes(args),
-        batch=args.batch,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        perceptual_weight=args.perceptual,
-        adversarial_weight=args.adversarial,
-        decoder_only=args.decoder_only,
-    )
+    training = VQGANTraining(**{**_settings(VQGANTraining, args), "minutes": _minutes(args)})
     footage = Footage(args.data)
     path = train_vqgan(footage, config, training, args.out, args.start, args.device)
     model = VQGAN(config.vqgan)
@@ -127,31 +121,9 @@ def _shape(args: argparse.Namespace) -> None:
 
 
 def _dit(args: argparse.Namespace) -> None:
-    execution = Execution(
-        device=args.device,
-        attention=args.attention,
-        precision=args.precision,
-        compile=args.compile,
-        recompute=args.recompute,
-        accumulate=args.accumulate,
-        shard=args.shard,
-        resume=args.resume,
-        save_minutes=args.save_minutes,
-        save_steps=args.save_steps,
-    )
+    execution = Execution(**_settings(Execution, args))
     check_attention(execution.attention, torch.device(execution.device))  # before much is read
-    training = DiTTraining(
-        minutes=_minutes(args) if args.steps is None else math.inf,
-        steps=args.steps,
-        batch=args.batch,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        made_share=args.made_share,
-        main_share=args.main_share,
-        generated_share=args.generated_share,
-        other_clip_share=args.other_clip_share,
-        keyed=args.keyed,
-    )
+    training = DiTTraining(**{**_settings(DiTTraining, args), "minutes": _minutes(args)})
     path = train_dit(
         load_cache(args.latents),
         preset(args.preset),
@@ -235,17 +207,25 @@ def _pack(args: argparse.Namespace) -> None:
     print(json.dumps({"checkpoint": str(args.out), "bytes": args.out.stat().st_size}))
 
 
+def _settings(cls: type, args: argparse.Namespace) -> dict[str, Any]:
+    """What arguments and recipe say about a stage."""
+    return {field.name: getattr(args, field.name) for field in fields(cls) if field.name in args}
+
+
 def _minutes(args: argparse.Namespace) -> float:
+    if getattr(args, "steps", None) is not None:
+        return math.inf
     if not 0 < args.minutes <= MAX_STAGE_MINUTES:
         raise ConfigError(
             f"a stage lasts at most {MAX_STAGE_MINUTES:g} minutes, not {args.minutes:g}: "
             "train longer in several stages, each with --start from the last one's weights; "
-            "or bound the stage of the denoiser by --steps"
+            "or bound a stage of the autoencoders or the denoiser by --steps"
         )
     return args.minutes
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """The command's arguments; a recipe's settings are defaults of the stages."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -266,6 +246,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         sub.add_argument("--learning-rate", type=float, default=rate)
         sub.add_argument("--seed", type=int, default=0)
         sub.add_argument("--device", default="cpu")
+
+    def by_steps(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--steps", type=int, help="length of the stage in steps, in the place of --minutes"
+        )
+        sub.add_argument(
+            "--recipe",
+            help=f"settings of the stage, and the preset: {', '.join(recipe_names())}, or a .json "
+            "file; options that are given count before it",
+        )
 
     prepare = command("prepare", _prepare, "crops, tracks and audio from videos and stills")
     prepare.add_argument("--videos", type=Path, help="folder of one person's videos")
@@ -308,9 +298,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     vqgan = command("vqgan", _vqgan, "stage 1: one autoencoder")
     vqgan.add_argument("kind", choices=("face", "masked"))
     vqgan.add_argument("--data", type=Path, required=True, help="folder written by prepare")
-    vqgan.add_argument("--perceptual", type=float, default=0.0, help="weight of ST-LPIPS")
+    vqgan.add_argument(
+        "--perceptual",
+        dest="perceptual_weight",
+        type=float,
+        default=0.0,
+        help="weight of ST-LPIPS",
+    )
     vqgan.add_argument(
         "--adversarial",
+        dest="adversarial_weight",
         type=float,
         default=0.0,
         help="weight of the discriminator; needs --decoder-only",
@@ -319,6 +316,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--decoder-only", action="store_true", help="train only the decoder: latents stay"
     )
     stage(vqgan, 15, 16, 1e-3)
+    by_steps(vqgan)
 
     latents = command("latents", _latents, "encode the footage once for stage 2")
     latents.add_argument(
@@ -346,9 +344,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     shape.add_argument("--face", type=Path, required=True, help="face VQGAN")
     stage(shape, 15, 32, 2e-3)
 
+    switch = argparse.BooleanOptionalAction  # a recipe may say yes
     dit = command("dit", _dit, "stage 2: the denoiser")
     dit.add_argument("--latents", type=Path, required=True, help="folder written by latents")
-    dit.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
+    dit.add_argument("--compile", action=switch, default=False, help="torch.compile the denoiser")
     dit.add_argument("--made-share", type=float, default=0.5, help="for people made from stills")
     dit.add_argument(
         "--main-share", type=float, default=0.7, help="the main person's part of the rest"
@@ -368,9 +367,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "least 60 frames away",
     )
     stage(dit, 60, 32, 6e-4)
-    dit.add_argument(
-        "--steps", type=int, help="length of the stage in steps, in the place of --minutes"
-    )
+    by_steps(dit)
     dit.add_argument(
         "--resume",
         action="store_true",
@@ -387,7 +384,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     dit.add_argument(
         "--recompute",
-        action="store_true",
+        action=switch,
+        default=False,
         help="run each block again in the backward pass: less memory (gradient checkpointing)",
     )
     dit.add_argument(
@@ -395,12 +393,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     dit.add_argument(
         "--shard",
-        action="store_true",
+        action=switch,
+        default=False,
         help="each of several processes keeps a part of the weights (FSDP2)",
     )
     dit.add_argument(
         "--keyed",
-        action="store_true",
+        action=switch,
+        default=False,
         help="draw samples by step and place, as several processes do",
     )
     dit.add_argument("--save-minutes", type=float, default=10.0, help="time between two states")
@@ -438,6 +438,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     convert.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
 
+    for sub in (vqgan, dit):
+        sub.set_defaults(**(recipe or {}))
+
     pack = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):
         pack.add_argument(f"--{part}", type=Path, required=True)
@@ -448,12 +451,24 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _with_recipe(args: argparse.Namespace, prog: str, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, with a recipe's settings in the place of the defaults."""
+    recipe = load_recipe(args.recipe)
+    if args.run is _dit:
+        values = {**recipe.sections["execution"], **recipe.sections["dit"]}
+    else:
+        values = dict(recipe.sections["decoder" if args.decoder_only else "vqgan"])
+    return _parser(prog, {"preset": recipe.preset, **values}).parse_args(argv)
+
+
 def main(argv: list[str] | None = None, prog: str = "dithead-train") -> int:
     """Entry point of ``dithead-train``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = _parser(prog).parse_args(argv)
     torch.set_num_threads(args.threads)
     try:
+        if getattr(args, "recipe", None) is not None:
+            args = _with_recipe(args, prog, argv)
         args.run(args)
     except DitheadError as error:
         print(f"{prog}: {error}", file=sys.stderr)
