@@ -20,6 +20,8 @@ from dithead.train.latents import LatentCache, Run
 from dithead.train.settings import DiTTraining, Execution
 
 FRAMES = 20
+LONGEST_S = 300.0
+"""After this long a run hangs."""
 PRELOADED = [
     "dithead.train.dit",
     "torch._dynamo",
@@ -109,7 +111,7 @@ def train_together(count: int, *arguments: Any, until: Callable[[], bool] | None
         for process in processes:
             process.kill()
     for process in processes:
-        process.join(300)
+        process.join(LONGEST_S)
         alive = process.is_alive()
         if alive:  # it waits for one that failed
             process.kill()
