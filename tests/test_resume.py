@@ -7,20 +7,28 @@ import multiprocessing
 import random
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from denoisers import PRELOADED, newest_step, random_cache, small_config, train_small
 
 from dithead import checkpoint
+from dithead.config import VQGANConfig
 from dithead.errors import CheckpointError, ConfigError
 from dithead.train import cli
+from dithead.train.data import Clip, Footage, write_index
 from dithead.train.dit import train_dit
-from dithead.train.settings import DiTTraining, Execution
+from dithead.train.settings import DiTTraining, Execution, VQGANTraining
 from dithead.train.states import SavedState, States
+from dithead.train.vqgan import train_vqgan
+from dithead.vqgan import VQGAN
 
 TRAINING = DiTTraining(minutes=float("inf"), steps=40, batch=4, warmup_steps=5)
 EVERY_STEP = Execution(resume=True, save_steps=1)
@@ -33,6 +41,25 @@ def started(out: Path) -> BaseProcess:
     process = context.Process(target=train_small, args=(out, TRAINING, EVERY_STEP))
     process.start()
     return process
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """What runs in here ends once it has saved a state."""
+
+    class Interrupted(Exception):
+        pass
+
+    saved = States.save
+
+    def save(self: States, *arguments: Any) -> None:
+        saved(self, *arguments)
+        raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(States, "save", save)
+        with pytest.raises(Interrupted):
+            yield
 
 
 def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
@@ -67,19 +94,8 @@ def test_all_of_a_state_comes_back(tmp_path: Path) -> None:
     cache, training = random_cache(config), replace(TRAINING, steps=100, batch=2)
     train_dit(cache, config, training, tmp_path / "whole")
 
-    class Stopped(Exception):
-        pass
-
-    with pytest.MonkeyPatch.context() as patch:
-        saved = States.save
-
-        def save_and_stop(self: States, step: int, *rest: object) -> None:
-            saved(self, step, *rest)  # type: ignore[arg-type]
-            raise Stopped
-
-        patch.setattr(States, "save", save_and_stop)
-        with pytest.raises(Stopped):
-            train_dit(cache, config, training, out, execution=Execution(save_steps=60))
+    with interrupted():
+        train_dit(cache, config, training, out, execution=Execution(save_steps=60))
     torch.manual_seed(99)
     path = train_dit(cache, config, training, out, execution=Execution(resume=True))
     (expected,), (found,) = (
@@ -91,6 +107,45 @@ def test_all_of_a_state_comes_back(tmp_path: Path) -> None:
     written = path.stat().st_mtime_ns
     train_dit(cache, config, training, out, execution=Execution(resume=True))
     assert path.stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def footage(tmp_path: Path) -> Footage:
+    """Noise, as prepared pictures of two people."""
+    root, random = tmp_path / "data", np.random.default_rng(0)
+    (root / "crops").mkdir(parents=True)
+    clips = [Clip(f"c{i}", person, "train", 10) for i, person in enumerate("aab")]
+    for clip in clips:
+        crops = random.integers(0, 255, (clip.frames, 80, 80, 3), dtype=np.uint8)
+        np.save(root / "crops" / f"{clip.name}.npy", crops)
+    write_index(root, clips)
+    return Footage(root)
+
+
+@pytest.mark.parametrize(("interrupted_at", "decoder_only"), [(2, False), (5, False), (3, True)])
+def test_an_autoencoder_goes_on_where_it_was(
+    footage: Footage, tmp_path: Path, interrupted_at: int, decoder_only: bool
+) -> None:
+    """Before and after the codebook is filled; with a discriminator."""
+    torch.set_num_threads(1)
+    small = VQGANConfig((8, 8, 16), (8, 8, 16), blocks=1, attention=False, codebook_size=64)
+    config = replace(small_config("base"), vqgan=small)
+    training = VQGANTraining(minutes=float("inf"), steps=8, batch=2, warm_share=0.5)
+    start = None
+    if decoder_only:
+        start = tmp_path / "start.safetensors"
+        checkpoint.save(start, VQGAN(small).state_dict(), config.to_dict(), dtype=None)
+        training = replace(training, decoder_only=True, adversarial_weight=0.1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = checkpoint.load(train_vqgan(footage, config, training, whole, start))[0]
+    with interrupted():
+        saving = Execution(save_steps=interrupted_at)
+        train_vqgan(footage, config, training, broken, start, saving)
+    torch.manual_seed(99)
+    path = train_vqgan(footage, config, training, broken, start, Execution(resume=True))
+    found = checkpoint.load(path)[0]
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [path.name for path in (broken / "vqgan_face.states").iterdir()] == ["finished.json"]
 
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -33,9 +33,10 @@ from dithead.train.latents import Run, load_cache
 from dithead.train.loop import MovingAverage, Stage, ahead, load_part
 from dithead.train.masking import posed_meshes, training_mask
 from dithead.train.picture import save_png
+from dithead.train.pictures import PictureSampler
 from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
 from dithead.train.samples import Batch, LatentSampler, OwnOutputs
-from dithead.train.settings import DiTTraining
+from dithead.train.settings import DiTTraining, VQGANTraining
 from dithead.train.shape import (
     ShapeSampler,
     ShapeTraining,
@@ -43,7 +44,7 @@ from dithead.train.shape import (
     shape_scores,
     train_shape,
 )
-from dithead.train.vqgan import PictureSampler, VQGANTraining, train_vqgan
+from dithead.train.vqgan import train_vqgan
 from dithead.vqgan import VQGAN
 
 CROP = 64

@@ -29,9 +29,9 @@ from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
 from dithead.train.recipe import load_recipe
 from dithead.train.recipe import names as recipe_names
-from dithead.train.settings import DiTTraining, Execution, Precision
+from dithead.train.settings import DiTTraining, Execution, Precision, VQGANTraining
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
-from dithead.train.vqgan import VQGANTraining, reconstruction_psnr, train_vqgan
+from dithead.train.vqgan import reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
 
 MAX_STAGE_MINUTES = 120.0
@@ -79,7 +79,8 @@ def _vqgan(args: argparse.Namespace) -> None:
     config = preset(args.preset)
     training = VQGANTraining(**{**_settings(VQGANTraining, args), "minutes": _minutes(args)})
     footage = Footage(args.data)
-    path = train_vqgan(footage, config, training, args.out, args.start, args.device)
+    execution = Execution(**_settings(Execution, args))
+    path = train_vqgan(footage, config, training, args.out, args.start, execution)
     model = VQGAN(config.vqgan)
     checkpoint.load_into(model, load_part(path, f"{args.kind}_vqgan"), path)
     model.eval()
@@ -247,7 +248,7 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         sub.add_argument("--seed", type=int, default=0)
         sub.add_argument("--device", default="cpu")
 
-    def by_steps(sub: argparse.ArgumentParser) -> None:
+    def long(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--steps", type=int, help="length of the stage in steps, in the place of --minutes"
         )
@@ -255,6 +256,17 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
             "--recipe",
             help=f"settings of the stage, and the preset: {', '.join(recipe_names())}, or a .json "
             "file; options that are given count before it",
+        )
+
+        sub.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on from the newest state in --out; begin if there is none",
+        )
+        sub.add_argument("--save-minutes", type=float, default=10.0, help="time between states")
+        sub.add_argument("--save-steps", type=int, help="steps between them, in the place of that")
+        sub.add_argument(
+            "--precision", default="bf16", choices=get_args(Precision), help="of the products"
         )
 
     prepare = command("prepare", _prepare, "crops, tracks and audio from videos and stills")
@@ -316,7 +328,7 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         "--decoder-only", action="store_true", help="train only the decoder: latents stay"
     )
     stage(vqgan, 15, 16, 1e-3)
-    by_steps(vqgan)
+    long(vqgan)
 
     latents = command("latents", _latents, "encode the footage once for stage 2")
     latents.add_argument(
@@ -367,20 +379,12 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         "least 60 frames away",
     )
     stage(dit, 60, 32, 6e-4)
-    by_steps(dit)
-    dit.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest state in --out; begin if there is none",
-    )
+    long(dit)
     dit.add_argument(
         "--attention",
         default="auto",
         choices=ATTENTION_BACKENDS,
         help="auto: PyTorch's, which on a GPU is flash attention; flash: the package flash-attn",
-    )
-    dit.add_argument(
-        "--precision", default="bf16", choices=get_args(Precision), help="of the products"
     )
     dit.add_argument(
         "--recompute",
@@ -403,8 +407,6 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         default=False,
         help="draw samples by step and place, as several processes do",
     )
-    dit.add_argument("--save-minutes", type=float, default=10.0, help="time between two states")
-    dit.add_argument("--save-steps", type=int, help="steps between two, in the place of that time")
 
     adapt = command("adapt", _adapt, "fit a checkpoint to one person's own footage")
     adapt.add_argument("videos", metavar="VIDEO", type=Path, nargs="+", help="with sound")

@@ -91,6 +91,21 @@ class Processes:
             self.accelerator.end_training()
 
 
+def started_together() -> int:
+    """How many processes a launcher has started, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def refuse_several(stage: str) -> None:
+    """Raise ConfigError if a launcher has started several processes for a stage that is trained by
+    one: each would train a model of its own, and write the same files."""
+    if started_together() > 1:
+        raise ConfigError(
+            f"{stage} is trained by one process, and a launcher has started {started_together()}",
+            hint="start the command itself, on one GPU",
+        )
+
+
 def this_process(execution: Execution) -> Processes:
     """This process, connected to the others that a launcher has started with it.
 
@@ -99,7 +114,7 @@ def this_process(execution: Execution) -> Processes:
             sharding is asked for without a launcher.
     """
     device = torch.device(execution.device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_together() == 1:
         if execution.shard:
             raise ConfigError(
                 "one process has nobody to share the weights with",

@@ -72,8 +72,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class LatentCache:
-    """The cache in memory. N rows over all runs; windows are stored once for each clip and audio
-    variant."""
+    """The cache, its latents read from disk as they are used. N rows over all runs; windows are
+    stored once for each clip and audio variant."""
 
     runs: list[Run]
     face: Tensor
@@ -346,7 +346,11 @@ def load_cache(folder: Path) -> LatentCache:
         if not (folder / name).is_file():
             raise MediaError(f"{folder} has no {name}: run dithead-train latents first")
     runs = [Run(**row) for row in json.loads((folder / "runs.json").read_text())]
-    face, masked = (torch.from_numpy(np.load(folder / f"{n}.npy")) for n in ("face", "masked"))
+    # Read from disk as they are drawn, and held once for all processes of a machine; "c" because
+    # PyTorch warns of arrays that cannot be written.
+    face, masked = (
+        torch.from_numpy(np.load(folder / f"{n}.npy", mmap_mode="c")) for n in ("face", "masked")
+    )
     windows, silent = {}, {}
     names = {run.heard for run in runs}
     whole = len(face) == len(masked) == sum(run.frames for run in runs)

@@ -31,9 +31,7 @@ class Learner:
             yield f"model.{name}", whole(value)
         for name, value in self.average.values.items():
             yield f"average.{name}", whole(value)
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                yield f"optimiser.{key}.{name}", whole(value)
+        yield from optimiser_tensors("optimiser", self.model, self.optimiser)
 
     def values(self) -> dict[str, Any]:
         """The numbers beside the tensors."""
@@ -53,23 +51,48 @@ class Learner:
             CheckpointError: a tensor is missing, or has another shape.
         """
         for name, value in self.model.state_dict().items():
-            _assign(value, saved, f"model.{name}")
+            restore_tensor(value, saved, f"model.{name}")
         for name, value in self.average.values.items():
-            _assign(value, saved, f"average.{name}")
-        fused = self.optimiser.defaults.get("fused")
-        for name, parameter in self.model.named_parameters():
-            own = self.optimiser.state[parameter]
-            for key in ("exp_avg", "exp_avg_sq"):
-                own[key] = torch.zeros_like(parameter)
-                _assign(own[key], saved, f"optimiser.{key}.{name}")
-            step = saved.tensor(f"optimiser.step.{name}")
-            own["step"] = step.to(parameter.device) if fused else step
+            restore_tensor(value, saved, f"average.{name}")
+        restore_optimiser("optimiser", self.model, self.optimiser, saved)
         values = saved.values
         self.average.updates = values["averaged"]
         self.stage.go_on(values["step"], values["samples"], values["elapsed_s"])
 
 
-def _assign(target: Tensor, saved: SavedState, name: str) -> None:
+def optimiser_tensors(
+    prefix: str, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
+    """The moments of a model's parameters, by their names, whole, on the CPU."""
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            yield f"{prefix}.{key}.{name}", whole(value)
+
+
+@torch.no_grad()
+def restore_optimiser(
+    prefix: str, model: nn.Module, optimiser: torch.optim.Optimizer, saved: SavedState
+) -> None:
+    """Inverse of :func:`optimiser_tensors`; a parameter without gradients so far has no moments."""
+    fused = optimiser.defaults.get("fused")
+    for name, parameter in model.named_parameters():
+        if f"{prefix}.step.{name}" not in saved.names:
+            continue
+        own = optimiser.state[parameter]
+        for key in ("exp_avg", "exp_avg_sq"):
+            own[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            restore_tensor(own[key], saved, f"{prefix}.{key}.{name}")
+        step = saved.tensor(f"{prefix}.step.{name}")
+        own["step"] = step.to(parameter.device) if fused else step
+
+
+@torch.no_grad()
+def restore_tensor(target: Tensor, saved: SavedState, name: str) -> None:
+    """Copy a saved tensor into one that is there.
+
+    Raises:
+        CheckpointError: it is missing, or has another shape.
+    """
     value = saved.tensor(name)
     if value.shape != target.shape:
         raise CheckpointError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dithead.train.learner import optimiser_tensors, restore_optimiser, restore_tensor
 from dithead.train.perceptual import load_stlpips
+from dithead.train.states import SavedState
 
 ENLARGED = 1.5
 """Crops are smaller than the mouths that are shown."""
@@ -110,6 +113,22 @@ class ReconstructionLoss:
         self.optimiser.zero_grad(set_to_none=True)
         (real + fake).backward()
         self.optimiser.step()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What the discriminator has learnt, by name, on the CPU; nothing if there is none."""
+        if self.adversarial > 0:
+            for name, value in self.discriminator.state_dict().items():
+                yield f"discriminator.{name}", value.cpu()
+            yield from optimiser_tensors(
+                "discriminator_optimiser", self.discriminator, self.optimiser
+            )
+
+    def restore(self, saved: SavedState) -> None:
+        """Inverse of :meth:`tensors`."""
+        if self.adversarial > 0:
+            for name, value in self.discriminator.state_dict().items():
+                restore_tensor(value, saved, f"discriminator.{name}")
+            restore_optimiser("discriminator_optimiser", self.discriminator, self.optimiser, saved)
 
     def _seen(self, image: Tensor) -> Tensor:
         """What the perceptual distance compares."""

@@ -12,8 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from dithead.config import preset
 from dithead.errors import ConfigError
 from dithead.jsontext import parse_json
-from dithead.train.settings import DiTTraining, Execution
-from dithead.train.vqgan import VQGANTraining
+from dithead.train.settings import DiTTraining, Execution, VQGANTraining
 
 FOLDER = Path(__file__).parent / "recipes"
 SOURCES = ("stated", "assumed", "chosen")

@@ -1,4 +1,4 @@
-"""Settings of stage 2, the denoiser, and how a stage runs."""
+"""Settings of the two stages of training, and how a stage runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal, get_args
 from dithead.errors import ConfigError
 from dithead.kernels.attention import AttentionBackend
 
+Kind = Literal["face", "masked"]
 Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
 class DiTTraining:
-    """Settings of one stage."""
+    """Settings of stage 2, the denoiser."""
 
     minutes: float = 60.0
     steps: int | None = None
@@ -87,6 +88,48 @@ class DiTTraining:
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class VQGANTraining:
+    """Settings of stage 1, for one of the two autoencoders."""
+
+    kind: Kind = "face"
+    """``face`` for whole faces, ``masked`` for masked faces."""
+    minutes: float = 15.0
+    steps: int | None = None
+    """End after this many steps, if that comes first."""
+    batch: int = 16
+    learning_rate: float = 1e-3
+    seed: int = 0
+    still_share: float = 0.7
+    """Share of the pictures that are stills, if there are any."""
+    main_share: float = 0.6
+    """Share of the frames of clips that come from the person with the most; the rest is divided
+    over all others."""
+    plain_share: float = 0.5
+    """Share of pictures whose look is not augmented."""
+    mouth_weight: float = 2.0
+    """Extra weight of the mouth region in the reconstruction loss."""
+    warm_share: float = 0.45
+    """Part of the stage before the codebook is switched on (skipped when starting from weights)."""
+    quantised_share: float | None = None
+    """Share of each batch that passes through the codebook then; None: all, or a quarter where
+    latents are decoded as they are."""
+    latent_noise: float = 0.05
+    """Largest standard deviation of the noise, relative to the features' own, that the decoder
+    learns to tolerate where latents are not quantised."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance (ST-LPIPS, AlexNet); needs the extra ``train``."""
+    adversarial_weight: float = 0.0
+    """Weight of the patch discriminator; only with ``decoder_only``."""
+    decoder_only: bool = False
+    """Train only the decoder, so that latents stay as they are: the denoiser is trained on them. If
+    the start's decoder has another shape, a new one begins."""
+
+    def __post_init__(self) -> None:
+        if self.adversarial_weight > 0 and not self.decoder_only:
+            raise ConfigError("a discriminator would move the latents: train the decoder only")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,142 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import deque
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import closing
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
-from dithead.config import DitHeadConfig, View
-from dithead.errors import ConfigError, MediaError
-from dithead.face.crop import crop_positions
-from dithead.train.appearance import (
-    plain_appearance,
-    random_appearance,
-    render,
-    vary_pose,
-)
+from dithead.config import DitHeadConfig
+from dithead.errors import ConfigError
+from dithead.filehash import hash_file
+from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
+from dithead.train.distributed import refuse_several
+from dithead.train.learner import Learner, random_states, restore_random_states
 from dithead.train.loop import (
+    Due,
     MovingAverage,
     Stage,
-    ahead,
     descend,
     load_part,
     precision,
     set_learning_rate,
 )
 from dithead.train.losses import ReconstructionLoss
-from dithead.train.masking import followed, masked_pictures
+from dithead.train.masking import masked_pictures
 from dithead.train.motion import crop_meshes
 from dithead.train.picture import save_grid
+from dithead.train.pictures import PictureDraws, PictureSampler, mouth_weights
+from dithead.train.settings import PLAIN, Execution, Kind, VQGANTraining
+from dithead.train.states import States
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
-
-Kind = Literal["face", "masked"]
-
-
-@dataclass(frozen=True, slots=True)
-class VQGANTraining:
-    """Settings of one stage."""
-
-    kind: Kind = "face"
-    """``face`` for whole faces, ``masked`` for masked faces."""
-    minutes: float = 15.0
-    steps: int | None = None
-    """End after this many steps, if that comes first."""
-    batch: int = 16
-    learning_rate: float = 1e-3
-    seed: int = 0
-    still_share: float = 0.7
-    """Share of the pictures that are stills, if there are any."""
-    main_share: float = 0.6
-    """Share of the frames of clips that come from the person with the most; the rest is divided
-    over all others."""
-    plain_share: float = 0.5
-    """Share of pictures whose look is not augmented."""
-    mouth_weight: float = 2.0
-    """Extra weight of the mouth region in the reconstruction loss."""
-    warm_share: float = 0.45
-    """Part of the stage before the codebook is switched on (skipped when starting from weights)."""
-    quantised_share: float | None = None
-    """Share of each batch that passes through the codebook then; None: all, or a quarter where
-    latents are decoded as they are."""
-    latent_noise: float = 0.05
-    """Largest standard deviation of the noise, relative to the features' own, that the decoder
-    learns to tolerate where latents are not quantised."""
-    perceptual_weight: float = 0.0
-    """Weight of the perceptual distance (ST-LPIPS, AlexNet); needs the extra ``train``."""
-    adversarial_weight: float = 0.0
-    """Weight of the patch discriminator; only with ``decoder_only``."""
-    decoder_only: bool = False
-    """Train only the decoder, so that latents stay as they are: the denoiser is trained on them. If
-    the start's decoder has another shape, a new one begins."""
-
-    def __post_init__(self) -> None:
-        if self.adversarial_weight > 0 and not self.decoder_only:
-            raise ConfigError("a discriminator would move the latents: train the decoder only")
-
-
-class PictureSampler:
-    """Random pictures of random frames of the training split."""
-
-    def __init__(self, footage: Footage, config: DitHeadConfig, training: VQGANTraining) -> None:
-        self.size = config.face.crop_px
-        self.face = config.face
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.random = np.random.default_rng(training.seed)
-        self.training = training
-        self.view = config.face.view
-        people = footage.people("train")
-        self.stills = footage.stills("train")
-        self.main = max(people.values(), key=len, default=[])
-        self.others = [clips for clips in people.values() if clips is not self.main]
-        if not self.main and not self.stills:
-            raise MediaError("the footage holds nothing to train on")
-        self.footage = footage
-
-    def sample(self, batch: int) -> Tensor:
-        """Pictures (B, 3, S, S) in [-1, 1], masked for the masked VQGAN."""
-        training, rows, meshes = self.training, [], []
-        for _ in range(batch):
-            clips = self.main
-            if self.stills and (not clips or self.random.random() < training.still_share):
-                clips = self.stills
-            elif self.others and self.random.random() > training.main_share:
-                clips = self.others[self.random.integers(len(self.others))]
-            clip = clips[self.random.integers(len(clips))]
-            frame = int(self.random.integers(clip.frames))
-            rows.append(self.footage.crops(clip)[frame])
-            if self.face.mask == "paper":
-                meshes.append(crop_meshes(self.footage.track(clip))[frame])
-        keep = torch.rand(batch, generator=self.generator) < training.plain_share
-        # Not turned, which costs more than everything else: there are enough true poses.
-        posed = vary_pose(plain_appearance(batch), self.generator)
-        posed = replace(posed, turn=torch.zeros(batch, 2))
-        look = random_appearance(batch, self.generator).where(keep, posed)
-        if training.kind == "masked":
-            look = followed(look, self.face)
-        image = render(torch.from_numpy(np.stack(rows)), look, self.size, self.view)
-        if training.kind == "face":
-            return image
-        found = torch.stack(meshes) if meshes else None
-        return masked_pictures(image, look, found, self.face, self.generator)
-
-
-def mouth_weights(size: int, extra: float, view: View) -> Tensor:
-    """Weight of each pixel of a crop: 1, and up to 1 + extra round the mouth. (1, 1, size,
-    size)."""
-    x, y = crop_positions(size, view)
-    bump = torch.exp(-(((x / 0.18) ** 2 + ((y - 0.15) / 0.15) ** 2) ** 2))
-    return (1 + extra * bump)[None, None]
 
 
 def train_vqgan(
@@ -146,23 +51,35 @@ def train_vqgan(
     training: VQGANTraining,
     out: Path,
     start: Path | None = None,
-    device: str = "cpu",
+    execution: Execution = PLAIN,
 ) -> Path:
-    """Train one VQGAN for one stage and write its averaged weights.
+    """Train one VQGAN for one stage and write its averaged weights. An interrupted run goes on from
+    its newest state, as :func:`dithead.train.dit.train_dit`.
 
     Args:
-        out: folder for weights, log and sample pictures. start: weights to start with.
+        out: folder for weights, log, states and sample pictures. start: weights to start with.
 
     Returns:
         Path of the weights.
+
+    Raises:
+        ConfigError: the folder holds an unfinished run, and that one was begun differently, or is
+            not to be resumed; or several processes were started.
     """
-    torch.manual_seed(training.seed)
-    where = torch.device(device)
-    model = VQGAN(config.vqgan)
-    if start is not None:
-        _begin_from(model, start, training)
-    elif training.decoder_only:
+    refuse_several("an autoencoder")
+    if start is None and training.decoder_only:
         raise ConfigError("training the decoder only takes weights to start from, for the encoder")
+    name = f"vqgan_{training.kind}"
+    path = out / f"{name}.safetensors"
+    made_from = _made_from(footage, config, training, execution, start)
+    states = States(out / f"{name}.states", made_from, execution.resume)
+    if states.finished and path.is_file():
+        return path
+    torch.manual_seed(training.seed)
+    where = torch.device(execution.device)
+    model = VQGAN(config.vqgan)
+    if start is not None and states.newest is None:
+        _begin_from(model, start, training)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sampler = PictureSampler(footage, config, training)
     average = MovingAverage(model, 0.998)
@@ -180,42 +97,83 @@ def train_vqgan(
     optimiser = torch.optim.AdamW(
         trained, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
     )
-    stage = Stage(out / f"vqgan_{training.kind}.log", training.minutes, training.steps)
+    stage = Stage(out / f"{name}.log", training.minutes, training.steps)
+    learner = Learner(model, average, optimiser, stage)
     quantise = start is not None
     plain = config.vqgan.softness is None  # latents are decoded as they are
     quantised_share = training.quantised_share
     if quantised_share is None:
         quantised_share = 0.25 if plain else 1.0
     recent: deque[Tensor] = deque(maxlen=32)  # features that fill the codebook
-    pictures = ahead(partial(sampler.sample, training.batch))
-    while stage.running:
-        set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
-        image = next(pictures).to(where, memory_format=torch.channels_last)
-        if not quantise and stage.progress > training.warm_share:
-            fill_codebook(model, torch.cat(list(recent)), sampler.generator)
-            quantise = True
-        with precision(where):
-            result = model(
-                image, quantised_share if quantise else 0.0, training.latent_noise if plain else 0.0
-            )
-        recent.append(result.features.detach())
-        reconstruction = result.image.float()
-        loss, parts = losses(image, reconstruction)
-        if quantise and part is model:
-            loss = loss + result.codebook_loss + 0.25 * result.commitment_loss
-        descend(loss, optimiser, trained)
-        losses.train_discriminator(image, reconstruction.detach())
-        average.update()
-        stage.step += 1
-        stage.samples += training.batch
-        if stage.step % 50 == 0:
-            used = result.indices.unique().numel()
-            stage.log(loss=loss.item(), used=used, quantised=quantise, **parts)
-        if stage.step % 500 == 0:
-            both = torch.cat([image[:6].float(), reconstruction[:6].detach()])
-            save_grid(both, out / f"vqgan_{training.kind}.png", columns=6)
-    pictures.close()
-    return _finish(model, average, sampler, config, training, out)
+    pictures = PictureDraws(sampler)
+    with closing(pictures):
+        if (saved := states.newest) is not None:
+            learner.restore(saved)
+            losses.restore(saved)
+            pictures.restore(saved)
+            restore_random_states(saved, where)
+            quantise = saved.values["quantise"]
+            kept = saved.tensors("recent")
+            recent.extend(kept[str(i)].to(where) for i in range(len(kept)))
+        due = Due(execution, stage)
+        while stage.running:
+            set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
+            image = pictures.next().to(where, memory_format=torch.channels_last)
+            if not quantise and stage.progress > training.warm_share:
+                generator = torch.Generator().manual_seed(training.seed)
+                fill_codebook(model, torch.cat(list(recent)), generator)
+                quantise = True
+            with precision(where, execution.precision):
+                share = quantised_share if quantise else 0.0
+                result = model(image, share, training.latent_noise if plain else 0.0)
+            if not quantise:
+                recent.append(result.features.detach())
+            reconstruction = result.image.float()
+            loss, parts = losses(image, reconstruction)
+            if quantise and part is model:
+                loss = loss + result.codebook_loss + 0.25 * result.commitment_loss
+            descend(loss, optimiser, trained)
+            losses.train_discriminator(image, reconstruction.detach())
+            average.update()
+            stage.step += 1
+            stage.samples += training.batch
+            if stage.step % 50 == 0:
+                used = result.indices.unique().numel()
+                stage.log(loss=loss.item(), used=used, quantised=quantise, **parts)
+            if stage.step % 500 == 0:
+                both = torch.cat([image[:6].float(), reconstruction[:6].detach()])
+                save_grid(both, out / f"{name}.png", columns=6)
+            if due.now():
+                tensors = chain(
+                    learner.tensors(),
+                    losses.tensors(),
+                    pictures.tensors(),
+                    random_states(where),
+                    ((f"recent.{i}", x.cpu()) for i, x in enumerate([] if quantise else recent)),
+                )
+                values = {**learner.values(), "pictures": pictures.values(), "quantise": quantise}
+                states.save(stage.step, tensors, values)
+    _finish(model, average, sampler, config, training, path)
+    states.finish()
+    return path
+
+
+def _made_from(
+    footage: Footage,
+    config: DitHeadConfig,
+    training: VQGANTraining,
+    execution: Execution,
+    start: Path | None,
+) -> dict[str, Any]:
+    """What a run is begun with, as its states note it."""
+    clips = json.dumps([asdict(clip) for clip in footage.clips])
+    return {
+        **{f"training.{name}": value for name, value in asdict(training).items()},
+        "precision": execution.precision,
+        "config": config.to_dict(),
+        "footage": hashlib.sha256(clips.encode()).hexdigest(),
+        "start": None if start is None else hash_file(start),
+    }
 
 
 def _begin_from(model: VQGAN, start: Path, training: VQGANTraining) -> None:
@@ -244,8 +202,8 @@ def _finish(
     sampler: PictureSampler,
     config: DitHeadConfig,
     training: VQGANTraining,
-    out: Path,
-) -> Path:
+    path: Path,
+) -> None:
     model.load_state_dict(average.values)
     model.eval()
     device = model.latent_mean.device
@@ -256,9 +214,7 @@ def _finish(
         flat = torch.cat(features).movedim(1, -1).flatten(0, 2)
         model.latent_mean.copy_(flat.mean(0))
         model.latent_std.copy_(flat.std(0))
-    path = out / f"vqgan_{training.kind}.safetensors"
     checkpoint.save(path, model.state_dict(), config.to_dict(), dtype=None)
-    return path
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from dithead.train.adapt.work import Work
 from dithead.train.loop import MovingAverage, Stage, descend, precision, set_learning_rate
 from dithead.train.losses import ReconstructionLoss
 from dithead.train.metrics import MOUTH_POINTS
-from dithead.train.vqgan import mouth_weights
+from dithead.train.pictures import mouth_weights
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from dithead.train.data import Footage
 from dithead.train.latents import ENCODED_AT_ONCE, windows_at
 from dithead.train.motion import crop_meshes
 from dithead.train.picture import save_grid
-from dithead.train.vqgan import mouth_weights
+from dithead.train.pictures import mouth_weights
 
 SHEET_COLUMNS = 8
 TELLING_S = 1.0
