@@ -27,6 +27,7 @@ from dithead.face.detector import (
     crop_rotated,
     load_face_detector,
 )
+from dithead.face.fanregion import MIRRORED_68
 from dithead.face.mesh import (
     LANDMARKS_68,
     FaceLandmarks,
@@ -46,15 +47,6 @@ REFERENCE = Path(__file__).parent / "data" / "face_nets_reference.npz"
 ASTRONAUT_BOX = (179.0, 81.0, 272.0, 174.0)  # of the face, looked at, in the 512-pixel picture
 ASTRONAUT_EYES = ((205.0, 102.0), (249.0, 107.0))  # on the left and on the right of the picture
 CARPHONE_FRAMES = (30, 100)
-MIRRORED_68 = (
-    *range(16, -1, -1),  # jaw
-    *range(26, 16, -1),  # brows
-    *range(27, 31),  # bridge of the nose
-    *range(35, 30, -1),  # under the nose
-    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),  # eyes
-    *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55),  # outer lips
-    *(64, 63, 62, 61, 60, 67, 66, 65),  # inner lips
-)
 LEFT_68 = (*range(8), *range(17, 22), 31, 32, *range(36, 42), *range(48, 51), 58, 59, 60, 61, 67)
 
 

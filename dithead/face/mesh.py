@@ -108,11 +108,12 @@ class FaceRegion(nn.Module):
 
     Args:
         samples: number along each side of a pixel, see :func:`~dithead.face.detector.crop_rotated`.
+        size: side of the network's picture.
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, size: int = INPUT_SIZE) -> None:
         super().__init__()
-        self.samples = samples
+        self.samples, self.size = samples, size
 
     def forward(self, frame: Tensor, roi: Tensor) -> Tensor:
         """Cut regions out of one frame.
@@ -122,10 +123,10 @@ class FaceRegion(nn.Module):
             roi: (B, 5) regions, see the top of this file.
 
         Returns:
-            (B, 3, 192, 192) RGB in [0, 1].
+            (B, 3, size, size) RGB in [0, 1].
         """
         frames = frame.to(roi.dtype).permute(2, 0, 1)[None]  # (1, 3, H, W)
-        return crop_rotated(frames, roi[None], INPUT_SIZE, self.samples) / 255
+        return crop_rotated(frames, roi[None], self.size, self.samples) / 255
 
 
 class FaceLandmarks(nn.Module):
@@ -152,7 +153,15 @@ class FaceSighting(nn.Module):
 
 class FaceLook(nn.Module):
     """``face_look``: what the detector needs to look at one face alone, turned upright, and what it
-    should see there."""
+    should see there.
+
+    Args:
+        size: side of a region's picture.
+    """
+
+    def __init__(self, size: int = INPUT_SIZE) -> None:
+        super().__init__()
+        self.size = size
 
     def forward(self, mesh: Tensor) -> tuple[Tensor, Tensor]:
         """Mesh (468, 3) in frame pixels.
@@ -167,10 +176,10 @@ class FaceLook(nn.Module):
         corners = (torch.stack([mesh[p, :2] for p in points]) for points in _KEYPOINTS)
         points = torch.stack([corner.mean(0) for corner in corners])
         off = points - wide[:, :2]  # (4, 2)
-        cos, sin, scale = wide[0, 4].cos(), wide[0, 4].sin(), INPUT_SIZE / wide[0, 2]
+        cos, sin, scale = wide[0, 4].cos(), wide[0, 4].sin(), self.size / wide[0, 2]
         turned = torch.stack([off[:, 0] * cos + off[:, 1] * sin, off[:, 1] * cos - off[:, 0] * sin])
         width = (mesh[:, 0].amax(0) - mesh[:, 0].amin(0)).clamp(min=1.0) * scale
-        places = (turned.T * scale + INPUT_SIZE / 2).flatten()
+        places = (turned.T * scale + self.size / 2).flatten()
         return wide, torch.cat([places, width[None], wide[0, 2:3]])
 
 
@@ -178,7 +187,7 @@ class FacePicture(nn.Module):
     """``face_picture``: the mesh network's picture as a frame for the detector."""
 
     def forward(self, picture: Tensor) -> Tensor:
-        """Picture (1, 3, 192, 192) in [0, 1] -> frame (192, 192, 3) uint8."""
+        """Picture (1, 3, S, S) in [0, 1] -> frame (S, S, 3) uint8."""
         return (picture[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).contiguous()
 
 
@@ -226,13 +235,14 @@ def region_side(box: tuple[float, float, float, float]) -> float:
     return ROI_SCALE * max(box[2] - box[0], box[3] - box[1])
 
 
-def to_frame(landmarks: Tensor, roi: Tensor) -> Tensor:
-    """Map landmarks (B, 468, 3), in pixels of the crops of regions (B, 5), to frame pixels."""
+def to_frame(landmarks: Tensor, roi: Tensor, size: int = INPUT_SIZE) -> Tensor:
+    """Map landmarks (B, 468, 3), in pixels of the crops (of side ``size``) of regions (B, 5), to
+    frame pixels."""
     center, extent, angle = roi[:, None, :2], roi[:, None, 2:4], roi[:, None, 4]
-    x, y = ((landmarks[..., :2] / INPUT_SIZE - 0.5) * extent).unbind(-1)  # (B, 468)
+    x, y = ((landmarks[..., :2] / size - 0.5) * extent).unbind(-1)  # (B, 468)
     cos, sin = angle.cos(), angle.sin()
     xy = torch.stack([x * cos - y * sin, x * sin + y * cos], -1) + center
-    return torch.cat([xy, landmarks[..., 2:] * (extent[..., :1] / INPUT_SIZE)], -1)
+    return torch.cat([xy, landmarks[..., 2:] * (extent[..., :1] / size)], -1)
 
 
 def roi_from_detection(keypoints: Tensor, box: Tensor) -> Tensor:
