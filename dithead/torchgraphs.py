@@ -24,9 +24,8 @@ from dithead.detail import FaceDetail
 from dithead.diffusion import InitialNoise
 from dithead.errors import ConfigError
 from dithead.face.cropsmoother import CropSmoother
-from dithead.face.detector import FaceDetector, load_face_detector
-from dithead.face.mesh import FaceMesh, load_face_mesh
-from dithead.face.networks import WEIGHTLESS, FaceNetworks
+from dithead.face.networks import FaceModels, FaceNetworks
+from dithead.face.networks import weightless as weightless_of_faces
 from dithead.face.papermask import PaperMask
 from dithead.graphs import (
     DiTContext,
@@ -49,12 +48,14 @@ from dithead.shape import GeneratedMesh
 _BY_SIDE = {"face_crop": FaceCrop, "face_blend": FaceBlend, "face_detail": FaceDetail}
 
 
-def weightless(config: DitHeadConfig) -> dict[str, Callable[[], nn.Module]]:
+def weightless(
+    config: DitHeadConfig, face_models: FaceModels = "mediapipe"
+) -> dict[str, Callable[[], nn.Module]]:
     """What makes each graph that has no weights and one size, by name."""
     latents = config.vqgan.latent_channels, config.latent_size
     paper = {"paper_mask": lambda: PaperMask(config.face)} if config.face.mask == "paper" else {}
     return {
-        **WEIGHTLESS,
+        **weightless_of_faces(face_models),
         **paper,
         "looks_mix": Mix,
         "reference_mix": Mix,
@@ -68,21 +69,20 @@ def weightless(config: DitHeadConfig) -> dict[str, Callable[[], nn.Module]]:
 
 class PackagedGraphs:
     """The graphs that are the same for every checkpoint, as PyTorch modules: those without weights,
-    and the networks that come with the package."""
+    those that find faces, and the networks that come with the package."""
 
-    def __init__(self, config: DitHeadConfig, detector: FaceDetector, mesh: FaceMesh) -> None:
+    def __init__(self, config: DitHeadConfig, faces: FaceNetworks) -> None:
         self.config = config
         """The model's configuration."""
-        self.detector = detector
-        self.mesh = mesh
+        self.faces = faces
+        """The networks that find faces."""
         self._modules: dict[str, nn.Module] = {}
-        self._faces = FaceNetworks(detector, mesh)
         self._building = threading.Lock()  # stages call from their own threads
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.mesh.parameters()).device
+        return self.faces.device
 
     def module(self, name: str) -> nn.Module:
         """The graph with a name such as ``dit_step``; if it depends on the rectangle's size, the
@@ -106,7 +106,7 @@ class PackagedGraphs:
         if side.isdigit() and kind in _BY_SIDE:
             return _BY_SIDE[kind](self.config.face, int(side))
         if name in ("face_detector", "face_landmarks") or kind == "face_region":
-            return self._faces.build(name)
+            return self.faces.build(name)
         builders = self._builders()
         if name not in builders:
             raise ConfigError(
@@ -118,16 +118,14 @@ class PackagedGraphs:
 
     def _builders(self) -> dict[str, Callable[[], nn.Module]]:
         """What makes each graph that has one size."""
-        return {**weightless(self.config), "interpolator": load_interpolator}
+        return {**weightless(self.config, self.faces.models), "interpolator": load_interpolator}
 
 
 class TorchGraphs(PackagedGraphs):
     """The weights of every graph, shared by streams, and the graphs as PyTorch modules."""
 
-    def __init__(
-        self, dithead: DitHead, audio: AudioEncoder, detector: FaceDetector, mesh: FaceMesh
-    ) -> None:
-        super().__init__(dithead.config, detector, mesh)
+    def __init__(self, dithead: DitHead, audio: AudioEncoder, faces: FaceNetworks) -> None:
+        super().__init__(dithead.config, faces)
         self.dithead = dithead
         self.audio = audio
         self.random_weights = False
@@ -140,8 +138,9 @@ class TorchGraphs(PackagedGraphs):
         device: str | torch.device = "cpu",
         audio_weights: str | Path | None = None,
         attention: AttentionBackend = "auto",
+        faces: FaceNetworks | None = None,
     ) -> TorchGraphs:
-        """Load a checkpoint and the packaged face and speech models onto a device.
+        """Load a checkpoint and the face and speech models onto a device.
 
         Args:
             checkpoint: name of a packaged one, a path, or ``random:PRESET`` for weights that are
@@ -149,20 +148,22 @@ class TorchGraphs(PackagedGraphs):
             audio_weights: of the speech encoder, if it is not the packaged one; see
                 :func:`dithead.audio.load_audio_encoder`.
             attention: attention of the denoiser; see :func:`dithead.kernels.attention.attention`.
+            faces: the networks that find faces; None takes those that come with the package.
         """
         check_attention(attention, torch.device(device))
         if torch.device(device).type == "cuda":
             # On by default for convolutions; TF32 has only float16's digits, too few for a face's
             # position and for quiet sounds.
             torch.backends.cudnn.allow_tf32 = False
+        faces = (faces or FaceNetworks.load()).to(device)
         drawn = random_preset(checkpoint)
         if drawn is not None:
-            graphs = cls.random(preset(drawn), attention, audio_weights)
+            graphs = cls.random(preset(drawn), faces, attention, audio_weights)
         else:
             dithead = DitHead.load(checkpoint, attention)
             audio = load_audio_encoder(dithead.config.audio, audio_weights)
-            graphs = cls(dithead, audio, load_face_detector(), load_face_mesh())
-        for module in (graphs.dithead, graphs.audio, graphs.detector, graphs.mesh):
+            graphs = cls(dithead, audio, faces)
+        for module in (graphs.dithead, graphs.audio):
             module.to(device).eval()
         return graphs
 
@@ -170,11 +171,16 @@ class TorchGraphs(PackagedGraphs):
     def random(
         cls,
         config: DitHeadConfig,
+        faces: FaceNetworks | None = None,
         attention: AttentionBackend = "auto",
         audio_weights: str | Path | None = None,
     ) -> TorchGraphs:
         """Random but fixed weights, with the packaged face and speech models, for measuring sizes
-        and speed; wav2vec2 is random, too, unless its weights are given. On the CPU."""
+        and speed; wav2vec2 is random, too, unless its weights are given. On the CPU.
+
+        Args:
+            faces, attention, audio_weights: as in :meth:`load`.
+        """
         audio: AudioEncoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -185,7 +191,7 @@ class TorchGraphs(PackagedGraphs):
             else:
                 audio = load_audio_encoder(config.audio, audio_weights)
         dithead.eval().requires_grad_(False)
-        graphs = cls(dithead, audio, load_face_detector(), load_face_mesh())
+        graphs = cls(dithead, audio, faces or FaceNetworks.load())
         graphs.random_weights = True
         return graphs
 

@@ -164,6 +164,7 @@ class _Exporter:
             largest_rectangle=options.largest_rectangle,
             made_with=versions(),
             graphs=graphs,
+            face_models=self.models.faces.models,
         )
         earlier = self.earlier.manifest
         if earlier is None or mf.as_json(new) != mf.as_json(earlier):
@@ -185,7 +186,7 @@ class _Exporter:
         self, spec: GraphSpec, module: nn.Module
     ) -> tuple[tuple[mf.Port, ...], tuple[mf.Port, ...]]:
         generator = torch.Generator().manual_seed(SEED)
-        inputs = example_inputs(spec, self.models.config, generator)
+        inputs = example_inputs(spec, self.models.config, generator, 1, self.models.faces.models)
         outputs = run_torch(module, spec, inputs)
 
         def port(name: str, value: Any) -> mf.Port:
@@ -208,6 +209,7 @@ class _Exporter:
         key = hash_of(
             spec.name,
             repr(self.models.config.to_dict()),
+            self.models.faces.models,
             precision,
             weights,
             source_hash(),
@@ -224,7 +226,8 @@ class _Exporter:
         asked = self.options.batches if spec.shared else (1,)
         batches = [max(asked), *asked][:RANDOM_CASES]
         batches += [1] * (RANDOM_CASES - len(batches))
-        random = [example_inputs(spec, config, generator, batch) for batch in batches]
+        faces = self.models.faces.models
+        random = [example_inputs(spec, config, generator, batch, faces) for batch in batches]
         name = f"{spec.name}.{precision}.{key[:8]}.onnx"
         self.progress(f"{spec.name} ({precision}): ONNX")
         path = self.folder / name

@@ -22,7 +22,8 @@ from dithead.face.crop import BLEND_ANCHORS, STABLE_POINTS, blend_polygon, stabl
 from dithead.face.cropsmoother import STATE_SIZE
 from dithead.face.judge import GALLERY, MOUTH_SHAPE
 from dithead.face.likeness import LOOKS_SHAPE, MOST_COMPARED
-from dithead.face.mesh import INNER_LOWER, INNER_UPPER, INPUT_SIZE
+from dithead.face.mesh import INNER_LOWER, INNER_UPPER
+from dithead.face.networks import PICTURE_PX, FaceModels
 from dithead.face.passing import MOST_SIDES, SIDES_SHAPE
 from dithead.face.scene import COLUMNS, GLANCES, ROWS
 from dithead.graphs import Graphs
@@ -38,12 +39,17 @@ SPEECH_SAMPLES = 32000
 
 
 def example_inputs(
-    spec: GraphSpec, config: DitHeadConfig, generator: torch.Generator, batch: int = 1
+    spec: GraphSpec,
+    config: DitHeadConfig,
+    generator: torch.Generator,
+    batch: int = 1,
+    face_models: FaceModels = "mediapipe",
 ) -> dict[str, Tensor]:
     """Random inputs of a graph, in their real range; open sizes of frames are random, too.
 
     Args:
         batch: number of streams, for a graph from :func:`dithead.bundle.graphspecs.with_batch`.
+        face_models: which networks find faces.
     """
     kind, _, side_text = spec.name.partition(".")
     side = int(side_text or 0)
@@ -114,6 +120,7 @@ def example_inputs(
         return normal(depth, 2, batch, heads, audio.window_frames, width // heads)
 
     height, breadth = int(integer(120, 360)), int(integer(120, 360))
+    picture_px = PICTURE_PX[face_models]
     a_latent = (batch, channels, latent, latent)
     a_crop = (batch, 3, crop_px, crop_px)
     if kind in ("face_region", "face_landmarks", "face_judge"):
@@ -122,7 +129,7 @@ def example_inputs(
         region = torch.cat([region, uniform(1, 1, low=-0.5, high=0.5)], 1)
         if kind == "face_region":
             return {"frame": picture(height, breadth), "region": region}
-        fitted = {"picture": smooth(INPUT_SIZE, INPUT_SIZE), "region": region}
+        fitted = {"picture": smooth(picture_px, picture_px), "region": region}
         if kind == "face_landmarks":
             return fitted
         seen, last = (upright_mesh(region) + 0.3 * normal(MESH_POINTS, 3) for _ in range(2))
@@ -196,7 +203,7 @@ def example_inputs(
             "keypoints": uniform(6, 2, low=80.0, high=220.0),
         },
         "face_look": lambda: {"mesh": 150.0 + 40.0 * normal(MESH_POINTS, 3)},
-        "face_picture": lambda: {"picture": smooth(INPUT_SIZE, INPUT_SIZE)},
+        "face_picture": lambda: {"picture": smooth(picture_px, picture_px)},
         "face_likeness": lambda: {"known": looks(MOST_COMPARED), "looks": looks()},
         "face_light": lambda: {"reference": looks(), "looks": looks()},
         "looks_mix": lambda: {"before": looks(), "latest": looks(), "share": torch.tensor(0.3)},

@@ -133,7 +133,7 @@ class ReducedGraphs(TorchGraphs):
 
     def __init__(self, models: TorchGraphs, precision: Precision) -> None:
         check_precision(precision)
-        super().__init__(models.dithead, models.audio, models.detector, models.mesh)
+        super().__init__(models.dithead, models.audio, models.faces)
         self._precision: Precision = precision
         self._reduced = {spec.name for spec in graph_specs() if spec.reduced}
 

@@ -43,7 +43,7 @@ def _verify(folder: Path, device: torch.device) -> dict[str, float]:
         raise ExportError(f"{folder} holds no engines: export with --engines tensorrt-rtx")
     device = usable_device(device)
     engines = Engines(folder, device, flavours.pop())
-    config = manifest.model_config()
+    config, faces = manifest.model_config(), manifest.face_networks()
     known = graph_specs(manifest.largest_rectangle, config.shape_head)
     specs = {spec.name: spec for spec in known}
     generator = torch.Generator().manual_seed(SEED)
@@ -58,7 +58,7 @@ def _verify(folder: Path, device: torch.device) -> dict[str, float]:
             session = onnx_session(file)
         worst = 0.0
         for batch in [engine.batch for engine in entry.engines for _ in range(CASES)]:
-            inputs = example_inputs(specs[entry.name], config, generator, batch)
+            inputs = example_inputs(specs[entry.name], config, generator, batch, faces)
             expected = session.run([port.name for port in entry.outputs], to_arrays(inputs))
             found = engines.run(entry, [inputs[port.name].to(device) for port in entry.inputs])
             pairs = zip(found, expected, strict=True)

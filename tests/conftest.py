@@ -35,8 +35,7 @@ from dithead.config import DiffusionConfig, DiTConfig, DitHeadConfig, FaceConfig
 from dithead.errors import DitheadError
 from dithead.export import cli
 from dithead.export.bundle import ExportOptions, export_bundle
-from dithead.face.detector import load_face_detector
-from dithead.face.mesh import load_face_mesh
+from dithead.face.networks import FaceNetworks
 from dithead.model import DitHead
 from dithead.options import Options
 from dithead.pipeline import revoice
@@ -149,7 +148,7 @@ def random_models() -> TorchGraphs:
         last.bias.copy_(torch.tensor([0.5, 0.2, 0.05]))
     model.eval().requires_grad_(False)
     audio = load_audio_encoder(config.audio)
-    return TorchGraphs(model, audio, load_face_detector(), load_face_mesh())
+    return TorchGraphs(model, audio, FaceNetworks.load())
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,8 @@ class Portrait:
         self.rectangle = torch.from_numpy(astronaut[:SIDE, 96 : 96 + SIDE].copy())
         region = torch.tensor([[128.0, 120.0, 240.0, 240.0, 0.0]])
         for _ in range(3):
-            mesh = models.mesh(self.rectangle, region)[0]
+            (picture,) = models.run("face_region.2", self.rectangle, region)
+            mesh, _ = models.run("face_landmarks", picture, region)
             region = roi_from_mesh(mesh)
         placement = placement_from_mesh(mesh, stable_template())
         self.mesh = mesh[0]

@@ -71,7 +71,7 @@ def in_half(graphs: TorchGraphs) -> None:
 
 def models(name: str) -> TorchGraphs:
     graphs = TorchGraphs.load("tiny") if name == "tiny" else TorchGraphs.random(preset(name))
-    for part in (graphs.dithead, graphs.audio, graphs.detector, graphs.mesh):
+    for part in (graphs.dithead, graphs.audio, graphs.faces):
         part.to(DEVICE)
     return graphs
 

@@ -104,7 +104,7 @@ def models_with_a_head(random_models: TorchGraphs, pictures: list[np.ndarray]) -
         model.shape_head.mesh.weight.mul_(0.01)
         model.shape_head.mesh.bias.copy_(mesh.flatten())
     model.eval().requires_grad_(False)
-    return TorchGraphs(model, random_models.audio, random_models.detector, random_models.mesh)
+    return TorchGraphs(model, random_models.audio, random_models.faces)
 
 
 @pytest.mark.parametrize("every", [1, 2])

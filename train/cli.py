@@ -1,5 +1,6 @@
 """``dithead-train``: prepare footage, make people from stills, train the two VQGANs and the shape
-head, cache latents, train the denoiser, pack a checkpoint, adapt it to one person."""
+head, cache latents, train the denoiser, pack a checkpoint, adapt it to one person,
+convert weights."""
 
 from __future__ import annotations
 
@@ -153,7 +154,7 @@ def _restore(args: argparse.Namespace) -> None:
     print(json.dumps({"clips": len(clips), "frames": sum(clip.frames for clip in clips)}))
 
 
-def _convert(args: argparse.Namespace) -> None:
+def _convert_whisper(args: argparse.Namespace) -> None:
     from dithead.train.convert.whisper import convert_whisper, packaged_parts
 
     if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
@@ -211,6 +212,13 @@ def _pack(args: argparse.Namespace) -> None:
 def _settings(cls: type, args: argparse.Namespace) -> dict[str, Any]:
     """What arguments and recipe say about a stage."""
     return {field.name: getattr(args, field.name) for field in fields(cls) if field.name in args}
+
+
+def _convert_fan(args: argparse.Namespace) -> None:
+    from dithead.train.convert.fan import convert_fan
+
+    folder = convert_fan(args.out, args.s3fd, args.fan)
+    print(json.dumps({"folder": str(folder)}))
 
 
 def _minutes(args: argparse.Namespace) -> float:
@@ -427,19 +435,6 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     adapt.add_argument("--seed", type=int, default=0)
     adapt.set_defaults(threads=os.cpu_count())
 
-    convert = command("convert", _convert, "a speech encoder's weights from another project's file")
-    convert.add_argument("network", choices=("whisper",))
-    convert.add_argument("--model", choices=("tiny.en", "base"), default="base")
-    convert.add_argument(
-        "--source",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="CTranslate2 model.bin, or its parts in order, if the extra whisper-base is not "
-        "installed",
-    )
-    convert.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-
     for sub in (vqgan, dit):
         sub.set_defaults(**(recipe or {}))
 
@@ -450,6 +445,28 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     pack.add_argument("--origin", default="trained with dithead-train")
     pack.add_argument("--licence", default="Apache-2.0")
+
+    convert = command("convert", None, "another project's published weights, to use them here")
+    weights = convert.add_subparsers(required=True, metavar="WEIGHTS")
+    whisper = weights.add_parser("whisper", help="Whisper's encoder, a speech encoder")
+    whisper.set_defaults(run=_convert_whisper)
+    whisper.add_argument("--model", choices=("tiny.en", "base"), default="base")
+    whisper.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="CTranslate2 model.bin, or its parts in order, if the extra whisper-base is not "
+        "installed",
+    )
+    whisper.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    fan = weights.add_parser("fan", help="S3FD and FAN, of face-alignment 1.5.0")
+    fan.set_defaults(run=_convert_fan)
+    fan.add_argument(
+        "-o", "--out", type=Path, help="folder to write (default: the one in the user's cache)"
+    )
+    fan.add_argument("--s3fd", type=Path, help="s3fd-619a316812.pth, if it is not downloaded")
+    fan.add_argument("--fan", type=Path, help="2DFAN4-11f355bf06.pth.tar, likewise")
     return parser
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError
 from dithead.face.mesh import MOST_SAMPLES
+from dithead.face.networks import FaceModels
 from dithead.graphs import RECTANGLE_SIZES
 
 
@@ -139,9 +140,11 @@ def graph_specs(largest_rectangle: int = 1024, shape_head: bool = True) -> list[
     return [spec for spec in specs if shape_head or spec.name not in _OF_THE_SHAPE_HEAD]
 
 
-def networks(shape_head: bool) -> tuple[str, ...]:
-    """Those of :data:`NETWORKS` that a model has, with or without a shape head."""
-    return tuple(name for name in NETWORKS if shape_head or name not in _OF_THE_SHAPE_HEAD)
+def networks(shape_head: bool, face_models: FaceModels = "mediapipe") -> tuple[str, ...]:
+    """Those of :data:`NETWORKS` that a model has, with or without a shape head; and the face
+    detector, unless it comes with the package."""
+    found = ("face_detector", *NETWORKS) if face_models == "fan" else NETWORKS
+    return tuple(name for name in found if shape_head or name not in _OF_THE_SHAPE_HEAD)
 
 
 def _spec(line: str, size: int) -> GraphSpec:

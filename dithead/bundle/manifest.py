@@ -18,6 +18,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError, ExportError
+from dithead.face.networks import FaceModels, checked_face_models
 from dithead.filehash import hash_file
 from dithead.jsontext import parse_json
 
@@ -130,6 +131,8 @@ class Manifest:
     largest_rectangle: int
     made_with: dict[str, str]
     graphs: tuple[GraphEntry, ...]
+    face_models: str = "mediapipe"
+    """Which networks find faces; a bundle without this field has MediaPipe's."""
     schema: int = SCHEMA
 
     def graph(self, name: str) -> GraphEntry:
@@ -157,6 +160,15 @@ class Manifest:
         except (ConfigError, TypeError, AttributeError) as error:
             raise _unusable(
                 f"the bundle's configuration does not fit this version of DiT-Head ({error})"
+            ) from error
+
+    def face_networks(self) -> FaceModels:
+        """Which networks find faces. Raises ExportError: this version has no such networks."""
+        try:
+            return checked_face_models(self.face_models)
+        except ConfigError as error:
+            raise _unusable(
+                f"the bundle's face models do not fit this version of DiT-Head ({error})"
             ) from error
 
     def files(self) -> Iterator[BundleFile]:

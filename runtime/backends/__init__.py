@@ -10,6 +10,7 @@ from typing import Literal, Protocol, get_args
 import torch
 
 from dithead.errors import ConfigError
+from dithead.face.networks import FaceModels, FaceNetworks, checked_face_models
 from dithead.graphs import Graphs
 from dithead.kernels.attention import AttentionBackend
 
@@ -58,6 +59,23 @@ def check_backend(backend: Backend, from_bundle: bool, attention: AttentionBacke
         )
 
 
+def check_face_models(models: str | None, weights: object, from_bundle: bool) -> None:
+    """Raise ConfigError if there are no such networks that find faces, or none can be chosen, or
+    weights are given for those that come with the package."""
+    if models is not None:
+        checked_face_models(models)
+    if from_bundle and (models is not None or weights is not None):
+        raise ConfigError(
+            "a bundle holds its own face models",
+            hint="export one with --face-models, or leave the face models and their weights out",
+        )
+    if weights is not None and models != "fan":
+        raise ConfigError(
+            "weights were given for face models that come with the package",
+            hint="choose the face models fan, too",
+        )
+
+
 def open_graphs(
     backend: Backend,
     *,
@@ -67,6 +85,8 @@ def open_graphs(
     audio_weights: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     attention: AttentionBackend | None = None,
+    face_models: FaceModels | None = None,
+    face_weights: str | os.PathLike[str] | None = None,
 ) -> RuntimeGraphs:
     """Open a model for a back end, never for another one instead.
 
@@ -76,6 +96,8 @@ def open_graphs(
         threads: CPU threads of a graph, for ``onnxruntime``; None takes PyTorch's number.
         attention: attention of the denoiser, for ``torch`` only; see
             :func:`dithead.kernels.attention.attention`.
+        face_models, face_weights: the networks that find faces, for ``torch`` only; see
+            :meth:`dithead.face.networks.FaceNetworks.load`. None takes ``mediapipe``.
 
     Raises:
         ConfigError: unknown back end, a missing bundle, a bundle for a back end that reads none, or
@@ -84,12 +106,14 @@ def open_graphs(
         CheckpointError, ExportError: the checkpoint or the bundle cannot be used.
     """
     check_backend(backend, bundle is not None, attention)
+    check_face_models(face_models, face_weights, bundle is not None)
     where = torch.device(device)
     if backend == "torch":
         from dithead.torchgraphs import TorchGraphs
 
         weights = None if audio_weights is None else Path(audio_weights)
-        return TorchGraphs.load(checkpoint, where, weights, attention or "auto")
+        faces = FaceNetworks.load(face_models or "mediapipe", face_weights)
+        return TorchGraphs.load(checkpoint, where, weights, attention or "auto", faces)
     if bundle is None:
         raise ConfigError(
             f"the back end {backend!r} reads a bundle",

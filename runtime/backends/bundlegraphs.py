@@ -35,6 +35,8 @@ class BundleGraphs:
         self._manifest = read_manifest(bundle)
         self.config: DitHeadConfig = self._manifest.model_config()
         """The model's configuration."""
+        self.face_models = self._manifest.face_networks()
+        """Which networks find faces."""
         self.precision = self._manifest.precision
         """The precision of the weights."""
         self._entries = {entry.name: entry for entry in self._manifest.graphs}

@@ -11,16 +11,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dithead.bundle.graphspecs import NETWORKS, networks
-from dithead.face.detector import load_face_detector
-from dithead.face.mesh import load_face_mesh
+from dithead.bundle.graphspecs import networks
+from dithead.face.networks import FaceNetworks
 from dithead.runtime.backends.onnxruntime import OnnxGraphs
 from dithead.torchgraphs import PackagedGraphs
 
 
 class CpuGraphs:
     """:class:`~dithead.graphs.Graphs` from a bundle, on the CPU. Of the bundle's files, only those
-    of the networks are read.
+    of the networks are read; a face detector that comes with the package runs in PyTorch.
 
     Args:
         bundle: folder written by dithead-export.
@@ -38,7 +37,10 @@ class CpuGraphs:
         self.config, self.device = self._networks.config, self._networks.device
         self.precision = self._networks.precision
         self.random_weights = self._networks.random_weights
-        self._others = PackagedGraphs(self.config, load_face_detector(), load_face_mesh())
+        self._in_files = networks(self.config.shape_head, self._networks.face_models)
+        packaged = self._networks.face_models == "mediapipe"
+        faces = FaceNetworks.load() if packaged else FaceNetworks(None, None, "fan")
+        self._others = PackagedGraphs(self.config, faces)
 
     def preload(self) -> None:
         """Open the networks, so that the first frame need not wait for them.
@@ -55,5 +57,5 @@ class CpuGraphs:
             ExportError: the bundle has no such graph, or its file is missing or damaged.
             StreamError: the inputs do not fit, or ONNX Runtime failed.
         """
-        graphs = self._networks if name in NETWORKS else self._others
+        graphs = self._networks if name in self._in_files else self._others
         return graphs.run(name, *inputs)

@@ -44,7 +44,7 @@ class EngineGraphs(BundleGraphs):
         self._engines = Engines(bundle, self.device, flavour)
         self._modules: dict[str, nn.Module] = {
             name: make().to(self.device).eval()
-            for name, make in weightless(self.config).items()
+            for name, make in weightless(self.config, self.face_models).items()
             if not (name in self._entries and self._entries[name].engine)
         }
 
