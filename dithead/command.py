@@ -146,6 +146,23 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_face_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--face-models`` and ``--face-weights``."""
+    parser.add_argument(
+        "--face-models",
+        choices=("mediapipe", "fan"),
+        help="networks that find faces: MediaPipe's, which come with the package, or S3FD and FAN, "
+        "as in the paper, whose weights 'dithead train convert fan' fetches (default: mediapipe, "
+        "or the bundle's own)",
+    )
+    parser.add_argument(
+        "--face-weights",
+        metavar="FOLDER",
+        type=Path,
+        help="weights of S3FD and FAN (default: fan in dithead's folder of the user's cache)",
+    )
+
+
 def face_choice(text: str) -> str | int | tuple[float, ...]:
     """The value of ``--face``: see :data:`dithead.face.choice.FaceChoice`."""
     if text == "largest":

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dithead.bundle.libraries import Flavour, installed_flavour, load_flavour
-from dithead.command import CommandParser, add_checkpoint_arguments, run_command
+from dithead.command import (
+    CommandParser,
+    add_checkpoint_arguments,
+    add_face_model_arguments,
+    run_command,
+)
 from dithead.errors import BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="the bundle's folder",
     )
     add_checkpoint_arguments(parser)
+    add_face_model_arguments(parser)
     parser.add_argument(
         "--preset",
         help="random weights in the shapes of a preset, instead of a checkpoint: to measure sizes, "
@@ -157,6 +163,7 @@ def _export(args: argparse.Namespace) -> ExportReport:
     from dithead.config import preset
     from dithead.export.bundle import export_bundle
     from dithead.export.inputs import record_real_inputs
+    from dithead.face.networks import FaceNetworks
     from dithead.torchgraphs import TorchGraphs
 
     def say(line: str) -> None:
@@ -165,12 +172,13 @@ def _export(args: argparse.Namespace) -> ExportReport:
 
     options = _options(args, say)
     clip = args.clip
+    faces = FaceNetworks.load(args.face_models or "mediapipe", args.face_weights)
     if args.preset is None:
         source = getattr(args, "checkpoint", "tiny")
-        models = TorchGraphs.load(source, "cpu", args.audio_weights)
+        models = TorchGraphs.load(source, "cpu", args.audio_weights, faces=faces)
         clip = clip or _demo_clip()
     else:
-        source, models = None, TorchGraphs.random(preset(args.preset))
+        source, models = None, TorchGraphs.random(preset(args.preset), faces)
     if clip is None:
         say("comparing on random inputs alone: give --clip VIDEO to compare on real ones, too")
         real = None

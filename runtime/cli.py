@@ -11,7 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dithead.command import CommandParser, add_checkpoint_arguments, face_choice, run_command
+from dithead.command import (
+    CommandParser,
+    add_checkpoint_arguments,
+    add_face_model_arguments,
+    face_choice,
+    run_command,
+)
 from dithead.errors import ConfigError
 from dithead.runtime.defaults import IN_FLIGHT
 from dithead.runtime.progress import WANTED, Progress
@@ -116,6 +122,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "that of a package, on CUDA, or the Triton kernel (default: auto, which is triton on "
         "NVIDIA's GPUs where it is installed, and otherwise sdpa)",
     )
+    add_face_model_arguments(parser)
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(
         "--interpolate",
@@ -326,6 +333,8 @@ def _run(args: argparse.Namespace, adapt: Adapt | None, bundle_of: BundleOf | No
             device=args.device,
             audio_weights=args.audio_weights,
             attention=args.attention,
+            face_models=args.face_models,
+            face_weights=args.face_weights,
             steps=args.steps,
             seed=args.seed,
             reference=args.reference,

@@ -170,6 +170,27 @@ def look_at_media() -> list[Finding]:
     return found
 
 
+def look_at_face_models() -> list[Finding]:
+    """The networks that find faces: the packaged ones, and the weights of S3FD and FAN."""
+    from dithead.face.fanweights import FILES, fan_folder, load_fan
+
+    group = "Face models"
+    found = [
+        Finding(group, "mediapipe", "ok", "come with the package"),
+        _extra(group, "face_alignment", "face-alignment", "fan", "fetches the weights of fan"),
+    ]
+    try:
+        folder = fan_folder()
+        remedy = f"dithead train convert fan -o {folder}"
+        if not any((folder / file).is_file() for file in FILES.values()):
+            detail = f"S3FD and FAN, for --face-models fan; no weights in {folder}"
+            return [*found, Finding(group, "fan", "missing", detail, remedy)]
+        load_fan(folder)
+    except DitheadError as error:
+        return [*found, Finding(group, "fan", "unusable", error.message, error.hint or "")]
+    return [*found, Finding(group, "fan", "ok", f"S3FD and FAN, in {folder}")]
+
+
 def look_at_checkpoints(extra: Sequence[Path] = ()) -> list[Finding]:
     """Packaged checkpoints and those that were asked about."""
     from dithead import checkpoint
@@ -210,6 +231,8 @@ def _engine_options(manifest: Manifest) -> str:
     audio = manifest.config.get("audio")
     if isinstance(audio, dict) and audio.get("encoder", WHISPER) != WHISPER:
         options += ["--audio-weights", "WEIGHTS"]
+    if manifest.face_models != "mediapipe":
+        options += ["--face-models", manifest.face_models]
     return " ".join(options) + " " if options else ""
 
 
@@ -268,6 +291,7 @@ def examine(bundles: Sequence[Path] = (), checkpoints: Sequence[Path] = ()) -> l
         look_at_torch,
         look_at_engines,
         look_at_media,
+        look_at_face_models,
         lambda: look_at_checkpoints(checkpoints),
     ]
     found = [finding for look in looks for finding in look()]

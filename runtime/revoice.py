@@ -12,10 +12,17 @@ import torch
 
 from dithead.errors import ConfigError
 from dithead.face.choice import FaceChoice
+from dithead.face.networks import FaceModels
 from dithead.face.speakers import Speakers
 from dithead.kernels.attention import AttentionBackend
 from dithead.options import Options, ReferenceMode
-from dithead.runtime.backends import Backend, check_backend, limit_threads, open_graphs
+from dithead.runtime.backends import (
+    Backend,
+    check_backend,
+    check_face_models,
+    limit_threads,
+    open_graphs,
+)
 from dithead.runtime.checked import checked_device
 from dithead.runtime.defaults import IN_FLIGHT, default_threads
 from dithead.runtime.media.extend import ExtendMode
@@ -38,6 +45,8 @@ def revoice(
     device: torch.device | str = "cpu",
     audio_weights: PathLike | None = None,
     attention: AttentionBackend | None = None,
+    face_models: FaceModels | None = None,
+    face_weights: PathLike | None = None,
     steps: int | None = None,
     seed: int = 0,
     reference: ReferenceMode = "fixed",
@@ -80,6 +89,10 @@ def revoice(
         attention: attention of the denoiser, with the back end ``torch``: ``auto``, ``sdpa``,
             ``math``, ``flash``, ``xformers`` or ``triton``. None takes ``auto``: ``triton`` on
             NVIDIA's GPUs where it is installed, and otherwise ``sdpa``.
+        face_models: networks that find faces, with the back end ``torch``: ``mediapipe``, which
+            come with the package, or ``fan``, S3FD and FAN. None takes ``mediapipe``; a bundle has
+            its own.
+        face_weights: folder of S3FD's and FAN's weights. None takes the one in the user's cache.
         steps: denoising steps a frame. None takes the model's own number.
         seed: seed of the initial noise.
         reference: what the model sees of the face: ``fixed``, its first good frame, or
@@ -138,6 +151,7 @@ def revoice(
     encoding.options(encoding.codec(output.muxer(encoding)), output.streamed)  # fails early
     total = _frames_to_come(video, audio, extend, progress is not None)
     _check_weights(bundle, checkpoint, audio_weights, batch)
+    check_face_models(face_models, face_weights, bundle is not None)
     given = bundle is not None
     check_backend(backend or ("onnxruntime" if given else "torch"), given, attention)
     if callable(checkpoint):
@@ -155,6 +169,8 @@ def revoice(
             audio_weights=audio_weights,
             threads=threads,
             attention=attention,
+            face_models=face_models,
+            face_weights=face_weights,
         )
         told = None
         if (tell := progress) is not None:

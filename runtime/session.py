@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from dithead.errors import ConfigError
+from dithead.face.networks import FaceModels
 from dithead.generator import FrameGenerator
 from dithead.kernels.attention import AttentionBackend
 from dithead.options import Options
@@ -71,6 +72,8 @@ class Session:
         audio_weights: str | Path | None = None,
         threads: int | None = None,
         attention: AttentionBackend | None = None,
+        face_models: FaceModels | None = None,
+        face_weights: str | Path | None = None,
         batch: int = 1,
     ) -> Session:
         """Load a checkpoint or a bundle.
@@ -87,6 +90,10 @@ class Session:
             attention: attention of the denoiser, with ``torch``: ``auto``, ``sdpa``, ``math``,
                 ``flash``, ``xformers`` or ``triton``. None takes ``auto``: ``triton`` on NVIDIA's
                 GPUs where it is installed, and otherwise ``sdpa``.
+            face_models: networks that find faces, with ``torch``: ``mediapipe``, which come with
+                the package, or ``fan``, S3FD and FAN. None takes ``mediapipe``; a bundle has its
+                own.
+            face_weights: folder of S3FD's and FAN's weights; None takes that in the user's cache.
             batch: see :class:`Session`. A bundle must have been made for batches of that size
                 (``dithead export --batch``).
 
@@ -104,6 +111,8 @@ class Session:
                 audio_weights=audio_weights,
                 threads=threads,
                 attention=attention,
+                face_models=face_models,
+                face_weights=face_weights,
             ),
             batch,
         )

@@ -27,8 +27,10 @@ def takes_cached_bundle(args: argparse.Namespace) -> bool:
     """Whether ONNX Runtime is to run the checkpoint's bundle from the cache."""
     if args.bundle is not None or args.device != "cpu":
         return False
-    # What only PyTorch can do: another attention or speech encoder, batches, random weights.
-    only_torch = args.attention is not None or args.audio_weights is not None or args.batch > 1
+    # What only PyTorch can do: another attention or speech encoder, batches, random weights; and
+    # other face models, which the cached bundle does not have.
+    other = args.attention, args.audio_weights, args.face_models, args.face_weights
+    only_torch = args.batch > 1 or any(value is not None for value in other)
     only_torch |= random_preset(getattr(args, "checkpoint", "tiny")) is not None
     wanted = args.backend or ("torch" if only_torch else default_backend(args.device))
     return bool(wanted == "onnxruntime")
