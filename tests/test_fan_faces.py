@@ -29,8 +29,10 @@ from dithead.options import Options
 from dithead.pipeline import revoice
 from dithead.runtime import cli, doctor
 from dithead.runtime.backends import open_graphs
+from dithead.runtime.backends.cpu import CpuGraphs
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
+from dithead.train.evaluation import facemodels
 
 FRAMES = 3
 
@@ -87,6 +89,29 @@ def test_a_face_on_its_side_is_followed(drawn: FaceNetworks, frames: list[Tensor
 
 def test_nothing_is_found_where_there_is_no_face(drawn: FaceNetworks) -> None:
     assert FaceTracker(drawn.run)(torch.full((200, 160, 3), 90, dtype=torch.uint8)) is None
+
+
+def test_the_agreement_of_both_stacks_is_told(
+    drawn: FaceNetworks,
+    portrait_clip: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clip = portrait_clip("in.mp4", [Fraction(i, 25) for i in range(4)], blank=(2,))
+    missing = ["--face-weights", str(tmp_path / "none")]
+    assert facemodels.main([str(clip), *missing]) == 1
+    assert "no weights of S3FD" in capsys.readouterr().err
+    parts = drawn.detector, drawn.landmarks
+    monkeypatch.setattr("dithead.face.fanweights.load_fan", lambda _: parts)
+    assert facemodels.main([str(clip), "--frames", "3"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["frames"], told["both"], told["only_first"], told["only_second"]) == (3, 2, 0, 0)
+    for measure, most in (("centre", 0.02), ("side_apart", 0.05), ("roll", 2.0), ("mesh", 0.03)):
+        assert 0 < told[measure] < most, measure
+    same = facemodels.agreement([(torch.zeros(99, 99, 3, dtype=torch.uint8), 0.0)], drawn, drawn)
+    assert (same.frames, same.both) == (1, 0)
+    assert np.isnan(same.centre)
 
 
 def test_a_stream_equals_the_method(
@@ -182,18 +207,19 @@ def test_a_bundle_of_unknown_networks_is_refused(tmp_path: Path) -> None:
     assert mf.read_manifest(tmp_path).face_networks() == "mediapipe"
 
 
-@pytest.mark.slow  # two graphs of 50 M parameters go through torch.export
+@pytest.mark.slow  # two large graphs go through torch.export
 def test_a_bundle_runs_what_pytorch_runs(random_models: TorchGraphs, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="exporting needs the extra 'export'")
     models = TorchGraphs(random_models.dithead, random_models.audio, random_networks())
-    shape_head = random_models.config.shape_head
-    options = ExportOptions(targets=("cpu",), graphs=networks(shape_head, "fan"))
+    in_file = {"face_detector", "face_landmarks"}
+    assert in_file < set(networks(False, "fan"))
+    options = ExportOptions(targets=("cpu",), graphs=tuple(in_file))
     export_bundle(None, tmp_path / "bundle", options, models=models)
     assert mf.read_manifest(tmp_path / "bundle").face_models == "fan"
-    graphs = open_graphs("onnxruntime", bundle=tmp_path / "bundle")
+    graphs = CpuGraphs(tmp_path / "bundle")
     generator = torch.Generator().manual_seed(2)
-    names = ("face_detector", "face_region.1", "face_landmarks", "face_judge", "face_look")
-    for spec in select(graph_specs(shape_head=shape_head), (*names, "face_sighting")):
+    others = {"face_region.1", "face_sighting", "face_judge", "face_look"}
+    for spec in select(graph_specs(64), in_file | others):
         inputs = example_inputs(spec, models.config, generator, 1, "fan")
         given = [inputs[name] for name in spec.inputs]
         found, expected = graphs.run(spec.name, *given), models.run(spec.name, *given)
