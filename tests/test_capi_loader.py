@@ -373,6 +373,32 @@ def test_graphs_with_other_shapes_are_refused(
     assert f"graph '{graph}' was made by another version" in message and f"{port}(" in message
 
 
+@pytest.mark.parametrize(("cut", "shown"), [(192, 192), (256, 256), (256, 192), (160, 160)])
+def test_a_picture_of_a_region_fits_either_landmark_network(
+    change: Callable[..., Path], cut: int, shown: int
+) -> None:
+    """The mesh network's has 192 pixels, FAN's 256."""
+
+    def port(name: str, dtype: str, *shape: int | str) -> dict:
+        return {"name": name, "dtype": dtype, "shape": shape}
+
+    def graph(name: str, inputs: list[dict], output: dict) -> dict:
+        return {"name": name, "inputs": inputs, "outputs": [output], "engine": False}
+
+    picture = port("picture", "float32", 1, 3, shown, shown)
+    given = [port("frame", "uint8", "H", "W", 3), port("region", "float32", 1, 5)]
+    region = graph("face_region.1", given, port("picture", "float32", 1, 3, cut, cut))
+    frame = graph("face_picture", [picture], port("frame", "uint8", shown, shown, 3))
+
+    def by(values: dict) -> None:
+        files = next(entry["onnx"] for entry in values["graphs"] if entry["name"] == "noise")
+        values["graphs"] += [region | {"onnx": files}, frame | {"onnx": files}]
+
+    message = loader("open", change(by), "cpu", status=BUNDLE)
+    fits = cut == shown != 160  # then the next thing is that the files are another graph's
+    assert ("its file has 2 inputs" if fits else "expected picture(1,3,") in message
+
+
 def test_a_bundle_of_some_graphs_is_not_complete(small_bundle: Path) -> None:
     message = loader("complete", small_bundle, status=BUNDLE)
     assert "the bundle has no graph 'face_detector'" in message

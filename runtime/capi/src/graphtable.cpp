@@ -9,17 +9,17 @@
 namespace dithead {
 namespace {
 
-// Words in shapes stand for numbers of the model's configuration, H and W for a frame's, and (*) for
-// whatever shape the graph that takes it has.
+// Words in shapes stand for numbers of the model's configuration, H and W for a frame's, PICTURE for
+// the side of what the landmark network sees, and (*) for whatever shape the graph that takes it has.
 constexpr const char *TABLE = R"(
 face_detector: frame(H,W,3):u8 -> boxes(16,4) scores(16) keypoints(16,6,2)
 face_sighting: box(4) keypoints(6,2) -> region(1,5)
-face_region.1: frame(H,W,3):u8 region(1,5) -> picture(1,3,192,192)
-face_region.2: frame(H,W,3):u8 region(1,5) -> picture(1,3,192,192)
-face_landmarks: picture(1,3,192,192) region(1,5) -> mesh(1,468,3) score(1)
-face_judge: picture(1,3,192,192) region(1,5) mesh(1,468,3) score(1) last_mesh(468,3) last_looks(3,18,24) person(6,3,18,24) reference(3,18,24) mouths(6,3,61) -> looks(3,18,24) mouth(3,61) light(2,3) around(1,5) measures(18)
+face_region.1: frame(H,W,3):u8 region(1,5) -> picture(1,3,PICTURE,PICTURE)
+face_region.2: frame(H,W,3):u8 region(1,5) -> picture(1,3,PICTURE,PICTURE)
+face_landmarks: picture(1,3,PICTURE,PICTURE) region(1,5) -> mesh(1,468,3) score(1)
+face_judge: picture(1,3,PICTURE,PICTURE) region(1,5) mesh(1,468,3) score(1) last_mesh(468,3) last_looks(3,18,24) person(6,3,18,24) reference(3,18,24) mouths(6,3,61) -> looks(3,18,24) mouth(3,61) light(2,3) around(1,5) measures(18)
 face_look: mesh(468,3) -> region(1,5) points(10)
-face_picture: picture(1,3,192,192) -> frame(192,192,3):u8
+face_picture: picture(1,3,PICTURE,PICTURE) -> frame(PICTURE,PICTURE,3):u8
 face_likeness: known(8,3,18,24) looks(3,18,24) -> unlike(8)
 face_light: reference(3,18,24) looks(3,18,24) -> light(2,3)
 looks_mix: before(3,18,24) latest(3,18,24) share() -> looks(3,18,24)
@@ -58,6 +58,15 @@ Words words_of(const Config &config) {
             {"BLOCK", audio.block_features()},
             {"WINDOW", audio.window_frames},
             {"WIDTH", audio.window_width()}};
+}
+
+// The side of a region's picture: that of the mesh network, or of FAN if the bundle was made for it.
+std::int64_t picture_side(const Manifest &manifest) {
+    constexpr std::int64_t MESH = 192, FAN = 256;
+    const GraphEntry *region = manifest.find("face_region.1");
+    if (region == nullptr || region->outputs.size() != 1) return MESH;
+    const std::vector<Dimension> &shape = region->outputs[0].shape;
+    return !shape.empty() && shape.back().size == FAN ? FAN : MESH;
 }
 
 // A port as the table writes it, with its words replaced.
@@ -143,6 +152,7 @@ const char *graph_table() { return TABLE; }
 
 void check_ports(const Manifest &manifest) {
     Words words = words_of(manifest.config);
+    words["PICTURE"] = picture_side(manifest);
     each_line([&](const std::string &name, const std::string &ports) {
         const std::size_t sized = name.find("SIDE");
         for (const GraphEntry &graph : manifest.graphs) {
