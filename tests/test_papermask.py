@@ -150,7 +150,7 @@ def paper_models(models: TorchGraphs) -> TorchGraphs:
     """The same weights with the paper's mask."""
     dithead = copy.copy(models.dithead)
     dithead.config = replace(models.config, face=replace(models.config.face, mask="paper"))
-    return TorchGraphs(dithead, models.audio, models.detector, models.mesh)
+    return TorchGraphs(dithead, models.audio, models.faces)
 
 
 def test_a_stream_equals_the_specification(
