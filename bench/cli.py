@@ -317,7 +317,10 @@ def _kernels(args: argparse.Namespace) -> None:
     from dithead.bench.kernels import as_line, failures, measure
     from dithead.bench.machine import describe
 
-    device = torch.device(args.device or ("cpu" if args.dry_run else "cuda"))
+    try:
+        device = torch.device(args.device or ("cpu" if args.dry_run else "cuda"))
+    except RuntimeError as error:
+        raise ConfigError(f"--device {args.device}: PyTorch knows no such device") from error
     if args.tune:
         _tune(device, args.dry_run)
     found = measure(device, small=args.dry_run, timed=not args.dry_run)

@@ -151,10 +151,12 @@ def _upsampled(x: Tensor, weight: Tensor, bias: Tensor) -> Case:
 def _ddim(noisy: Tensor, prediction: Tensor) -> Case:
     levels = torch.linspace(0.99, 0.01, 1000, device=noisy.device)
     now = torch.tensor([999], device=noisy.device)
-    out = torch.empty_like(noisy)
+    outs: dict[str, Tensor] = {}
     given = prediction, levels.sqrt(), (1 - levels).sqrt(), now, now - 500, "velocity"
 
     def run(impl: Any) -> Tensor:
+        # Each way its own: none is to look like another.
+        out = outs.setdefault(impl, torch.full_like(noisy, float("nan")))
         return ddim_step(noisy, *given, out=out, impl=impl)  # type: ignore[arg-type]
 
     size = " x ".join(map(str, noisy.shape[1:]))

@@ -123,6 +123,9 @@ def _figure(
     except DitheadError as error:
         figure.error = str(error)
         return figure
+    except Exception as error:  # of another package: the other ways go on
+        figure.error = f"{type(error).__name__}: {error}"
+        return figure
     if ceiling is not None:
         seconds = seconds_of(run, _device_of(made))
         figure.microseconds = 1e6 * seconds

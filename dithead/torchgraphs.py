@@ -42,6 +42,7 @@ from dithead.graphs import (
 )
 from dithead.interpolation import load_interpolator
 from dithead.kernels.attention import AttentionBackend, check_attention
+from dithead.kernels.choice import check_preference
 from dithead.model import DitHead, draw_what_is_zero
 from dithead.shape import GeneratedMesh
 
@@ -151,6 +152,7 @@ class TorchGraphs(PackagedGraphs):
             faces: the networks that find faces; None takes those that come with the package.
         """
         check_attention(attention, torch.device(device))
+        check_preference(torch.device(device))
         if torch.device(device).type == "cuda":
             # On by default for convolutions; TF32 has only float16's digits, too few for a face's
             # position and for quiet sounds.

@@ -60,7 +60,26 @@ def check_row(batch: int, width: int, **rows: Tensor | None) -> None:
     """Raise ValueError if a row is not (B, 1, D), or (1, 1, D) for all of the batch."""
     for name, row in rows.items():
         if row is not None:
-            check_shape(name, row, (1 if row.shape[0] == 1 else batch, 1, width))
+            shared = row.dim() == 3 and row.shape[0] == 1
+            check_shape(name, row, (1 if shared else batch, 1, width))
+
+
+def check_no_gradients(operation: str, *tensors: Tensor) -> None:
+    """Raise ValueError if gradients of an operation that has none are needed."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            f"{operation}: the kernel has no gradients: expected tensors that need none; "
+            "choose the implementation reference, or call it under torch.no_grad()"
+        )
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type in which autocast has products computed on a device; None where it is off."""
+    if not torch.amp.is_autocast_available(device.type):
+        return None
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def common_type(*tensors: Tensor | None) -> torch.dtype:

@@ -42,6 +42,8 @@ def triton_is_chosen(impl: Impl, *tensors: Tensor | None) -> bool:
     """
     given = [tensor for tensor in tensors if tensor is not None]
     wanted = _meaning(impl)
+    if impl == "auto" and (_exporting() or _forward_mode()):
+        return False
     if wanted == "triton":
         if (reason := missing(given[0].device)) is not None:
             raise BackendUnavailable(
@@ -50,7 +52,7 @@ def triton_is_chosen(impl: Impl, *tensors: Tensor | None) -> bool:
             )
         return True
     on_cuda = given[0].device.type == "cuda" and not interpreted()
-    if wanted == "reference" or not on_cuda or _exporting():
+    if wanted == "reference" or not on_cuda:
         return False
     return not _learnt(given) and missing(given[0].device) is None
 
@@ -63,7 +65,19 @@ def inference_form_is_chosen(impl: Impl, *tensors: Tensor) -> bool:
         ConfigError: unknown implementation.
     """
     wanted = _meaning(impl)
-    return wanted == "triton" or (wanted == "auto" and not _exporting() and not _learnt(tensors))
+    if impl == "auto" and _exporting():
+        return False
+    return wanted == "triton" or (wanted == "auto" and not _learnt(tensors))
+
+
+def check_preference(device: torch.device) -> None:
+    """Refuse what :data:`VARIABLE` asks for and cannot be, before anything is loaded.
+
+    Raises:
+        ConfigError: no such implementation. BackendUnavailable: it cannot run on this device.
+    """
+    if _meaning("auto") == "triton":
+        triton_is_chosen("triton", torch.empty(0, device=device))
 
 
 def missing(device: torch.device) -> str | None:
@@ -123,6 +137,11 @@ def _too_old(index: int) -> str | None:
         return None
     wanted = ".".join(map(str, LEAST_CAPABILITY))
     return f"they need compute capability {wanted}, and this GPU has {found[0]}.{found[1]}"
+
+
+def _forward_mode() -> bool:
+    """Whether derivatives are carried forward: the kernels would drop them."""
+    return getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 def _exporting() -> bool:

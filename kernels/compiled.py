@@ -12,9 +12,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from dithead.errors import BackendUnavailable
 from dithead.kernels.choice import interpreted
 from dithead.kernels.launch import Launch
+from dithead.kernels.settings import Settings
 
 ARCHITECTURES = {80: "A100", 89: "RTX 40, L4", 90: "H100, H200", 120: "RTX 50"}
 """Compute capabilities that are compiled for, and cards that have them."""
@@ -49,8 +51,24 @@ def _on_meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def launches() -> Iterator[tuple[str, Launch]]:
-    """What the presets launch, and a name of each case."""
+def launches(candidates: bool = False) -> Iterator[tuple[str, Launch]]:
+    """What the presets launch, and a name of each case.
+
+    Args:
+        candidates: with the settings that tuning tries, at the sizes of ``paper``, instead of the
+            fixed ones.
+    """
+    for case, plan, tried in _cases(candidates):
+        for settings in tried if candidates else (None,):
+            name = case if settings is None else f"{case}, {settings}"
+            for launch in plan(settings):
+                yield name, launch
+
+
+_Case = tuple[str, Callable[[Settings | None], list[Launch]], Sequence[Settings]]
+
+
+def _cases(paper_alone: bool) -> Iterator[_Case]:
     from dithead.kernels.attention import triton as attention
     from dithead.kernels.attention import tritonaudio
     from dithead.kernels.composite import triton as composite
@@ -58,49 +76,64 @@ def launches() -> Iterator[tuple[str, Launch]]:
     from dithead.kernels.group_norm_silu import triton as group_norm_silu
     from dithead.kernels.modulated_layer_norm import triton as modulated_layer_norm
 
+    def planned(plan: Callable[..., list[Launch]], *given: object) -> Any:
+        return lambda settings: plan(*given, settings)
+
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
-        for tokens, heads, width in ((64, 4, 64), (256, 16, 64), (1024, 16, 64), (256, 8, 128)):
+        if paper_alone and dtype == torch.bfloat16:
+            continue
+        narrow = dtype == torch.float32
+        tried = attention.CANDIDATES_FLOAT32 if narrow else attention.CANDIDATES
+        sizes = ((256, 16, 64), (64, 4, 64), (1024, 16, 64), (256, 8, 128))
+        for tokens, heads, width in sizes[:1] if paper_alone else sizes:
             qkv = _on_meta(1, tokens, 3, heads, width, dtype=dtype)
             out = _on_meta(1, tokens, heads * width, dtype=dtype)
-            q, k, v = qkv.unbind(2)
-            for launch in attention.plan(q, k, v, out):
-                yield f"{tokens} tokens, {heads} heads of {width}, {kind}", launch
-        for tokens, heads, keys in ((64, 4, 11), (256, 16, 1), (1024, 16, 1)):
+            case = f"{tokens} tokens, {heads} heads of {width}, {kind}"
+            yield case, planned(attention.plan, *qkv.unbind(2), out), tried
+        tried = tritonaudio.CANDIDATES_FLOAT32 if narrow else tritonaudio.CANDIDATES
+        hearing = ((256, 16, 1), (64, 4, 11), (1024, 16, 1))
+        for tokens, heads, keys in hearing[:1] if paper_alone else hearing:
             x = _on_meta(1, tokens, 64 * heads, dtype=dtype)
             context = _on_meta(1, heads, keys, 64, dtype=dtype)
             weight = _on_meta(64 * heads, 64 * heads, dtype=dtype)
             gate = x[:, :1] if keys > 1 else None
             given = x, x, context, context, gate, weight, weight[0], x
-            for launch in tritonaudio.plan(*given):
-                yield f"{tokens} tokens, {heads} heads, {keys} keys, {kind}", launch
-        for tokens, width in ((64, 256), (256, 1024), (1024, 1024)):
+            case = f"{tokens} tokens, {heads} heads, {keys} keys, {kind}"
+            yield case, planned(tritonaudio.plan, *given), tried
+        rows = ((256, 1024), (64, 256), (1024, 1024))
+        for tokens, width in rows[:1] if paper_alone else rows:
             x = _on_meta(1, tokens, width, dtype=dtype)
             row, line = x[:, :1], x[0, 0]
             adaptive = x, x, row, None, None, row, row, 1e-6, x, x
             affine = x, x, None, line, line, None, None, 1e-6, x, x
+            tried = modulated_layer_norm.CANDIDATES
             for name, tensors in (("adaptive", adaptive), ("affine", affine)):
-                for launch in modulated_layer_norm.plan(*tensors):
-                    yield f"{tokens} tokens of {width}, {name}, {kind}", launch
-    for channels, side in ((128, 256), (256, 128), (512, 32)):
+                case = f"{tokens} tokens of {width}, {name}, {kind}"
+                yield case, planned(modulated_layer_norm.plan, *tensors), tried
+    pictures = ((256, 128), (128, 256), (512, 32), (128, 1))
+    for channels, side in pictures[:1] if paper_alone else pictures:
         x = _on_meta(1, channels, side, side, dtype=torch.float16)
         x = x.to(memory_format=torch.channels_last)
         line = _on_meta(channels, dtype=torch.float16)
-        for launch in group_norm_silu.plan(x, 32, line, line, 1e-6, True, x):
-            yield f"{channels} channels, {side} x {side}, float16", launch
-    for channels, side in ((4, 32), (16, 16)):
-        latent = _on_meta(1, channels, side, side, dtype=torch.float16)
-        table = _on_meta(1000, dtype=torch.float32)
-        now = _on_meta(1, dtype=torch.int64)
-        for launch in ddim_step.plan(latent, latent, table, table, now, now, "velocity", latent):
-            yield f"{channels} x {side} x {side}, float16", launch
+        case = f"{channels} channels, {side} x {side}, float16"
+        plan = planned(group_norm_silu.plan, x, 32, line, line, 1e-6, True, x)
+        yield case, plan, group_norm_silu.CANDIDATES
     for side, density in ((128, 1), (256, 2)):
         face = _on_meta(1, 3, side, side, dtype=torch.float32)
         rectangle = _on_meta(256, 256, 3, dtype=torch.uint8)
         weight = _on_meta(256, 256, dtype=torch.float32)
         matrix = _on_meta(1, 2, 3, dtype=torch.float32)
-        for launch in composite.plan(face, matrix, rectangle, weight, density, rectangle):
-            yield f"face of {side}, rectangle of 256, density {density}", launch
+        case = f"face of {side}, rectangle of 256, density {density}"
+        plan = planned(composite.plan, face, matrix, rectangle, weight, density, rectangle)
+        yield case, plan, composite.CANDIDATES
+    for channels, side in ((4, 32), (16, 16)):
+        latent = _on_meta(1, channels, side, side, dtype=torch.float16)
+        table = _on_meta(1000, dtype=torch.float32)
+        now = _on_meta(1, dtype=torch.int64)
+        given = latent, latent, table, table, now, now, "velocity", latent
+        case = f"{channels} x {side} x {side}, float16"
+        yield case, lambda _, given=given: ddim_step.plan(*given), ()
 
 
 def compile_for(launch: Launch, case: str, architecture: int) -> Needs:
@@ -152,12 +185,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, or JSON."""
     parser = argparse.ArgumentParser(prog="python -m dithead.kernels.compiled", description=__doc__)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--candidates",
+        action="store_true",
+        help="the settings that dithead bench kernels --tune tries",
+    )
+    parser.add_argument(
+        "--architectures",
+        type=int,
+        nargs="+",
+        choices=ARCHITECTURES,
+        default=list(ARCHITECTURES),
+        metavar="SM",
+        help="such as 90 (default: all)",
+    )
     args = parser.parse_args(arguments)
     try:
         found = [
             compile_for(launch, case, architecture)
-            for case, launch in launches()
-            for architecture in ARCHITECTURES
+            for case, launch in launches(args.candidates)
+            for architecture in args.architectures
         ]
     except BackendUnavailable as error:
         print(error, file=sys.stderr)

@@ -20,6 +20,10 @@ def differentiate(
         ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
 
     def backward(ctx: Any, *wanted: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the kernels have first derivatives only: choose the implementation reference"
+            )
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
         learnt = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]

@@ -69,15 +69,23 @@ _measured: ContextVar[list[Measured] | None] = ContextVar("measured", default=No
 
 
 def launch(
-    operation: str, shape: Shape, out: Tensor, plan: Plan, candidates: Sequence[Settings]
+    operation: str,
+    shape: Shape,
+    outs: tuple[Tensor, ...],
+    plan: Plan,
+    candidates: Sequence[Settings],
 ) -> None:
     """Run an operation with the settings that were measured for it here, or with its fixed ones.
 
     Args:
         operation: its name. shape: the sizes that decide which settings are best.
-        out: what it writes. plan: what is launched with given settings, or with the fixed ones.
+        outs: what it writes; nothing is launched if the last is empty.
+        plan: what is launched with given settings, or with the fixed ones.
         candidates: settings that may be better.
     """
+    out = outs[-1]
+    if out.numel() == 0:
+        return
     key = operation, shape, str(out.dtype).removeprefix("torch.")
     found = _measured.get()
     if found is None:
@@ -85,7 +93,7 @@ def launch(
     else:
         before = {(one.operation, one.shape, one.dtype): one for one in found}
         if key not in before:
-            found.append(_measure(key, out, plan, candidates))
+            found.append(_measure(key, outs, plan, candidates))
         settings = before.get(key, found[-1]).settings
     for one in plan(settings):
         one.run()
@@ -157,15 +165,16 @@ def _table(device: torch.device) -> Mapping[Key, Settings]:
         return {}
     try:
         path = table_path(device)
+    except RuntimeError:  # no home folder
+        return {}
+    try:
         if not path.is_file():
             return {}
         values = json.loads(path.read_text())
         if values["schema"] != _SCHEMA:
             raise ValueError(f"its schema is {values['schema']}, not {_SCHEMA}")
         return dict(map(_from_entry, values["settings"]))
-    except RuntimeError:  # no home folder
-        return {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         _log.warning(
             "%s cannot be read (%s: %s): the fixed block sizes run; "
             "`dithead bench kernels --tune` writes it again",
@@ -205,23 +214,32 @@ def _sources() -> str:
     return digest.hexdigest()[:16]
 
 
-def _measure(key: Key, out: Tensor, plan: Plan, candidates: Sequence[Settings]) -> Measured:
-    fixed = _timed(plan(None), out.device)
-    expected = out.clone()
+def _measure(
+    key: Key, outs: tuple[Tensor, ...], plan: Plan, candidates: Sequence[Settings]
+) -> Measured:
+    device = outs[0].device
+    fixed = _timed(plan(None), device)
+    expected = [out.clone() for out in outs]
     best, least = None, fixed
     for settings in candidates:
         launches = plan(settings)
+        for out, kept in zip(outs, expected, strict=True):  # what it does not write is seen
+            out.fill_(float("nan")) if out.is_floating_point() else out.copy_(kept ^ 255)
         try:
-            seconds = _timed(launches, out.device)
+            seconds = _timed(launches, device)
         except _cannot_run() as error:
             _log.info("%s %s: %s cannot run (%s)", *key[:2], settings, error)
             continue
-        off = (out.double() - expected.double()).abs().max()
-        if not off <= TOLERANCE * expected.double().abs().max():
+        if not all(map(_alike, outs, expected)):
             raise DitheadError(f"{key[0]} {key[1]}: with {settings} the result is another")
         if seconds < least:
             best, least = settings, seconds
     return Measured(*key, best, 1e6 * least, 1e6 * fixed)
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    off = (found.double() - expected.double()).abs().max()
+    return bool(off <= TOLERANCE * expected.double().abs().max())
 
 
 def _cannot_run() -> tuple[type[Exception], ...]:

@@ -88,22 +88,26 @@ def _look_at_kernels() -> Finding:
     """The Triton kernels, and on which GPUs they run."""
     import torch
 
-    from dithead.kernels.choice import VARIABLE, missing
+    from dithead.kernels.choice import IMPLEMENTATIONS, VARIABLE, interpreted, missing
 
     purpose = "the kernels of --backend torch on a GPU"
     found = _extra("PyTorch", "triton", "triton", "triton", purpose)
-    if found.state != "ok" or not torch.cuda.is_available():
-        return found
-    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    reasons = {device: missing(device) for device in devices}
-    told = "; ".join(
-        f"{device}: {reason or _use_of_kernels(device)}" for device, reason in reasons.items()
-    )
     meant = os.environ.get(VARIABLE)
-    detail = f"{found.detail}; {told}" + (f"; {VARIABLE}={meant}" if meant else "")
-    state: State = "ok" if None in reasons.values() else "unusable"
+    if meant and meant not in IMPLEMENTATIONS:
+        remedy = f"set {VARIABLE} to one of {', '.join(IMPLEMENTATIONS)}"
+        return Finding("PyTorch", "triton", "unusable", f"{VARIABLE}={meant}", remedy)
+    if found.state != "ok":
+        return found
+    told = [found.detail] + ([f"{VARIABLE}={meant}"] if meant else [])
+    if interpreted():
+        told.append("in Triton's interpreter, very slow (TRITON_INTERPRET=1)")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reasons = {d: missing(d) for d in (torch.device("cuda", index) for index in range(count))}
+    for device, reason in reasons.items():
+        told.append(f"{device}: {reason or _use_of_kernels(device)}")
+    state: State = "ok" if None in reasons.values() or not reasons else "unusable"
     remedy = "" if state == "ok" else "nothing to do: PyTorch's own kernels run instead"
-    return Finding("PyTorch", "triton", state, detail, remedy)
+    return Finding("PyTorch", "triton", state, "; ".join(told), remedy)
 
 
 def _use_of_kernels(device: torch.device) -> str:

@@ -78,6 +78,8 @@ def check_adapt(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--adapt adapts a checkpoint: it needs the back end torch or onnxruntime, and no bundle"
         )
+    if random_preset(getattr(args, "checkpoint", "tiny")) is not None:
+        raise ConfigError("--adapt adapts weights that were trained, not random ones")
     if args.faces is not None:
         raise ConfigError("--adapt adapts to one face: leave --faces out")
     if not 0 < args.adapt < float("inf"):

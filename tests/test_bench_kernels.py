@@ -90,6 +90,20 @@ def test_without_a_gpu_nothing_is_timed(
     assert not (tmp_path / "k.json").exists()
 
 
+@without_gpu
+def test_a_kernel_that_writes_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("dithead.kernels.ddim_step.triton.plan", lambda *_: [])
+    found = kernels.measure(torch.device("cpu"), small=True, timed=False)
+    assert {figure.operation for figure in kernels.failures(found.figures)} >= {"ddim_step"}
+
+
+def test_a_device_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    given = ["kernels", "--device", "nonsense", "-o", str(tmp_path / "k.json")]
+    assert cli.main(given) == 2
+    assert "PyTorch knows no such device" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_gpu_session_without_a_gpu(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -57,6 +57,21 @@ def test_scores_that_are_large_and_alike() -> None:
     close(found, exact_attention(*parts), torch.float16, scale=30.0)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_keys_that_do_not_count_come_first() -> None:
+    """A whole block of scores of -inf."""
+    q, k, v = numbers(1, 1, 4, 32), numbers(1, 1, 70, 32), numbers(1, 1, 70, 32)
+    q[...], k[:, :, :64], k[:, :, 64:] = 1e20, -1e20, 0.0
+    found = attention(q, k, v, "triton")
+    torch.testing.assert_close(found, v[:, :, 64:].mean(2, keepdim=True).expand_as(found))
+
+
+def test_no_tokens_or_no_batch_give_nothing() -> None:
+    q, k = numbers(0, 2, 3, 32), numbers(0, 2, 5, 32)
+    assert attention(q, k, k, "triton").shape == (0, 2, 3, 32)
+    assert self_attention(numbers(2, 0, 3 * 64), 2, "triton").shape == (2, 0, 64)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("batch", "tokens", "heads", "width", "keys", "gated"),

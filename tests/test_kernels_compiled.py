@@ -37,6 +37,23 @@ def test_every_kernel_compiles_without_spills() -> None:
         assert needs["registers"] * needs["warps"] * 32 <= 65536, needs
 
 
+@pytest.mark.slow
+def test_what_tuning_tries_compiles_without_spills() -> None:
+    """On the architecture with the least shared memory; 120 compilations."""
+    options = ["--json", "--candidates", "--architectures", "120"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "dithead.kernels.compiled", *options],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert [needs for needs in found if needs["spilled_bytes"]] == []
+    assert max(needs["shared_bytes"] for needs in found) <= SHARED_BYTES[120]
+
+
 def test_no_kernel_is_left_out() -> None:
     """Those that are not launched by themselves are parts of others."""
     parts = {"dot", "_bilinear", "_blend"}

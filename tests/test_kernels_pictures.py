@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -35,6 +36,22 @@ def test_ddim_step(predicts: Any, dtype: torch.dtype) -> None:
     assert ddim_step(noisy, *given, out=noisy, impl="triton") is noisy
     assert torch.equal(noisy, other) and not torch.equal(noisy, kept)
     close(noisy, expected, dtype, scale=4.0)
+
+
+@pytest.mark.parametrize(("now", "following"), [(20, 3), (-1, 3), (7, 20), (1000, -1)])
+def test_a_step_that_is_not_in_the_tables_gives_nan(now: int, following: int) -> None:
+    table = torch.linspace(0.9, 0.1, 20, device=DEVICE)
+    steps = (torch.tensor([step], device=DEVICE) for step in (now, following))
+    noisy = numbers(1, 4, 3, 3)
+    made = ddim_step(noisy, noisy, table, table, *steps, "noise", impl="triton")
+    assert made.isnan().all()
+
+
+def test_a_step_of_nothing() -> None:
+    table, none = torch.ones(5, device=DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    noisy = numbers(0, 4, 3, 3)
+    made = ddim_step(noisy, noisy, table, table, none, none, "noise", impl="triton")
+    assert made.shape == noisy.shape
 
 
 @pytest.mark.parametrize("density", [1, 2, 3])
@@ -89,6 +106,19 @@ def test_a_folded_weight_is_kept_until_the_weight_changes() -> None:
     assert kept.of(weight.half()).dtype == torch.float16
     with torch.inference_mode():
         assert torch.equal(kept.of(weight.clone()), 2.0 * first)
+
+
+def test_a_folded_weight_is_exact_under_autocast_and_not_copied() -> None:
+    layer = UpsampledConv2d(3, 4).to(DEVICE).requires_grad_(False)
+    x = numbers(1, 3, 5, 6)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        layer(x)
+    expected = upsampled_convolution(x, layer.weight, layer.bias, impl="reference")
+    close(layer(x), expected, torch.float32)
+    other = copy.deepcopy(layer)
+    assert other._folded._made is None
+    other.weight.mul_(0.0)
+    assert not other(x).sub(layer.bias[None, :, None, None]).any()
 
 
 def test_a_layer_learns_through_the_reference() -> None:

@@ -17,6 +17,9 @@ from dithead.kernels.composite import composite
 from dithead.kernels.ddim_step import ddim_step
 from dithead.kernels.group_norm_silu import group_norm_silu
 from dithead.kernels.modulated_layer_norm import modulated_layer_norm
+from dithead.kernels.upsampled_convolution import upsampled_convolution
+from dithead.runtime import doctor
+from dithead.torchgraphs import TorchGraphs
 
 
 def test_the_kernels_run_here() -> None:
@@ -45,6 +48,12 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         lambda: norm(x.transpose(1, 2), impl="triton"),
     )
     refused(ValueError, "expected both or none", lambda: norm(x, scale=x[:, :1], impl="triton"))
+    refused(
+        ValueError,
+        r"gate: expected the shape \(2, 1, 32\), found \(\)",
+        lambda: norm(x, branch=x, gate=line[0], impl="triton"),
+    )
+    refused(ValueError, "1 to 8192 numbers", lambda: norm(x[..., :0], impl="triton"))
     refused(ValueError, "gate: expected None", lambda: norm(x, gate=x[:, :1], impl="triton"))
     refused(
         ValueError,
@@ -105,6 +114,16 @@ def test_steps_and_pictures_that_do_not_fit_are_refused() -> None:
         "out: expected a dense tensor",
         lambda: ddim_step(latent, latent, *step, out=latent.transpose(2, 3), impl="triton"),
     )
+    refused(
+        ConfigError,
+        "unknown prediction 'Noise': choose one of noise, velocity",
+        lambda: ddim_step(latent, latent, table, table, now, now, "Noise"),  # type: ignore[arg-type]
+    )
+    refused(
+        ValueError,
+        r"weight: expected the shape \(O, 4, 3, 3\), found \(2, 4, 1, 1\)",
+        lambda: upsampled_convolution(latent, numbers(2, 4, 1, 1), numbers(2)),
+    )
     face, matrix = numbers(1, 3, 8, 8), numbers(1, 2, 3)
     rectangle = torch.zeros(9, 9, 3, dtype=torch.uint8, device=DEVICE)
     weight = numbers(9, 9)
@@ -112,6 +131,11 @@ def test_steps_and_pictures_that_do_not_fit_are_refused() -> None:
         TypeError,
         "rectangle: expected uint8, found float32",
         lambda: composite(face, matrix, rectangle.float(), weight, impl="triton"),
+    )
+    refused(
+        ValueError,
+        "face: expected at least one pixel",
+        lambda: composite(face[..., :0, :0], matrix, rectangle, weight, impl="triton"),
     )
     refused(
         ValueError,
@@ -137,6 +161,10 @@ def test_implementations_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DITHEAD_KERNELS", "quick")
     with pytest.raises(ConfigError, match="DITHEAD_KERNELS is 'quick'"):
         modulated_layer_norm(x)
+    with pytest.raises(ConfigError, match="DITHEAD_KERNELS is 'quick'"):
+        TorchGraphs.load("no-such-checkpoint")  # before it is looked for
+    (found,) = (one for one in doctor.examine() if one.name == "triton")
+    assert found.state == "unusable" and "set DITHEAD_KERNELS to one of" in found.remedy
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the kernels run on this device")

@@ -76,7 +76,15 @@ def test_blocks_that_no_kernel_offers_are_not_used(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"schema": 99, "settings": []}', '{"schema": 1, "settings": [{}]}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"schema": 99, "settings": []}',
+        '{"schema": 1, "settings": [{}]}',
+        '{"schema": 1, "settings": [{"operation": "a", "shape": [1e999]}]}',
+        "[" * 100_000,
+    ],
 )
 def test_a_damaged_table_is_told_and_left(
     text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -124,7 +132,11 @@ class Fill:
 def test_blocks_that_give_another_result_are_refused() -> None:
     out, other = torch.zeros(4, device=DEVICE), Settings((8,))
     with measuring(), pytest.raises(DitheadError, match=r"fill \(4,\): with .*\(8,\).* is another"):
-        settings.launch("fill", (4,), out, lambda given: [Fill(out, 1.0 + bool(given))], [other])
+        settings.launch("fill", (4,), (out,), lambda given: [Fill(out, 1.0 + bool(given))], [other])
+    with measuring(), pytest.raises(DitheadError, match="is another"):  # it writes nothing
+        settings.launch(
+            "fill", (4,), (out,), lambda given: [] if given else [Fill(out, 1)], [other]
+        )
 
 
 def once(run: Callable[[], object], device: torch.device) -> float:

@@ -10,9 +10,14 @@ import torch
 from exactness import DEVICE, numbers
 from torch import Tensor, nn
 
+from dithead.config import DiTConfig
+from dithead.dit import DiT
 from dithead.kernels.attention import audio_attention, self_attention
+from dithead.kernels.choice import preferring
+from dithead.kernels.ddim_step import ddim_step
 from dithead.kernels.group_norm_silu import group_norm_silu
 from dithead.kernels.modulated_layer_norm import modulated_layer_norm
+from dithead.model import draw_what_is_zero
 
 pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan")
 
@@ -81,6 +86,59 @@ def test_gradients_of_attention() -> None:
     same_gradients(audio, x, q, k, v, numbers(2, 1, 64))
     audio("triton", x, q, k, v, numbers(2, 1, 64)).sum().backward()
     assert out.weight.grad is not None and out.weight.grad.any()
+
+
+def test_derivatives_that_the_kernels_lack_are_refused() -> None:
+    x, latent = numbers(1, 2, 8).requires_grad_(True), numbers(1, 4, 3, 3).requires_grad_(True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(
+            modulated_layer_norm(x, impl="triton")[1].square().sum(), x, create_graph=True
+        )
+    table, now = torch.ones(5, device=DEVICE), torch.tensor([2], device=DEVICE)
+    given = latent, latent, table, table, now, now, "noise"
+    with pytest.raises(ValueError, match="ddim_step: the kernel has no gradients"):
+        ddim_step(*given, impl="triton")
+    with torch.no_grad():
+        ddim_step(*given, impl="triton")
+
+
+def test_derivatives_carried_forward_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITHEAD_KERNELS", "triton")
+    x, tangent = numbers(1, 2, 8), numbers(1, 2, 8)
+    _, found = torch.func.jvp(lambda x: modulated_layer_norm(x)[1], (x,), (tangent,))
+    by_reference = lambda x: modulated_layer_norm(x, impl="reference")[1]  # noqa: E731
+    torch.testing.assert_close(found, torch.func.jvp(by_reference, (x,), (tangent,))[1])
+
+
+@pytest.mark.parametrize("conditioning", ["tokens", "paper"])
+def test_a_denoiser_under_autocast(conditioning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where training generates: parameters of float32, products of bfloat16, no gradients."""
+    monkeypatch.setattr("dithead.linear._ONEDNN", False)  # as on a GPU
+    dit = DiT(DiTConfig(64, 2, 2, conditioning=conditioning), 4, 8, 3, 5).to(DEVICE)
+    draw_what_is_zero(dit)
+    latents = [numbers(2, 4, 8, 8) for _ in range(3)]
+    now, window = torch.tensor([5, 900], device=DEVICE), numbers(2, 3, 5)
+    made = {}
+    for impl in ("reference", "triton"):
+        with preferring(impl), torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+            made[impl] = dit(*latents, now, window)
+    assert made["triton"].dtype == made["reference"].dtype
+    off = (made["triton"] - made["reference"]).float()
+    assert off.abs().max() < 0.05 * made["reference"].float().std()
+
+
+def test_exported_graphs_are_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITHEAD_KERNELS", "triton")
+
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            normed = modulated_layer_norm(x)[1]
+            return self_attention(torch.cat([normed] * 3, -1), 2, "auto")
+
+    x = numbers(1, 4, 32)
+    exported = torch.export.export(Block(), (x,))
+    assert not any("dithead" in str(node.target) for node in exported.graph.nodes)
+    torch.jit.trace(Block(), (x,))
 
 
 def test_operations_are_declared_as_they_are() -> None:

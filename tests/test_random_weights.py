@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dithead.__main__ import main as dithead_main
 from dithead.bench import cli as bench
 from dithead.errors import CheckpointError, ConfigError
 from dithead.model import DitHead
@@ -43,6 +44,12 @@ def test_the_summary_and_the_file_say_so(
     assert main([*given, "--checkpoint", NAME]) == 0
     assert "random weights in the shapes of tiny, never trained" in capsys.readouterr().out
     assert b"; random weights, never trained" in out.read_bytes()
+
+
+def test_they_are_not_adapted(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["a.mp4", "a.wav", "-o", "b.mp4", "--adapt", "1", "--checkpoint", NAME]
+    assert dithead_main(["stream", *args]) == 2
+    assert "not random ones" in capsys.readouterr().err
 
 
 def test_no_file_is_looked_for() -> None:

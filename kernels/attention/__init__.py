@@ -127,7 +127,8 @@ def audio_attention(
     keys, values = keys.to(q.dtype), values.to(q.dtype)
     takes = isinstance(out, torch.nn.Linear) and keys.shape[2] <= MOST_AUDIO_TOKENS
     given = (x, q, keys, values, gate)
-    if (takes or backend == "triton") and _triton(backend, keys.shape[3], *given):
+    learnt = (out.weight, out.bias) if isinstance(out, torch.nn.Linear) else ()
+    if (takes or backend == "triton") and _triton(backend, keys.shape[3], *given, *learnt):
         from dithead.kernels.attention import tritonaudio
 
         return tritonaudio.audio_attention(*given, out)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from dithead.kernels.attention import reference
 from dithead.kernels.attention.reference import MOST_WIDTH
-from dithead.kernels.checks import check_device, check_float, check_rows, check_shape, check_type
+from dithead.kernels.checks import (
+    autocast_type,
+    check_device,
+    check_float,
+    check_rows,
+    check_shape,
+    check_type,
+)
 from dithead.kernels.choice import interpreted
 from dithead.kernels.gradients import differentiate
 from dithead.kernels.launch import Launch
@@ -34,7 +41,8 @@ CANDIDATES = (
     *(Settings((64, keys), num_stages=stages) for keys in (32, 64) for stages in (2, 3)),
     *(Settings((128, keys), num_warps=8) for keys in (32, 64)),
 )
-"""Queries and keys of a program that may be better."""
+CANDIDATES_FLOAT32 = tuple(map(Settings, ((16, 32), (16, 64), (32, 32))))
+"""Queries and keys of a program that may be better; of float32, registers hold less."""
 
 
 @triton.jit
@@ -98,8 +106,10 @@ def _attention(
         scores = dot(q, tl.trans(k), PRECISION, WIDEN) * scale
         scores = tl.where((key < keys)[None, :], scores, float("-inf"))
         higher = tl.maximum(most, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(most - higher)
+        # Where all scores so far are -inf, none of them counts.
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - level[:, None])
+        fade = tl.exp2(most - level)
         total = total * fade + tl.sum(weights, axis=1)
         found *= fade[:, None]
         found += dot(weights.to(v.dtype), v, PRECISION, WIDEN)
@@ -163,8 +173,10 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
 @torch.library.custom_op("dithead::attention", mutates_args=())
 def _operation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = _fake(q, k, v)
-    shape = (*q.shape, k.shape[1])
-    launch("attention", shape, out, lambda blocks: plan(q, k, v, out, blocks), CANDIDATES)
+    shape, candidates = (*q.shape, k.shape[1]), CANDIDATES
+    if q.dtype == torch.float32:
+        candidates = CANDIDATES_FLOAT32
+    launch("attention", shape, (out,), lambda blocks: plan(q, k, v, out, blocks), candidates)
     return out
 
 
@@ -196,12 +208,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         TypeError, ValueError: the tensors do not fit; each says what was expected.
     """
     check_shape("q", q, ("B", "N", "heads", "D"))
+    if (dtype := autocast_type(q.device)) is not None:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     batch, _, heads, width = q.shape
     if width > MOST_WIDTH:
         raise ValueError(f"q: expected heads of at most {MOST_WIDTH} numbers, found {width}")
     check_shape("k", k, (batch, "M", heads, width))
     check_shape("v", v, k.shape)
-    if 0 in k.shape:
+    if k.shape[1] == 0 and q.numel() > 0:
         raise ValueError(f"k: expected at least one key, found the shape {tuple(k.shape)}")
     check_float(q=q)
     check_type(q.dtype, k=k, v=v)

@@ -19,6 +19,7 @@ from dithead.kernels.attention import reference
 from dithead.kernels.attention.reference import MOST_AUDIO_TOKENS, MOST_WIDTH
 from dithead.kernels.attention.triton import ENOUGH_PROGRAMS, dot, dot_settings
 from dithead.kernels.checks import (
+    autocast_type,
     check_device,
     check_float,
     check_row,
@@ -40,6 +41,7 @@ CANDIDATES = (
     *(Settings((32, columns)) for columns in (32, 64, 128)),
     *(Settings((64, columns), num_warps=warps) for columns in (32, 64) for warps in (4, 8)),
 )
+CANDIDATES_FLOAT32 = tuple(map(Settings, ((16, 16), (16, 64), (32, 32))))
 """Others that may be better."""
 
 
@@ -188,8 +190,10 @@ def _operation(
 ) -> Tensor:
     given = x, q, keys, values, gate, weight, bias
     out = _fake(*given)
-    shape = (*x.shape, *keys.shape[1:3])
-    launch("audio_attention", shape, out, lambda blocks: plan(*given, out, blocks), CANDIDATES)
+    shape, candidates = (*x.shape, *keys.shape[1:3]), CANDIDATES
+    if q.dtype == torch.float32:
+        candidates = CANDIDATES_FLOAT32
+    launch("audio_attention", shape, (out,), lambda blocks: plan(*given, out, blocks), candidates)
     return out
 
 
@@ -240,6 +244,8 @@ def audio_attention(
     if not isinstance(out, torch.nn.Linear):
         raise TypeError(f"out: expected a torch.nn.Linear, found {type(out).__name__}")
     weight, bias = out.weight, out.bias
+    if (dtype := autocast_type(x.device)) is not None:
+        q, keys, values, weight = (part.to(dtype) for part in (q, keys, values, weight))
     check_shape("x", x, ("B", "N", "D"))
     batch, _, width = x.shape
     check_shape("q", q, x.shape)

@@ -14,7 +14,7 @@ def composite(
     """As :func:`dithead.kernels.composite.composite`."""
     height, width = rectangle.shape[0], rectangle.shape[1]
     samples = pixel_centres(height, width, density, face.device)
-    pasted = resample(face, matrix, samples, width, density)  # (1, 3, H, W)
+    pasted = resample(face.float(), matrix, samples, width, density)  # (1, 3, H, W)
     source = rectangle.float().permute(2, 0, 1)  # (3, H, W); TensorRT permutes no uint8
     new = (pasted[0] + 1.0) * 127.5
     blended = (source + weight * (new - source)).round().clamp(0, 255)

@@ -8,7 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dithead.kernels.checks import check_device, check_float, check_rows, check_shape, check_type
+from dithead.kernels.checks import (
+    check_device,
+    check_float,
+    check_no_gradients,
+    check_rows,
+    check_shape,
+    check_type,
+)
 from dithead.kernels.launch import Launch
 from dithead.kernels.settings import Settings, launch
 
@@ -132,7 +139,7 @@ def _operation(
     given = face, matrix, rectangle, weight, density
     out = _fake(*given)
     shape = (*rectangle.shape[:2], face.shape[2], density)
-    launch("composite", shape, out, lambda blocks: plan(*given, out, blocks), CANDIDATES)
+    launch("composite", shape, (out,), lambda blocks: plan(*given, out, blocks), CANDIDATES)
     return out
 
 
@@ -151,6 +158,9 @@ def composite(
     """
     check_shape("face", face, (1, 3, "S", "S"))
     check_shape("face", face, (1, 3, face.shape[2], face.shape[2]))
+    if face.shape[2] == 0:
+        raise ValueError("face: expected at least one pixel, found none")
+    check_no_gradients("composite", face, matrix, weight)
     check_shape("matrix", matrix, (1, 2, 3))
     check_shape("rectangle", rectangle, ("H", "W", 3))
     check_shape("weight", weight, rectangle.shape[:2])

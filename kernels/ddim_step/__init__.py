@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 
+from dithead.errors import ConfigError
 from dithead.kernels.choice import Impl, triton_is_chosen
 from dithead.kernels.ddim_step import reference
 from dithead.kernels.ddim_step.reference import Prediction, split
@@ -29,13 +32,22 @@ def ddim_step(
         noisy, prediction: (B, C, S, S), the latent and the network's output.
         signal, sigma: (T,) float32, square roots of the schedule's signal and noise levels.
         timestep, following: (B,) int64, where the step starts and where it leads; -1 is the clean
-            latent.
+            latent. The kernel gives NaN for a step that is not in the tables.
         predicts: what the network's output is.
-        out: takes the result in its own type; may be ``noisy`` itself. None: a new float32 tensor.
+        out: takes the result in its own type; may be ``noisy`` itself, but not overlap it
+            otherwise. None: a new float32 tensor.
 
     Returns:
         (B, C, S, S): ``out``.
+
+    Raises:
+        ConfigError: unknown prediction.
     """
+    if predicts not in get_args(Prediction):
+        raise ConfigError(
+            f"unknown prediction {predicts!r}",
+            hint=f"choose one of {', '.join(get_args(Prediction))}",
+        )
     tensors = noisy, prediction, signal, sigma, timestep, following
     if triton_is_chosen(impl, *tensors):
         from dithead.kernels.ddim_step import triton

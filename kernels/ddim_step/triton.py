@@ -7,7 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dithead.kernels.checks import check_device, check_float, check_shape, check_type
+from dithead.kernels.checks import (
+    check_device,
+    check_float,
+    check_no_gradients,
+    check_shape,
+    check_type,
+)
 from dithead.kernels.ddim_step.reference import Prediction
 from dithead.kernels.launch import Launch
 
@@ -24,6 +30,7 @@ def _ddim_step(
     following_ptr,  # (B,) int64
     out_ptr,  # (B, E), may be noisy_ptr
     count,  # E
+    steps,  # T
     VELOCITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -34,7 +41,13 @@ def _ddim_step(
     now = tl.load(timestep_ptr + batch)
     following = tl.load(following_ptr + batch)
     after = tl.maximum(following, 0)
-    level, deviation = tl.load(signal_ptr + now), tl.load(sigma_ptr + now)
+    # Outside the tables there is nothing: NaN comes of it.
+    known, known_after = (now >= 0) & (now < steps), after < steps
+    nothing = float("nan")
+    level = tl.load(signal_ptr + now, mask=known, other=nothing)
+    deviation = tl.load(sigma_ptr + now, mask=known, other=nothing)
+    level_after = tl.load(signal_ptr + after, mask=known_after, other=nothing)
+    deviation_after = tl.load(sigma_ptr + after, mask=known_after, other=nothing)
     x = tl.load(noisy_ptr + offset, mask=there, other=0.0).to(tl.float32)
     found = tl.load(prediction_ptr + offset, mask=there, other=0.0).to(tl.float32)
     if VELOCITY:
@@ -43,7 +56,7 @@ def _ddim_step(
     else:
         clean = (x - deviation * found) / level
         noise = found
-    moved = tl.load(signal_ptr + after) * clean + tl.load(sigma_ptr + after) * noise
+    moved = level_after * clean + deviation_after * noise
     made = tl.where(following < 0, clean, moved)
     tl.store(out_ptr + offset, made.to(out_ptr.dtype.element_ty), mask=there)
 
@@ -69,6 +82,7 @@ def plan(
         "following_ptr": following,
         "out_ptr": out,
         "count": count,
+        "steps": len(signal),
     }
     constants = {"VELOCITY": predicts == "velocity", "BLOCK": BLOCK}
     grid = triton.cdiv(count, BLOCK), batch
@@ -133,6 +147,7 @@ def ddim_step(
     """
     check_shape("noisy", noisy, ("B", "C", "H", "W"))
     check_shape("prediction", prediction, noisy.shape)
+    check_no_gradients("ddim_step", noisy, prediction)
     check_shape("signal", signal, ("T",))
     check_shape("sigma", sigma, signal.shape)
     for name, steps in (("timestep", timestep), ("following", following)):
@@ -148,6 +163,8 @@ def ddim_step(
     others = {"prediction": prediction, "signal": signal, "sigma": sigma, "out": out}
     check_device(noisy.device, **others, timestep=timestep, following=following)
     tables = signal.contiguous(), sigma.contiguous(), timestep.contiguous(), following.contiguous()
+    if out.numel() == 0:
+        return out
     if out is noisy:
         _in_place(out, prediction, *tables, predicts == "velocity")
     else:

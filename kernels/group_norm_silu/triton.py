@@ -97,7 +97,7 @@ def _group_moments(
     spread = tl.load(spread_ptr + at, mask=there, other=0.0)
     count = tl.minimum(positions - chunk * per_chunk, per_chunk).to(tl.float32)
     count = tl.where(there, count, 0.0)
-    total = positions.to(tl.float32) * PER_GROUP
+    total = positions * 1.0 * PER_GROUP  # Triton takes a number that is 1 for a constant
     middle = tl.sum(tl.sum(mean * (count / total), axis=1), axis=0)
     apart = mean - middle
     squared = tl.sum(tl.sum(tl.where(there, spread + count * apart * apart, 0.0), axis=1), axis=0)
@@ -126,8 +126,8 @@ def _normalise(
     BLOCK_CHANNELS: tl.constexpr,
 ):
     batch = tl.program_id(2).to(tl.int64)
-    channel = (tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
-    position = (tl.program_id(1) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS))[:, None]
+    channel = (tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
+    position = (tl.program_id(0) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS))[:, None]
     inside = channel < channels
     there = (position < positions) & inside
     at = channel.to(tl.int64) * x_channel + position.to(tl.int64) * x_position
@@ -198,7 +198,7 @@ def plan(
     )
     third = Launch(
         _normalise,
-        (across, triton.cdiv(positions, blocks["BLOCK_POSITIONS"]), batch),
+        (triton.cdiv(positions, blocks["BLOCK_POSITIONS"]), across, batch),
         {"x_ptr": x, "group_mean_ptr": of_groups[0], "group_scale_ptr": of_groups[1]}
         | {"weight_ptr": weight, "bias_ptr": bias, "out_ptr": out}
         | layout
@@ -222,7 +222,7 @@ def _operation(
     given = x, groups, weight, bias, eps, silu, out
     last = int(x.stride(1) == 1)
     launch(
-        "group_norm_silu", (*x.shape, last), out, lambda blocks: plan(*given, blocks), CANDIDATES
+        "group_norm_silu", (*x.shape, last), (out,), lambda blocks: plan(*given, blocks), CANDIDATES
     )
     return out
 

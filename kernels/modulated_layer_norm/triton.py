@@ -147,7 +147,7 @@ def _norm(
     out = _fake_norm(x, weight, bias, scale, shift, eps)
     given = x, None, None, weight, bias, scale, shift, eps, None, out
     launch(
-        "modulated_layer_norm", (*x.shape,), out, lambda blocks: plan(*given, blocks), CANDIDATES
+        "modulated_layer_norm", (*x.shape,), (out,), lambda blocks: plan(*given, blocks), CANDIDATES
     )
     return out
 
@@ -177,7 +177,8 @@ def _added_norm(
 ) -> tuple[Tensor, Tensor]:
     total, out = _fake_added_norm(x, branch, gate, weight, bias, scale, shift, eps)
     given = x, branch, gate, weight, bias, scale, shift, eps, total, out
-    launch("added_layer_norm", (*x.shape,), out, lambda blocks: plan(*given, blocks), CANDIDATES)
+    outs = total, out
+    launch("added_layer_norm", (*x.shape,), outs, lambda blocks: plan(*given, blocks), CANDIDATES)
     return total, out
 
 
@@ -219,8 +220,8 @@ def modulated_layer_norm(
     """
     check_shape("x", x, ("B", "N", "D"))
     width = x.shape[2]
-    if width > MOST_WIDTH:
-        raise ValueError(f"x: expected at most {MOST_WIDTH} numbers in a token, found {width}")
+    if not 1 <= width <= MOST_WIDTH:
+        raise ValueError(f"x: expected 1 to {MOST_WIDTH} numbers in a token, found {width}")
     if branch is not None:
         check_shape("branch", branch, x.shape)
     check_row(x.shape[0], width, gate=gate, scale=scale, shift=shift)

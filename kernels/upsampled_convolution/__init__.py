@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dithead.kernels.checks import check_shape
 from dithead.kernels.choice import Impl, inference_form_is_chosen
 from dithead.kernels.upsampled_convolution import folded, reference
 from dithead.kernels.upsampled_convolution.folded import FoldedWeight
@@ -30,7 +31,13 @@ def upsampled_convolution(
 
     Returns:
         (B, O, 2 H, 2 W).
+
+    Raises:
+        ValueError: a tensor has another shape.
     """
+    check_shape("x", x, ("B", "C", "H", "W"))
+    check_shape("weight", weight, ("O", x.shape[1], 3, 3))
+    check_shape("bias", bias, weight.shape[:1])
     if inference_form_is_chosen(impl, x, weight, bias):
         kernel = folded.fold(weight) if kept is None else kept.of(weight)
         return folded.upsampled_convolution(x, kernel, bias)

@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-"""Which of the three weights each of the four is the sum of."""
-
 
 def fold(weight: Tensor) -> Tensor:
     """Weight (O, C, 3, 3) -> kernel of the transposed convolution (C, O, 4, 4), added up in
     float32."""
-    sums = torch.tensor(_SUMS, device=weight.device)
-    kernel = torch.einsum("pk,ockl,ql->copq", sums, weight.float(), sums)
-    return kernel.to(weight.dtype).contiguous()
+    summed = _summed(_summed(weight.float(), 2), 3)  # (O, C, 4, 4)
+    return summed.to(weight.dtype).transpose(0, 1).contiguous()
+
+
+def _summed(weight: Tensor, axis: int) -> Tensor:
+    first, second, third = weight.unbind(axis)
+    return torch.stack([third, second + third, first + second, first], axis)
 
 
 def upsampled_convolution(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -31,17 +32,24 @@ def upsampled_convolution(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 class FoldedWeight:
-    """What :func:`fold` makes of one layer's weight, made again when the weight is another."""
+    """What :func:`fold` makes of one layer's weight, made again when the weight is another or was
+    changed in place (through ``weight.data``, PyTorch does not tell)."""
 
     def __init__(self) -> None:
-        self._made: tuple[object, Tensor] | None = None
+        self._made: tuple[Tensor, tuple[object, ...], Tensor] | None = None
 
     def of(self, weight: Tensor) -> Tensor:
         """The kernel (C, O, 4, 4) of a weight (O, C, 3, 3)."""
-        if torch.compiler.is_compiling() or weight.requires_grad:
+        if torch.compiler.is_compiling() or weight.requires_grad or weight.is_inference():
             return fold(weight)
-        version = None if weight.is_inference() else weight._version
-        key = weight.device, weight.dtype, weight.data_ptr(), version
-        if self._made is None or self._made[0] != key:
-            self._made = key, fold(weight)
-        return self._made[1]
+        state = weight.device, weight.dtype, weight.data_ptr(), weight._version
+        made = self._made
+        if made is None or made[0] is not weight or made[1] != state:
+            kernel = fold(weight)
+            if weight.is_cuda:  # work on other streams may use it next
+                torch.cuda.current_stream(weight.device).synchronize()
+            self._made = made = weight, state, kernel
+        return made[2]
+
+    def __reduce__(self) -> tuple[type[FoldedWeight], tuple[()]]:
+        return FoldedWeight, ()  # copies and files begin without one
