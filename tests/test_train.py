@@ -18,7 +18,7 @@ from dithead.diffusion import Diffusion
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.model import DitHead, build_dit
-from dithead.train import cli
+from dithead.train import cli, latents
 from dithead.train.appearance import (
     follow,
     plain_appearance,
@@ -114,6 +114,25 @@ def test_stills_are_people_of_their_own_and_are_trained_on(
     training = VQGANTraining(steps=2, batch=4)
     train_vqgan(prepared, config, training, tmp_path / "out")
     assert PictureSampler(footage, config, training).stills == []
+
+
+def test_the_papers_mask_hides_what_the_landmarks_say_in_both_stages(
+    footage: Footage, config: DitHeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The footage's meshes fill the lower right quarter of crop units, from 0 to 1."""
+    config = replace(config, face=replace(config.face, mask="paper"))
+    sampler = PictureSampler(footage, config, VQGANTraining(kind="masked", plain_share=1.0))
+    pictures = sampler.sample(4)
+    monkeypatch.setattr(latents, "load_vqgan", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(latents, "encode_pictures", lambda _, shown: shown)
+    clip = footage.split("train")[0]
+    whole, hidden = latents._encode(latents._Job(footage.roots, config, Path(), Path(), clip, 5, 0))
+    assert not np.array_equal(whole[0], whole[-1])
+    for masked in (pictures, torch.from_numpy(hidden)):
+        grey = (masked == 0).all(1).float()
+        assert grey[:, -CROP // 4 :].mean() > 0.15 and grey[:, : CROP // 4].mean() < 0.02
+    shown = hidden != 0
+    assert np.abs(hidden[shown]).max() <= 1 and (hidden == whole).mean() > 0.5
 
 
 def test_what_is_made_ahead_comes_in_order_and_errors_arrive() -> None:
