@@ -1,5 +1,6 @@
 """The mask must not tell how far the mouth is open (docs/architecture.md, "The mask")."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,5 +26,7 @@ def test_opening_cannot_be_read_off_masked_crops(shared_footage: Path, tmp_path:
         [leak_correlation(footage, train, held_out, config.face, seed=seed) for seed in range(3)]
     )
     control = leak_correlation(footage, train, held_out, config.face, masked=False)
+    told = leak_correlation(footage, train, held_out, replace(config.face, mask="paper"))
     assert control >= 0.6, "the regressor is too weak to prove anything"
     assert secret <= 0.3
+    assert told >= 0.6, "the paper's mask is expected to tell"
