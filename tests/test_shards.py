@@ -205,6 +205,7 @@ def test_the_report_adds_up(undisturbed: dict[str, bytes]) -> None:
     assert report["totals"]["samples"] == len(json.loads(undisturbed["shards.json"])["samples"])
     rows[3] |= {"left_out_s": {"no face": 2.0, "scene too short": 4.0}}
     rows[4] |= {"error": "the video is missing"}
+    assert rows[3]["unjudged_s"] == 0
     lines = table(rows).splitlines()
     assert lines[4].endswith("6.0  scene too short 4.0, no face 2.0")
     assert lines[5].endswith("the video is missing")

@@ -32,6 +32,7 @@ from dithead.train.recipe import load_recipe
 from dithead.train.recipe import names as recipe_names
 from dithead.train.settings import DiTTraining, Execution, Precision, VQGANTraining
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
+from dithead.train.shards.options import add_options as shard_options
 from dithead.train.vqgan import reconstruction_psnr, train_vqgan
 from dithead.vqgan import VQGAN
 
@@ -41,7 +42,11 @@ MAX_STAGE_MINUTES = 120.0
 def _prepare(args: argparse.Namespace) -> None:
     # Imported here: the other commands need neither FFmpeg nor the face models.
     from dithead.train.prepare import list_folder, list_manifest, list_stills, prepare
+    from dithead.train.shards import command as shards
 
+    if args.shards:
+        shards.run(args)
+        return
     sources = []
     if args.videos is not None:
         if args.person is None:
@@ -291,6 +296,7 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     )
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--workers", type=int, default=2)
+    shard_options(prepare)
 
     archive = command("archive", _archive, "prepared footage in one small file")
     archive.add_argument("--data", type=Path, nargs="+", required=True, help="folders of prepare")

@@ -223,8 +223,8 @@ def _window(
 ) -> tuple[tuple[int, int, int, int] | None, int]:
     try:
         left, wide, top, high = (int(value) for value in row or ())
-        frame = int((height or ())[0])
-    except (ValueError, IndexError):
+        frame = int((height or [""])[0])
+    except ValueError:
         return None, 0
     return (left, top, left + wide, top + high), frame
 

@@ -6,9 +6,9 @@ a part was finished, by how many workers, or how often the run was killed.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from dithead.errors import MediaError
 from dithead.train.shards.ledger import Page, fragment_path, read_page
@@ -87,7 +87,7 @@ class Packer:
                 try:
                     with fragment_path(self._out, part).open("rb") as fragment:
                         fragment.seek(offset)
-                        shutil.copyfileobj(_Limited(fragment, entry.size), file, _COPIED)
+                        _copy(fragment, file, entry.size)
                 except FileNotFoundError as error:
                     raise MediaError(
                         f"{path.name} was deleted after it was written, and cannot be made again "
@@ -103,16 +103,11 @@ class Packer:
             self._packed.remove(part)
 
 
-class _Limited:
-    """The next so many bytes of a file."""
-
-    def __init__(self, file: object, size: int) -> None:
-        self._file = file
-        self._left = size
-
-    def read(self, size: int) -> bytes:
-        piece: bytes = self._file.read(min(size, self._left))  # type: ignore[attr-defined]
-        self._left -= len(piece)
-        if not piece and self._left:
-            raise MediaError("a part's samples are cut short: delete the folder work, start anew")
-        return piece
+def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
+    """Copy the next so many bytes."""
+    while size > 0:
+        piece = source.read(min(size, _COPIED))
+        if not piece:
+            raise MediaError(f"{source.name} is cut short: delete the folder work and start anew")
+        target.write(piece)
+        size -= len(piece)

@@ -20,13 +20,15 @@ def report_row(
     samples: int = 0,
     kept_s: float = 0.0,
     left_out_s: Mapping[str, float] | None = None,
+    unjudged_s: float = 0.0,
     sound: Sequence[Mapping[str, Any]] = (),
     error: str | None = None,
 ) -> dict[str, Any]:
     """What the report says of a part.
 
     Args:
-        left_out_s: seconds by reason. sound: for each stretch whose sound was compared, what was
+        left_out_s: seconds by reason. unjudged_s: those of the kept ones that were too short for
+            the sound to be compared. sound: for each stretch whose sound was compared, what was
             found (``dithead.train.shards.sync.Match``).
         error: why nothing of it could be used at all; its seconds are then not known.
     """
@@ -37,6 +39,7 @@ def report_row(
         "split": split,
         "samples": samples,
         "kept_s": round(kept_s, 3),
+        "unjudged_s": round(unjudged_s, 3),
         "left_out_s": left,
         "sound": [dict(row) for row in sound],
         "error": error,
@@ -53,6 +56,7 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "samples": sum(row["samples"] for row in rows),
         "people": len({row["person"] for row in rows if row["samples"]}),
         "kept_s": round(sum(row["kept_s"] for row in rows), 3),
+        "unjudged_s": round(sum(row["unjudged_s"] for row in rows), 3),
         "left_out_s": {reason: round(s, 3) for reason, s in sorted(left.items())},
         "unusable": sum(row["error"] is not None for row in rows),
     }
@@ -89,8 +93,10 @@ def _why(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{reason} {seconds:.1f}" for reason, seconds in reasons)
 
 
-def write_report(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write both forms into a folder."""
-    write_whole_json(out / REPORT, {"totals": totals(rows), "parts": list(rows)})
+def write_report(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
+    """Write both forms into a folder, with notes on what is in no part."""
+    write_whole_json(
+        out / REPORT, {"totals": totals(rows), "notes": list(notes), "parts": list(rows)}
+    )
     with whole_file(out / TABLE) as file:
-        file.write(table(rows).encode())
+        file.write("".join([table(rows), *(f"{note}\n" for note in notes)]).encode())

@@ -20,11 +20,11 @@ from dithead.train.shards.ledger import Work, claimed, do_part, page_path
 from dithead.train.shards.lists import Part, unique
 from dithead.train.shards.pack import Packer
 from dithead.train.shards.report import write_report
+from dithead.train.shards.rules import SHARD_BYTES
 from dithead.train.shards.store import Placed, write_index
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 1 << 30
 Runner = Callable[[Sequence[Part], Path, Work], Iterator[None]]
 """Does all parts, in any order, and yields after each."""
 
@@ -36,6 +36,7 @@ def make_shards(
     settings: Mapping[str, Any],
     runner: Runner,
     shard_bytes: int = SHARD_BYTES,
+    notes: Sequence[str] = (),
 ) -> list[Placed]:
     """Make the shards, their index and the report in a folder.
 
@@ -44,7 +45,7 @@ def make_shards(
 
     Args:
         work: makes a part's samples; given to other processes. settings: all that it depends on
-            besides the part, as JSON.
+            besides the part, as JSON. notes: for the report, on what is in no part.
 
     Returns:
         The samples, in order.
@@ -67,7 +68,7 @@ def make_shards(
             packer.advance()
             log.info("finished %d of %d", done, len(todo))
         packer.finish()
-        write_report(out, [page.row for page in packer.pages])
+        write_report(out, [page.row for page in packer.pages], notes)
         write_index(out, packer.placed, settings)
         return packer.placed
 
