@@ -20,7 +20,7 @@ from dithead.errors import ConfigError
 from dithead.face.networks import FaceNetworks
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, VideoSource
 from dithead.train import cli
-from dithead.train.data import STORED_MARGIN
+from dithead.train.data import STORED_MARGIN, Footage
 from dithead.train.latents import windows_at
 from dithead.train.shards.lists import Part
 from dithead.train.shards.rules import ShotRule, SyncRule
@@ -29,6 +29,7 @@ from dithead.train.shards.samples import SampleMaking, choice_of, read_sound, ti
 from dithead.train.shards.shots import ShotFinder
 from dithead.train.shards.store import read_array
 from dithead.train.shards.sync import matched
+from dithead.train.vqgan import PictureSampler, VQGANTraining
 
 FPS = 10
 ANY_SOUND = SyncRule(min_correlation=-1.0, max_lag_ms=1000.0)
@@ -232,6 +233,12 @@ def test_the_command_makes_shards_that_stages_train_from(
         "people": 2,
         "report": str(out / "report.txt"),
     }
+    footage = Footage(out)
+    assert {clip.person for clip in footage.split("train")} == {"ann", "bob"}
+    clip = footage.split("train")[0]
+    assert footage.crops(clip).shape[0] == len(footage.track(clip)["time_s"]) == clip.frames == 4
+    sampler = PictureSampler(footage, small, VQGANTraining(steps=1, batch=3))
+    assert sampler.sample(3).shape == (3, 3, 64, 64)
     assert cli.main([*command, "--held-out=0.1"]) == 1
     assert "other held_out" in capsys.readouterr().err
     assert cli.main([*common, f"--out={out}"]) == 1

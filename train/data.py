@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dithead.errors import MediaError
+from dithead.train.shards.store import CROPS, has_shards, read_array, read_shards, read_track_of
 
 STORED_MARGIN = 1.25
 """A stored crop is this much wider than the model's, so that augmentation can turn and shift it."""
@@ -38,7 +39,8 @@ class Clip:
 
 
 class Footage:
-    """Folders written by ``dithead-train prepare`` or ``dithead-train identities``, combined.
+    """Folders written by ``dithead-train prepare``, with shards or without, or by ``dithead-train
+    identities``, combined. Of shards, each sample is a clip.
 
     Raises:
         MediaError: a folder has no prepared footage, or two have clips with the same name.
@@ -49,7 +51,7 @@ class Footage:
         self._root_of: dict[str, Path] = {}
         self.clips: list[Clip] = []
         for root in roots:
-            if not (root / "index.json").is_file():
+            if not (root / "index.json").is_file() and not has_shards(root):
                 raise MediaError(
                     f"{root} holds no prepared footage: run dithead-train prepare first"
                 )
@@ -81,7 +83,10 @@ class Footage:
     def crops(self, clip: Clip) -> np.ndarray:
         """(T, S, S, 3) uint8 RGB, read lazily from disk; S is STORED_MARGIN times the model's
         crop."""
-        return np.load(self._root_of[clip.name] / "crops" / f"{clip.name}.npy", mmap_mode="r")
+        root = self._root_of[clip.name]
+        if has_shards(root):
+            return read_array(root, clip.name, CROPS)
+        return np.load(root / "crops" / f"{clip.name}.npy", mmap_mode="r")
 
     def track(self, clip: Clip) -> dict[str, np.ndarray]:
         """``transform`` (T, 2, 3), ``mesh`` (T, 468, 2) in frame pixels, ``time_s`` (T,), ``audio``
@@ -91,12 +96,17 @@ class Footage:
 
 def read_track(root: Path, name: str) -> dict[str, np.ndarray]:
     """The track of one clip of a folder; see :meth:`Footage.track`."""
+    if has_shards(root):
+        return read_track_of(root, name)
     with np.load(root / "track" / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 
 
 def read_index(root: Path) -> list[Clip]:
     """The clips of one folder; none if it has no index yet."""
+    if has_shards(root):
+        entries = (placed.entry for placed in read_shards(root).values())
+        return [Clip(e.name, e.person, e.split, e.frames) for e in entries]
     index = root / "index.json"
     if not index.is_file():
         return []
