@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import zlib
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ class MadeUp:
     """Some samples of a part, none for some parts; it may take its time over each."""
 
     pause_s: float = 0.0
+    seen: Path | None = None
+    """A folder in which each process leaves its number."""
 
     def __call__(self, part: Part, add: Add) -> Row:
         seed = zlib.crc32(part.name.encode())
         random = np.random.default_rng(seed)
         count = seed % 4
+        if self.seen is not None:
+            (self.seen / str(os.getpid())).touch()
         for number in range(count):
             frames = int(random.integers(3, 12))
             contents = {

@@ -11,7 +11,7 @@ from dithead.errors import ConfigError
 from dithead.train.shards.lists import Part, read_folder, read_hdtf, read_list
 from dithead.train.shards.report import TABLE
 from dithead.train.shards.rules import ShotRule, SyncRule
-from dithead.train.shards.run import make_shards, on_processes
+from dithead.train.shards.run import Runner, make_shards, on_processes
 from dithead.train.shards.samples import SampleMaking
 
 
@@ -33,9 +33,7 @@ def run(args: argparse.Namespace) -> None:
     out = args.out.absolute()
     shard_bytes = round(args.shard_mb * 1e6)
     settings = making.settings()
-    placed = make_shards(
-        parts, out, making, settings, on_processes(args.workers), shard_bytes, notes
-    )
+    placed = make_shards(parts, out, making, settings, _runner(args), shard_bytes, notes)
     counts = {
         "samples": len(placed),
         "frames": sum(one.entry.frames for one in placed),
@@ -61,3 +59,11 @@ def _parts(args: argparse.Namespace) -> tuple[list[Part], list[str]]:
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
+
+
+def _runner(args: argparse.Namespace) -> Runner:
+    if args.ray is None:
+        return on_processes(args.workers)
+    from dithead.train.shards.ray import on_ray
+
+    return on_ray(args.ray)

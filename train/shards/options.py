@@ -31,3 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--min-sync", type=float, default=sync.min_correlation, help="of lips and loudness"
     )
     group.add_argument("--max-lag-ms", type=float, default=sync.max_lag_ms, help="between these")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster (auto, or its address) that shares the folders",
+    )
