@@ -82,6 +82,15 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def parsed(content: bytes) -> np.ndarray:
+    """The reverse of :func:`npy`. Raises ValueError: no such content, or cut short."""
+    try:
+        array: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    except EOFError as error:
+        raise ValueError("it ends too early") from error
+    return array
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that has its name only once it is complete and on disk."""
