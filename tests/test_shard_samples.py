@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from shardwork import contents
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig, preset
@@ -243,6 +247,34 @@ def test_the_command_makes_shards_that_stages_train_from(
     assert "other held_out" in capsys.readouterr().err
     assert cli.main([*common, f"--out={out}"]) == 1
     assert "nothing to prepare" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # half a minute: four processes import PyTorch and load the face networks
+def test_a_command_that_is_killed_goes_on(
+    portraits: Callable[[int], list[np.ndarray]], tmp_path: Path
+) -> None:
+    sound, _ = speech(2.0, 2)
+    (tmp_path / "v").mkdir()
+    for number in range(6):
+        write_video(tmp_path / "v" / f"v{number}.mkv", portraits(6 + number), sound)
+    rest = [f"--videos={tmp_path / 'v'}", "--min-side-px=40", "--min-s=0.2", "--shard-mb=2"]
+    command = ["prepare", "--shards", *rest, "--workers=2", f"--out={tmp_path / 'killed'}"]
+    program = "import sys; from dithead.train.cli import main; sys.exit(main())"
+    children = []
+    for pages in (1, 3):  # kill it once so many parts are finished
+        with subprocess.Popen([sys.executable, "-c", program, *command]) as process:
+            while len(list((tmp_path / "killed").glob("work/*.json"))) < pages:
+                assert process.poll() is None, "it ended too early"
+                time.sleep(0.01)
+            children += Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.kill()
+    assert not (tmp_path / "killed" / "shards.json").exists()
+    assert cli.main(command) == 0
+    assert cli.main([*command[:-2], "--workers=1", f"--out={tmp_path / 'whole'}"]) == 0
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == whole
+    assert len([name for name in whole if name.endswith(".tar")]) >= 2
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
 def test_a_window_is_scaled_to_the_video(
