@@ -3,11 +3,10 @@ model, and none of SyncNet's figures.
 
 The mouth's opening and the square root of the sound's loudness rise and fall together with the
 syllables. Both lose their slow trends, and are compared at lags of up to :data:`MOST_LAG` frames at
-25 a second; the lag with the highest correlation is taken. On true footage (15 pieces of 8 to 12 s:
-three people, and joined sentences of two) it keeps 13, and of 73 with another's sound, 7. In 3 s it
-knows little: there it would keep 36 of 51, and 97 of 302. It cannot tell one word from another of
-the same rhythm, is weak on monotonous speech, on laughing and chewing, and takes loud music or a
-second voice for speech that does not fit.
+25 a second; the lag with the highest correlation is taken. ``docs/data.md`` says how often that is
+right; in 3 s it knows little. It cannot tell one word from another of the same rhythm, is weak on
+monotonous speech, on laughing and chewing, and takes loud music or a second voice for speech that
+does not fit.
 """
 
 from __future__ import annotations
