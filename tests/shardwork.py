@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import zlib
 from dataclasses import dataclass
@@ -45,6 +46,18 @@ class MadeUp:
             add(*packed(name, part.person, "train", frames, contents))
             time.sleep(self.pause_s)
         return report_row(part.name, part.person, "train", samples=count, kept_s=float(count))
+
+
+@dataclass(frozen=True)
+class Fatal(MadeUp):
+    """The same, but one part kills its process."""
+
+    part: str = ""
+
+    def __call__(self, part: Part, add: Add) -> Row:
+        if part.name == self.part:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return MadeUp.__call__(self, part, add)
 
 
 def made_up_parts(count: int) -> list[Part]:

@@ -28,6 +28,14 @@ def test_a_folder_gives_its_videos_and_their_people(tmp_path: Path) -> None:
     assert all(p.start_s == 0 and p.end_s is None for p in parts)
 
 
+def test_long_names_stay_apart(tmp_path: Path) -> None:
+    deep = "/".join(["a folder with a long name"] * 8)
+    touch(tmp_path, f"{deep}/one.mp4", f"{deep}/two.mp4")
+    first, second = (part.name for part in read_folder(tmp_path))
+    assert first != second
+    assert max(len(first), len(second)) < 100
+
+
 def test_a_folder_without_videos_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="no videos"):
         read_folder(tmp_path)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +20,7 @@ from shardwork import contents
 
 from dithead import checkpoint
 from dithead.config import DitHeadConfig, preset
-from dithead.errors import ConfigError
+from dithead.errors import ConfigError, MediaError
 from dithead.face.networks import FaceNetworks
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, VideoSource
 from dithead.train import cli
@@ -212,6 +212,30 @@ def test_a_video_becomes_samples_with_all_that_training_needs(
     with one_thread():
         windows = windows_at(random_models.audio, audio, np.array(times)).half().numpy()
     assert np.array_equal(windows, read_array(out, "ann_0001", "windows.npy"))
+
+
+def test_what_was_made_before_damage_is_kept_and_reported(
+    portraits: Callable[[int], list[np.ndarray]],
+    small: DitHeadConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound, _ = speech(1.0, 2)
+    video = write_video(tmp_path / "v.mkv", portraits(4), sound)
+    whole = ShotFinder.stretches
+
+    def broken(self: ShotFinder, frames: Any) -> Iterator[Any]:
+        yield from whole(self, frames)
+        raise MediaError("the rest is gone")
+
+    monkeypatch.setattr(ShotFinder, "stretches", broken)
+    making = SampleMaking(small, held_out=0.0, shots=ShotRule(min_s=0.3, min_side_px=40))
+    parts, out = [Part("v", str(video), "ann")], tmp_path / "out"
+    placed = make_shards(parts, out, making, {}, on_processes(1))
+    (row,) = json.loads((out / "report.json").read_text())["parts"]
+    assert (len(placed), row["samples"], row["kept_s"]) == (1, 1, 0.4)
+    assert row["error"] == "the rest is gone"
+    assert row["unjudged_s"] == 0.4
 
 
 def test_the_command_makes_shards_that_stages_train_from(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shardwork import MadeUp, contents, made_up_parts
+from shardwork import Fatal, MadeUp, contents, made_up_parts
 
 from dithead.errors import ConfigError, MediaError
 from dithead.train.shards import store
@@ -63,6 +63,14 @@ def test_the_number_of_processes_does_not_matter(
     undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     assert make(tmp_path / "out", workers=2) == undisturbed
+
+
+@pytest.mark.slow  # two more processes that import PyTorch
+def test_a_worker_that_is_killed_is_noticed(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    out, work = tmp_path / "out", Fatal(part=PARTS[7].name)
+    with pytest.raises(MediaError, match="a worker was killed"):
+        make_shards(PARTS, out, work, {"x": 1}, on_processes(2), SHARD_BYTES)
+    assert make(out) == undisturbed
 
 
 def test_webdataset_reads_them(undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dithead.errors import ConfigError, MediaError
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".ts")
 """Files in a folder with such names are videos."""
 _HASHES = 10_000
+_NAME_BYTES = 160
 _SPAN = re.compile(r"([\d:.]+)-([\d:.]+)")
 
 
@@ -177,8 +178,11 @@ def unique(parts: Iterable[Part]) -> list[Part]:
 
 
 def named(text: str) -> str:
-    """A text as a sample's name."""
-    return re.sub(r"[^\w+=-]+", "_", text)
+    """A text as a sample's name, which is a file's name, too."""
+    name = re.sub(r"[^\w+=-]+", "_", text)
+    if len(name.encode()) > _NAME_BYTES:
+        name = f"{name[: _NAME_BYTES // 4]}-{zlib.crc32(name.encode()):08x}"
+    return name
 
 
 def _lines(file: Path) -> list[str]:

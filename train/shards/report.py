@@ -30,7 +30,8 @@ def report_row(
         left_out_s: seconds by reason. unjudged_s: those of the kept ones that were too short for
             the sound to be compared. sound: for each stretch whose sound was compared, what was
             found (``dithead.train.shards.sync.Match``).
-        error: why nothing of it could be used at all; its seconds are then not known.
+        error: why it could not be read to its end, or at all; the seconds of the rest are not
+            known.
     """
     left = {reason: round(s, 3) for reason, s in sorted((left_out_s or {}).items())}
     return {
@@ -58,7 +59,7 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "kept_s": round(sum(row["kept_s"] for row in rows), 3),
         "unjudged_s": round(sum(row["unjudged_s"] for row in rows), 3),
         "left_out_s": {reason: round(s, 3) for reason, s in sorted(left.items())},
-        "unusable": sum(row["error"] is not None for row in rows),
+        "with_errors": sum(row["error"] is not None for row in rows),
     }
 
 
@@ -66,7 +67,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The report to read: a line for each part, and the sums."""
     lines = [("part", "person", "samples", "kept s", "left out s", "why")]
     for row in rows:
-        lines.append((row["part"], row["person"], *_figures(row), row["error"] or _why(row)))
+        lines.append((row["part"], row["person"], *_figures(row), _why(row)))
     sums = totals(rows)
     lines.append((f"all {sums['parts']}", f"{sums['people']} people", *_figures(sums), _why(sums)))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
@@ -90,7 +91,8 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _why(row: Mapping[str, Any]) -> str:
     reasons = sorted(row["left_out_s"].items(), key=lambda pair: (-pair[1], pair[0]))
-    return ", ".join(f"{reason} {seconds:.1f}" for reason, seconds in reasons)
+    texts = [f"{reason} {seconds:.1f}" for reason, seconds in reasons]
+    return ", ".join([*texts, *filter(None, [row.get("error")])])
 
 
 def write_report(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dithead.errors import ConfigError
+from dithead.errors import ConfigError, MediaError
 from dithead.train.loop import single_thread
 from dithead.train.shards.ledger import Work, claimed, do_part, page_path
 from dithead.train.shards.lists import Part, unique
@@ -87,10 +89,18 @@ def on_processes(workers: int) -> Runner:
                 yield
             return
         spawn = multiprocessing.get_context("spawn")
-        jobs = [(part, out, work) for part in parts]
-        with spawn.Pool(min(workers, len(parts)), initializer=_begin) as pool:
-            for _ in pool.imap_unordered(_do, jobs):
-                yield
+        with ProcessPoolExecutor(min(workers, len(parts)), spawn, _begin) as pool:
+            try:
+                for done in as_completed([pool.submit(do_part, p, out, work) for p in parts]):
+                    done.result()
+                    yield
+            except BrokenProcessPool as error:
+                raise MediaError(
+                    "a worker was killed, perhaps for the memory it took: run the same command "
+                    "again to go on, with fewer --workers"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     return run
 
@@ -104,10 +114,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _do(job: tuple[Part, Path, Work]) -> None:
-    do_part(*job)
 
 
 def _begin() -> None:

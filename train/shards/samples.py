@@ -36,6 +36,17 @@ BEFORE_S, AFTER_S = 2.0, 3.0
 hears of it."""
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What was made of a part so far, for the report."""
+
+    samples: int = 0
+    kept_s: float = 0.0
+    unjudged_s: float = 0.0
+    left_out_s: dict[str, float] = field(default_factory=dict)
+    sound: list[dict[str, Any]] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class SampleMaking:
     """How samples are made; the work for ``dithead.train.shards.run``."""
@@ -78,47 +89,49 @@ class SampleMaking:
     def __call__(self, part: Part, add: Add) -> Row:
         """Make the samples of a part, and what the report says of it."""
         split = "validation" if is_held_out(part.person, self.held_out) else "train"
+        tally, error = _Tally(), None
         try:
-            return self._made(part, split, add)
-        except MediaError as error:
-            return report_row(part.name, part.person, split, error=str(error))
+            self._make(part, split, add, tally)
+        except MediaError as damage:  # what was made before it is good
+            error = str(damage)
+        return report_row(
+            part.name,
+            part.person,
+            split,
+            samples=tally.samples,
+            kept_s=tally.kept_s,
+            left_out_s=tally.left_out_s,
+            unjudged_s=tally.unjudged_s,
+            sound=tally.sound,
+            error=error,
+        )
 
-    def _made(self, part: Part, split: str, add: Add) -> Row:
+    def _make(self, part: Part, split: str, add: Add, tally: _Tally) -> None:
         if not Path(part.video).is_file():
             raise MediaError(f"the video {part.video} is missing")
         sound, sound_s = read_sound(part)
-        count, kept_s, unjudged_s, heard = 0, 0.0, 0.0, []
         with VideoSource(part.video) as video:
             finder = ShotFinder(_networks(), self.config.face, self.shots, choice_of(part, video))
+            tally.left_out_s = finder.left_out
             for stretch in finder.stretches(timed(frames_of(part, video))):
                 times = np.array(stretch.times_s) - sound_s
                 match = matched(np.stack(stretch.meshes), times, sound, self.sync.min_s)
                 refusal = self.sync.refusal(match)
                 if match is not None:
-                    heard.append({"at_s": round(stretch.times_s[0], 3), **asdict(match)})
+                    tally.sound.append({"at_s": round(stretch.times_s[0], 3), **asdict(match)})
                 if refusal is not None:
                     finder.left_out[refusal] += stretch.length_s
                     continue
                 number = finder.person(stretch)
                 person = part.person if number == 0 else f"{part.person}-{number + 1}"
-                kept_s += stretch.length_s
-                unjudged_s += stretch.length_s if match is None else 0.0
+                tally.kept_s += stretch.length_s
+                tally.unjudged_s += stretch.length_s if match is None else 0.0
                 for piece in self._pieces(stretch):
-                    name = f"{part.name}_{count:04}"
+                    name = f"{part.name}_{tally.samples:04}"
                     contents = self._contents(name, stretch, piece, sound, times)
                     frames = piece.stop - piece.start
                     add(*packed(name, person, split, frames, contents))
-                    count += 1
-        return report_row(
-            part.name,
-            part.person,
-            split,
-            samples=count,
-            kept_s=kept_s,
-            left_out_s=finder.left_out,
-            unjudged_s=unjudged_s,
-            sound=heard,
-        )
+                    tally.samples += 1
 
     def _pieces(self, stretch: Stretch) -> Iterator[slice]:
         frames = len(stretch.times_s)
