@@ -197,6 +197,9 @@ class DiTConfig:
     skip: bool = False
     """Whether a separate linear map at every position leads from the inputs round the blocks to the
     output: what can be copied need not be learnt. Needs ``tokens``."""
+    landmarks: bool = False
+    """Whether the landmarks of brows, nose and eyes are one more token of the cross-attention
+    (DiffTalk, arXiv 2301.03786). Like the next two, this is no part of the paper's method."""
 
     def __post_init__(self) -> None:
         _require(
@@ -277,6 +280,11 @@ class DitHeadConfig:
             f"crop_px ({self.face.crop_px}) must be a multiple of the VQGAN's factor times the "
             f"patch ({self.vqgan.factor} x {self.dit.patch})",
         )
+
+    @property
+    def torch_only(self) -> list[str]:
+        """Which choices no bundle and no C library can run, only PyTorch."""
+        return ["dit.landmarks"] if self.dit.landmarks else []
 
     @property
     def latent_size(self) -> int:

@@ -8,6 +8,8 @@ Method: DiT-Head (arXiv 2312.06400); blocks as in DiT (arXiv 2212.09748). Two co
   plain affine parameters.
 * ``tokens``: each frame of the window is a separate key; the timestep modulates every block through
   adaLN-zero.
+
+A model may be shown more than that: see :mod:`dithead.conditions`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dithead.conditions import LandmarkToken
 from dithead.config import DiTConfig
+from dithead.errors import ConfigError
 from dithead.kernels.attention import (
     AttentionBackend,
     audio_attention,
@@ -162,6 +166,7 @@ class DiT(nn.Module):
             self.audio_positions = nn.Parameter(torch.zeros(window_frames, d))
         else:
             self.audio_in = Linear(window_frames * audio_dim, d)
+        self.landmark_in = LandmarkToken(d) if config.landmarks else None
         self.blocks = nn.ModuleList(Block(config, attention_backend) for _ in range(config.depth))
         adaptive = config.conditioning == "tokens"
         self.final_norm = ModulatedLayerNorm(d, eps=1e-6, elementwise_affine=not adaptive)
@@ -222,6 +227,20 @@ class DiT(nn.Module):
             return self.audio_in(window.flatten(1))[:, None, :]  # (B, 1, D)
         return self.audio_norm(self.audio_in(window)) + self.audio_positions
 
+    def tokens(self, window: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """All tokens of the cross-attention: those of the audio window, and one of the landmarks
+        (B, 26, 2) if the model is shown them.
+
+        Raises:
+            ConfigError: it is shown them, and they are not given.
+        """
+        tokens = self.audio_tokens(window)
+        if self.landmark_in is None:
+            return tokens
+        if landmarks is None:
+            raise ConfigError("this denoiser needs landmarks, and none were given")
+        return torch.cat([tokens, self.landmark_in(landmarks)], dim=1)  # (B, M + 1, D)
+
     def context(self, tokens: Tensor, modulation: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every block.
 
@@ -229,11 +248,12 @@ class DiT(nn.Module):
         frame.
 
         Args:
-            tokens: from :meth:`audio_tokens`.
+            tokens: from :meth:`tokens`.
             modulation: from :meth:`modulation`, read by ``paper`` only.
         """
         if self.config.conditioning == "paper":
-            tokens = torch.cat([tokens, modulation], dim=-1)  # (B, 1, 2D)
+            timestep = modulation.expand(-1, tokens.shape[1], -1)
+            tokens = torch.cat([tokens, timestep], dim=-1)  # (B, M, 2D)
         return [block.context(tokens) for block in self.blocks]  # type: ignore[operator]
 
     def forward(
@@ -243,6 +263,7 @@ class DiT(nn.Module):
         reference: Tensor,
         timestep: Tensor,
         window: Tensor,
+        landmarks: Tensor | None = None,
     ) -> Tensor:
         """Predict the noise or velocity.
 
@@ -251,12 +272,14 @@ class DiT(nn.Module):
                 reference face.
             timestep: (B,) integer timesteps.
             window: audio (B, window_frames, audio_dim).
+            landmarks: (B, 26, 2), see :data:`dithead.conditions.UPPER_LANDMARKS`, for a model that
+                is shown them.
 
         Returns:
             (B, C, S, S).
         """
         modulation = self.modulation(timestep)
-        context = self.context(self.audio_tokens(window), modulation)
+        context = self.context(self.tokens(window, landmarks), modulation)
         return self.predict(noisy, masked, reference, modulation, context)
 
     def predict(

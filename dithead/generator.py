@@ -71,6 +71,8 @@ class Prepared:
     """(1, 5), the region where it was fitted, in the rectangle's pixels."""
     crop: Tensor
     masked: Tensor
+    conditions: tuple[Tensor, ...]
+    """See :meth:`FrameGenerator.encode`."""
     window: Tensor
     """(window_frames, features)."""
 
@@ -141,7 +143,7 @@ class FrameGenerator:
         self.tracker.reset()
         self._forget_face()
         self._before: _Tracked | None = None  # the latest frame, if it showed the face
-        self._encoded: tuple[Tensor, Tensor] | None = None  # the latest output of encode
+        self._encoded: tuple[Tensor, ...] | None = None  # the latest output of encode
         self._same = SamePicture()
         self._reference: Tensor | None = None  # latent (1, C, s, s)
         self._replaced: Tensor | None = None  # what was shown before it
@@ -284,22 +286,27 @@ class FrameGenerator:
             return None
         return replace(face, fresh=True) if before else face
 
-    def hides_by(self, mesh: Tensor) -> tuple[Tensor, ...]:
-        """What :meth:`encode` needs besides, of a mesh (468, 3) in the rectangle: itself for the
-        paper's mask, nothing for ours."""
-        return (mesh,) if self.graphs.config.face.mask == "paper" else ()
-
     def encode(
-        self, rectangle: Tensor, transform: Tensor, light: Tensor, *mesh: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rectangle (S, S, 3) uint8, transform into it, light of :class:`Face`, what
-        :meth:`hides_by` says -> crop, masked latent. The crop has the frame's own light, the latent
-        the reference's."""
+        self, rectangle: Tensor, transform: Tensor, light: Tensor, mesh: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What is shown of a frame.
+
+        Args:
+            rectangle: (S, S, 3) uint8. transform: into it. light: of :class:`Face`. mesh: (468, 3)
+                in the rectangle's pixels.
+
+        Returns:
+            Crop, in the frame's own light; masked latent, in the reference's; the model's further
+            conditions, if it has any: landmarks (1, 26, 2).
+        """
         name = f"face_crop.{rectangle.shape[0]}"
         crop, lit = self.graphs.run(name, rectangle, transform, light)
-        if mesh:
-            (lit,) = self.graphs.run("paper_mask", lit, *mesh, transform)
-        return crop, self.graphs.run("masked_encoder", lit)[0]
+        if self.graphs.config.face.mask == "paper":
+            (lit,) = self.graphs.run("paper_mask", lit, mesh, transform)
+        shown = crop, *self.graphs.run("masked_encoder", lit)
+        if self.graphs.config.dit.landmarks:
+            shown += self.graphs.run("upper_landmarks", mesh, transform)
+        return shown
 
     def begin(self, crop: Tensor, index: int, refers: bool, share: float) -> tuple[Tensor, Tensor]:
         """The starting point of a frame's denoising.
@@ -322,10 +329,18 @@ class FrameGenerator:
             (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
         return self._noise, reference
 
-    def sample(self, noise: Tensor, masked: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
-        """All DDIM steps: latents (B, C, s, s) and audio windows (B, window_frames, features) ->
-        latents (B, C, s, s). Frames are independent of each other."""
-        (context,) = self.graphs.run("dit_context", windows)
+    def sample(
+        self,
+        noise: Tensor,
+        masked: Tensor,
+        reference: Tensor,
+        windows: Tensor,
+        *conditions: Tensor,
+    ) -> Tensor:
+        """All DDIM steps: latents (B, C, s, s), audio windows (B, window_frames, features) and
+        conditions, see :meth:`encode` -> latents (B, C, s, s). Frames are independent of each
+        other."""
+        (context,) = self.graphs.run("dit_context", windows, *conditions)
         latent, rows = noise, noise.shape[0]
         for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
             same = (value.expand(rows, *value.shape[1:]) for value in (modulation, *visit))
@@ -338,16 +353,22 @@ class FrameGenerator:
             self._reference = self._shown = latent
 
     def denoise(
-        self, crop: Tensor, masked: Tensor, window: Tensor, index: int, face: Face
+        self,
+        crop: Tensor,
+        masked: Tensor,
+        window: Tensor,
+        index: int,
+        face: Face,
+        conditions: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """Generate a frame's latent (1, C, s, s).
 
         Args:
-            crop, masked: from :meth:`encode`. window: audio (window_frames, features). index: see
-                :meth:`begin`.
+            crop, masked, conditions: from :meth:`encode`. window: audio (window_frames, features).
+                index: see :meth:`begin`.
         """
         noise, reference = self.begin(crop, index, face.refers, face.reference_share)
-        latent = self.sample(noise, masked, reference, window[None])
+        latent = self.sample(noise, masked, reference, window[None], *conditions)
         self.keep(latent)
         return latent
 
@@ -472,9 +493,8 @@ class FrameGenerator:
             return None
         mesh, region = in_rectangle(found, left, top)
         if not found.still or self._encoded is None:
-            hidden_by = self.hides_by(mesh)
-            self._encoded = self.encode(rectangle, transform, found.light, *hidden_by)
-        crop, masked = self._encoded
+            self._encoded = self.encode(rectangle, transform, found.light, mesh)
+        crop, masked, *conditions = self._encoded
         return Prepared(
             index=index,
             time_s=time_s,
@@ -487,6 +507,7 @@ class FrameGenerator:
             region=region,
             crop=crop,
             masked=masked,
+            conditions=tuple(conditions),
             window=window(time_s),
         )
 
@@ -494,7 +515,7 @@ class FrameGenerator:
     def generate(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """The denoiser and the decoder; see :meth:`decode`."""
         p = prepared
-        latent = self.denoise(p.crop, p.masked, p.window, p.index, p.found)
+        latent = self.denoise(p.crop, p.masked, p.window, p.index, p.found, p.conditions)
         return self.decode(latent, p.found.light)
 
     @torch.inference_mode()

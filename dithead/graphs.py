@@ -119,13 +119,14 @@ class DiTContext(nn.Module):
         super().__init__()
         self.dit = dit
 
-    def forward(self, window: Tensor) -> Tensor:
-        """Audio window (B, window_frames, features).
+    def forward(self, window: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Audio window (B, window_frames, features), landmarks (B, 26, 2) of a model that is shown
+        them.
 
         Returns:
-            ``tokens``: (depth, 2, B, heads, M, D / heads); ``paper``: (B, 1, D).
+            ``tokens``: (depth, 2, B, heads, M, D / heads); ``paper``: (B, M, D).
         """
-        tokens = self.dit.audio_tokens(window)
+        tokens = self.dit.tokens(window, landmarks)
         if self.dit.config.conditioning == "paper":
             return tokens
         pairs = self.dit.context(tokens, tokens[:, :1])

@@ -18,6 +18,7 @@ from dithead.audio import (
 )
 from dithead.audio.config import WAV2VEC2
 from dithead.checkpoint import random_preset
+from dithead.conditions import UpperLandmarks
 from dithead.config import DitHeadConfig, preset
 from dithead.controls import FaceShape
 from dithead.detail import FaceDetail
@@ -62,6 +63,7 @@ def weightless(
         "reference_mix": Mix,
         "crop_smoother": lambda: CropSmoother(config.face),
         "generated_mesh": GeneratedMesh,
+        "upper_landmarks": UpperLandmarks,
         "face_shape": FaceShape,
         "audio_window": lambda: AudioWindow(config.audio),
         "noise": lambda: Noise(config.diffusion, InitialNoise(*latents)),

@@ -360,6 +360,11 @@ def export_bundle(
         if source is None:
             raise ConfigError("give a checkpoint or models to export")
         models = TorchGraphs.load(source)
+    if refused := models.config.torch_only:
+        raise ExportError(
+            f"bundles hold no models with {', '.join(refused)}",
+            hint="run the checkpoint itself, with the back end torch",
+        )
     with claimed(folder):
         report, earlier = ExportReport(folder), EarlierBundle(folder)
         exporter = _Exporter(models, folder, options, real, progress, report, earlier)

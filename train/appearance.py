@@ -229,6 +229,16 @@ def _bend(image: Tensor, warp: Tensor, turn: Tensor, view: View) -> Tensor:
     coarse = max(2, size // _BEND_PX)  # smooth, so a position every few pixels is enough
     line = torch.linspace(0.5 / size - 0.5, 0.5 - 0.5 / size, coarse) * STORED_MARGIN
     x, y = torch.meshgrid(line, line, indexing="xy")
+    grid = _sources(x, y, warp, turn, view)
+    grid = F.interpolate(
+        grid.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=True
+    ).movedim(1, -1)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def _sources(x: Tensor, y: Tensor, warp: Tensor, turn: Tensor, view: View) -> Tensor:
+    """Where the pixels at some places of bent pictures come from: x, y (H, W) or (B, H, W) in
+    unaugmented crops -> (B, H, W, 2) in -1..1 over a stored crop."""
     yaw, pitch = turn[:, :1, None], turn[:, 1:, None]
     across, down = x.expand(len(turn), -1, -1), y.expand(len(turn), -1, -1)
     for _ in range(3):  # fixed-point iteration: depth is known at the source, not at the result
@@ -237,11 +247,18 @@ def _bend(image: Tensor, warp: Tensor, turn: Tensor, view: View) -> Tensor:
         down = (y - torch.sin(pitch) * depth) / torch.cos(pitch)
     grid = torch.stack([across, down], dim=-1) * (2.0 / STORED_MARGIN)  # (B, H, W, 2) in [-1, 1]
     field = F.grid_sample(warp, grid, mode="bicubic", padding_mode="border", align_corners=True)
-    grid = grid + field.movedim(1, -1) * (2.0 / STORED_MARGIN)
-    grid = F.interpolate(
-        grid.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=True
-    ).movedim(1, -1)
-    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    return grid + field.movedim(1, -1) * (2.0 / STORED_MARGIN)
+
+
+def bent_places(places: Tensor, look: Appearance, view: View) -> Tensor:
+    """Where places (B, N, 2) of unaugmented crops are once a look has displaced them and turned the
+    head; for :func:`in_picture`."""
+    found = places
+    for _ in range(8):  # fixed-point iteration: the map is known from result to source
+        x, y = found[:, None].unbind(-1)  # (B, 1, N)
+        source = _sources(x, y, look.warp, look.turn, view)[:, 0] * (STORED_MARGIN / 2)
+        found = found + places - source
+    return found
 
 
 def _head_depth(x: Tensor, y: Tensor) -> Tensor:

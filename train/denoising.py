@@ -51,7 +51,8 @@ class DenoisingLoss:
         batch, noise, timestep = drawn.batch, drawn.noise, drawn.timestep
         noisy = self.diffusion.add_noise(batch.clean, noise, timestep)
         with precision(noisy.device, self.precision):
-            predicted = model(noisy, batch.masked, drawn.reference, timestep, batch.window)
+            given = noisy, batch.masked, drawn.reference, timestep, batch.window
+            predicted = model(*given, *batch.conditions)
         target = self.diffusion.target(batch.clean, noise, timestep)
         error = (predicted.float() - target).square()
         loss = (self.weights * error).mean()

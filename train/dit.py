@@ -79,7 +79,7 @@ def train_dit(
     torch.manual_seed(training.seed)
     where = processes.device
     model = build_dit(config, _attention(execution))
-    sampler = LatentSampler(cache, training)
+    sampler = LatentSampler(cache, training, config.dit)
     if states.newest is None and start is not None:
         checkpoint.load_into(model, load_part(start, "dit"), start)
     elif states.newest is None and model.skip is not None:

@@ -22,10 +22,14 @@ from torch import Tensor
 
 from dithead import checkpoint
 from dithead.audio import AudioEncoder, encode_audio, load_audio_encoder
-from dithead.config import AudioConfig, DitHeadConfig
+from dithead.conditions import MIRRORED, UPPER_LANDMARKS
+from dithead.config import AudioConfig, DitHeadConfig, View
 from dithead.errors import MediaError
 from dithead.train.appearance import (
+    Appearance,
+    bent_places,
     follow,
+    in_picture,
     plain_appearance,
     random_appearance,
     render,
@@ -86,6 +90,9 @@ class LatentCache:
     """Heard clip -> (T,) bool."""
     silence_window: Tensor
     """(window_frames, features): the window of digital silence."""
+    landmarks: Tensor | None = None
+    """(N, 26, 2) float32 in crop units, see :data:`dithead.conditions.UPPER_LANDMARKS`; None if the
+    cache was made without."""
 
 
 def _looks(
@@ -144,7 +151,7 @@ def load_vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
 
 
 @torch.inference_mode()
-def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     face = load_vqgan(job.face, "face_vqgan", job.config).to(device)
     masked = load_vqgan(job.masked, "masked_vqgan", job.config).to(device)
     config = job.config.face
@@ -156,13 +163,23 @@ def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
         person = random_appearance(1, torch.Generator().manual_seed(job.look_seed), strength)
         look = follow(person, len(crops), generator)
     look = followed(look, config)
-    track = _footage(job.roots).track(job.clip) if config.mask == "paper" else None
-    meshes = None if track is None else crop_meshes(track)
+    meshes = crop_meshes(_footage(job.roots).track(job.clip))
     with torch.device(device):
         image = render(crops.to(device), look.to(device), config.crop_px, config.view)
     hidden = masked_pictures(image, look, meshes, config, generator)
     whole, part = encode_pictures(face, image), encode_pictures(masked, hidden)
-    return whole.cpu().numpy(), part.cpu().numpy()
+    landmarks = look_landmarks(meshes, look, config.view)
+    return whole.cpu().numpy(), part.cpu().numpy(), landmarks.numpy()
+
+
+def look_landmarks(meshes: Tensor, look: Appearance, view: View) -> Tensor:
+    """Meshes (T, 468, 2) in crop units -> the landmarks (T, 26, 2) that a denoiser is shown, where
+    they are in the pictures of a look, in crop units."""
+    middle = torch.tensor([0.0, view.down])
+    places = (meshes[:, UPPER_LANDMARKS] - middle) / view.span
+    places = in_picture(bent_places(places, look, view), look) * view.span + middle
+    mirrored = torch.linalg.det(look.affine[:, :, :2]) < 0
+    return torch.where(mirrored[:, None, None], places[:, MIRRORED], places)
 
 
 @torch.inference_mode()
@@ -205,19 +222,20 @@ def cache_latents(
         _Job(footage.roots, config, face, masked, clip, look if index else None, seed + i)
         for i, (clip, _, index, look, _) in enumerate(plan)
     ]
-    faces, maskeds, runs, first = [], [], [], 0
+    faces, maskeds, landmarks, runs, first = [], [], [], [], 0
     with ExitStack() as stack:
-        results: Iterator[tuple[np.ndarray, np.ndarray]]
+        results: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
         if device == "cpu":
             spawn = multiprocessing.get_context("spawn")
             pool = stack.enter_context(spawn.Pool(workers, initializer=single_thread))
             results = pool.imap(_encode, jobs)
         else:
             results = (_encode(job, device) for job in jobs)
-        for i, (whole, hidden) in enumerate(results):
+        for i, (whole, hidden, points) in enumerate(results):
             clip, group, index, _, main = plan[i]
             faces.append(whole)
             maskeds.append(hidden)
+            landmarks.append(points)
             runs.append(
                 Run(
                     clip.name,
@@ -236,6 +254,7 @@ def cache_latents(
                 log.info("encoded %d of %d clips", i + 1, len(plan))
     np.save(out / "face.npy", np.concatenate(faces))
     np.save(out / "masked.npy", np.concatenate(maskeds))
+    np.save(out / "landmarks.npy", np.concatenate(landmarks))
     write_json(out / "runs.json", [asdict(run) for run in runs])
 
 
@@ -353,7 +372,11 @@ def load_cache(folder: Path) -> LatentCache:
     )
     windows, silent = {}, {}
     names = {run.heard for run in runs}
-    whole = len(face) == len(masked) == sum(run.frames for run in runs)
+    landmarks = None
+    if (folder / "landmarks.npy").is_file():  # caches of earlier versions have none
+        landmarks = torch.from_numpy(np.load(folder / "landmarks.npy"))
+    rows = {len(face), len(masked), len(face if landmarks is None else landmarks)}
+    whole = rows == {sum(run.frames for run in runs)}
     if not whole or not all((folder / "windows" / f"{name}.npz").is_file() for name in names):
         raise MediaError(f"{folder} is not whole: run dithead-train latents again")
     for name in names:
@@ -366,4 +389,5 @@ def load_cache(folder: Path) -> LatentCache:
         windows,
         silent,
         torch.from_numpy(np.load(folder / "silence.npy")),
+        landmarks,
     )

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dithead.config import DiTConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
+from dithead.errors import ConfigError
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import precision
 from dithead.train.settings import PLAIN, DiTTraining, Execution
@@ -44,6 +46,13 @@ class Batch:
     window: Tensor
     person: Tensor
     """(B,) int64: samples with the same number show the same person with the same look."""
+    landmarks: Tensor
+    """(B, 26, 2); (B, 0, 2) for a denoiser that is not shown them."""
+
+    @property
+    def conditions(self) -> tuple[Tensor, ...]:
+        """What the denoiser is given after the window."""
+        return (self.landmarks,) if self.landmarks.shape[1] > 0 else ()
 
 
 def _by_person(runs: Iterable[Run]) -> list[list[Run]]:
@@ -54,11 +63,28 @@ def _by_person(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 class LatentSampler:
-    """Draws training samples from the cache."""
+    """Draws training samples from the cache.
 
-    def __init__(self, cache: LatentCache, training: DiTTraining) -> None:
+    Args:
+        shown: what the denoiser is shown; None, for one without further conditions.
+
+    Raises:
+        ConfigError: that is not in the cache.
+    """
+
+    def __init__(
+        self, cache: LatentCache, training: DiTTraining, shown: DiTConfig | None = None
+    ) -> None:
         self.cache = cache
         self.training = training
+        self.landmarks = torch.zeros(len(cache.face), 0, 2)
+        if shown is not None and shown.landmarks:
+            if cache.landmarks is None:
+                raise ConfigError(
+                    "the denoiser is shown landmarks, and these latents were cached without",
+                    hint="run dithead-train latents again",
+                )
+            self.landmarks = cache.landmarks
         self.random = np.random.default_rng(training.seed)
         self.plain = [run for run in cache.runs if run.main and run.look == 0]
         self.looks = [run for run in cache.runs if run.main and run.look != 0]
@@ -121,6 +147,7 @@ class LatentSampler:
             self.cache.face[[sample.reference for sample in samples]].float(),
             torch.from_numpy(np.stack([sample.window for sample in samples])),
             torch.tensor([sample.person for sample in samples]),
+            self.landmarks[rows],
         )
 
 
@@ -191,10 +218,11 @@ class OwnOutputs:
         people = batch.person[: len(heard)]
         older = [self.latents.get(p, batch.reference[i]) for i, p in enumerate(people.tolist())]
         reference, masked = torch.stack(older), batch.masked[: len(heard)]
+        conditions = [values[: len(heard)] for values in batch.conditions]
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             with precision(noisy.device, self.execution.precision):
-                return model(noisy, masked, reference, timestep, heard)
+                return model(noisy, masked, reference, timestep, heard, *conditions)
 
         latents = self.diffusion.sample(predict, self.initial_noise(people), steps)
         # If the network predicts noise, a guess from pure noise is far off until it has learnt.

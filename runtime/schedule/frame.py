@@ -104,6 +104,8 @@ class Frame:
     """(1, 3, s, s) float in [-1, 1]."""
     masked: Tensor = field(init=False)
     """(1, C, l, l) float, latent of the masked crop."""
+    conditions: tuple[Tensor, ...] = ()
+    """What else the model is shown, see :meth:`dithead.generator.FrameGenerator.encode`."""
     window: Tensor = field(init=False)
     """(window_frames, features) float, the sound round the frame."""
     latent: Tensor = field(init=False)
@@ -149,6 +151,7 @@ class Frame:
     def forget(self) -> None:
         """Release every tensor. Call it when no queued work reads them any more."""
         self.face = self.idle = None
+        self.conditions = ()
         self.undo.clear()
         for each in fields(self):
             if isinstance(getattr(self, each.name, None), Tensor):

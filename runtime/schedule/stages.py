@@ -95,15 +95,16 @@ class EncodeFace(FaceStage):
 
     def __init__(self, generator: FrameGenerator) -> None:
         super().__init__(generator)
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, ...] | None = None
 
     def work(self, f: Frame, lane: Lane) -> None:
         assert f.face is not None
         if not f.face.still or self._last is None:
-            given = f.rectangle, f.transform, f.light, *self.generator.hides_by(f.mesh)
-            self._last = lane.replay(self.generator.encode, *given)
+            inputs = f.rectangle, f.transform, f.light, f.mesh
+            self._last = lane.replay(self.generator.encode, *inputs)
         # Copies: what is kept may be freed here while another lane still reads what it was given.
-        f.crop, f.masked = (value.clone() for value in self._last)
+        f.crop, f.masked, *conditions = (value.clone() for value in self._last)
+        f.conditions = tuple(conditions)
 
 
 class Sound(Protocol):
@@ -256,7 +257,9 @@ class Denoise(FaceStage):
             frames, noise, reference = zip(*self._begun, strict=True)
             masked = [f.masked for f in frames]
             windows = [f.window[None] for f in frames]
-            inputs = [_rows(values) for values in (noise, masked, reference, windows)]
+            conditions = zip(*(f.conditions for f in frames), strict=True)
+            shown = (noise, masked, reference, windows, *conditions)
+            inputs = [_rows(values) for values in shown]
             if self._together is None:
                 latents = lane.replay(self.generator.sample, *inputs)
             else:

@@ -153,7 +153,9 @@ class Person:
             values.float()
             for values in (self.face[chosen], self.masked[chosen], self.face[references])
         )
-        return Batch(clean, masked, reference, torch.stack(windows), self.pose[chosen]), chosen
+        landmarks = torch.zeros(batch, 0, 2)
+        shown = clean, masked, reference, torch.stack(windows), self.pose[chosen], landmarks
+        return Batch(*shown), chosen
 
 
 @torch.inference_mode()

@@ -62,6 +62,8 @@ def adapt(
     checkpoint.check_not_a_base(out, base)
     if model.shape_head is None:
         raise ConfigError(f"{base} has no shape head, so that lips cannot be compared")
+    if refused := model.config.torch_only:
+        raise ConfigError(f"{base} cannot be adapted: it was trained with {', '.join(refused)}")
     general = None
     if latents is not None:
         general = LatentSampler(load_cache(latents), DiTTraining(seed=training.seed))

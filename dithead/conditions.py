@@ -1,0 +1,60 @@
+"""What a denoiser can be shown besides its own method's inputs: conditions of other papers.
+
+DiffTalk (Shen et al., arXiv 2301.03786): landmarks of the face without the mouth.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dithead.controls import in_crop
+from dithead.face.mesh import LANDMARKS_68
+from dithead.linear import Linear
+
+UPPER_LANDMARKS: tuple[int, ...] = (*LANDMARKS_68[17:31], *LANDMARKS_68[36:48])
+"""Mesh points of the landmarks that a denoiser is shown: brows, bridge of the nose, eyes.
+
+DiffTalk leaves out the mouth alone. The jaw and the base of the nose are left out here, too: they
+tell how far the mouth is open (docs/architecture.md, "The mask").
+"""
+MIRRORED: tuple[int, ...] = (
+    *(9, 8, 7, 6, 5, 4, 3, 2, 1, 0),  # brows
+    *(10, 11, 12, 13),  # bridge of the nose
+    *(23, 22, 21, 20, 25, 24, 17, 16, 15, 14, 19, 18),  # eyes
+)
+"""Which of these landmarks is in the place of each in a mirrored picture."""
+POINT_SCALE = 4.0
+"""Brings crop units to about -1..1."""
+
+
+class UpperLandmarks(nn.Module):
+    """``upper_landmarks``: the landmarks that a denoiser is shown. No weights."""
+
+    points: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("points", torch.tensor(UPPER_LANDMARKS), persistent=False)
+
+    def forward(self, mesh: Tensor, transform: Tensor) -> Tensor:
+        """Mesh (468, 3) in pixels, transform (2, 3) from crop units to them -> landmarks
+        (1, 26, 2) in crop units."""
+        return in_crop(torch.index_select(mesh, 0, self.points), transform)[None]
+
+
+class LandmarkToken(nn.Module):
+    """Landmarks as one more token of the cross-attention (DiffTalk, section 3.3; the layers are
+    *assumed*)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = Linear(2 * len(UPPER_LANDMARKS), width)
+        self.second = Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, landmarks: Tensor) -> Tensor:
+        """Landmarks (B, 26, 2) in crop units -> (B, 1, D)."""
+        numbers = POINT_SCALE * landmarks.flatten(1).to(self.first.weight.dtype)  # (B, 52)
+        return self.norm(self.second(F.silu(self.first(numbers))))[:, None, :]

@@ -1,0 +1,249 @@
+"""The conditions of two other papers: off they change nothing, on they are learnt from, and streams
+equal the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from denoisers import small_config
+from streams import TIMES, collect, same
+from torch import Tensor
+
+from dithead import checkpoint
+from dithead.conditions import MIRRORED, UPPER_LANDMARKS, UpperLandmarks
+from dithead.config import DiTConfig, DitHeadConfig, View, preset
+from dithead.diffusion import Diffusion
+from dithead.dit import DiT
+from dithead.errors import ConfigError, ExportError
+from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.face.mesh import LANDMARKS_68
+from dithead.model import DitHead
+from dithead.options import Options
+from dithead.pipeline import revoice
+from dithead.runtime.session import Session
+from dithead.torchgraphs import TorchGraphs
+from dithead.train.appearance import plain_appearance, random_appearance, render
+from dithead.train.data import STORED_MARGIN
+from dithead.train.dit import train_dit
+from dithead.train.latents import LatentCache, Run, look_landmarks
+from dithead.train.samples import Batch, LatentSampler
+from dithead.train.settings import DiTTraining
+
+CHOICES: list[dict[str, Any]] = [{"landmarks": True}]
+"""Settings of the denoiser."""
+MODELS = [*CHOICES, {"landmarks": True, "conditioning": "paper"}]
+
+
+def names(choice: dict[str, Any]) -> str:
+    return "-".join(choice)
+
+
+def small_dit(**choices: Any) -> DiT:
+    """A denoiser that does not ignore its input, as a fresh one does."""
+    conditioning = {"conditioning": "tokens", **choices}
+    model = DiT(DiTConfig(width=64, depth=2, heads=4, **conditioning), 4, 16, 11, 48).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def small_inputs(model: DiT) -> list[Tensor]:
+    """Inputs of two samples: latents, timesteps, windows, and what the model is shown besides."""
+    noisy, masked, reference = torch.randn(3, 2, 4, 16, 16)
+    inputs = [noisy, masked, reference, torch.tensor([10, 700]), torch.randn(2, 11, 48)]
+    if model.config.landmarks:
+        inputs.append(0.3 * torch.randn(2, len(UPPER_LANDMARKS), 2))
+    return inputs
+
+
+@pytest.mark.parametrize("choice", MODELS, ids=names)
+def test_every_condition_matters_and_everything_learns(choice: dict[str, Any]) -> None:
+    model = small_dit(**choice)
+    inputs = small_inputs(model)
+    base = model(*inputs)
+    assert base.shape == (2, 4, 16, 16)
+    for i in range(len(inputs)):
+        changed = [value.flip(0) if j == i else value for j, value in enumerate(inputs)]
+        assert (model(*changed) - base).abs().max() > 1e-4, i
+    base.square().mean().backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+def test_configurations_of_earlier_versions_load_with_everything_off() -> None:
+    for name in ("tiny", "base", "paper"):
+        values = preset(name).to_dict()
+        for key in ("landmarks",):
+            assert values["dit"].pop(key) in (False, 0)
+        assert DitHeadConfig.from_dict(values) == preset(name)
+
+
+@pytest.mark.parametrize("conditioning", ["paper", "tokens"])
+def test_what_is_off_has_no_weights_and_draws_no_numbers(conditioning: Any) -> None:
+    """So a fresh model's weights are those of versions without these choices."""
+    torch.manual_seed(0)
+    plain = small_dit(conditioning=conditioning)
+    assert not any("landmark" in name for name in plain.state_dict())
+    torch.manual_seed(0)
+    noisy, masked, reference, timestep, window = small_inputs(plain)
+    modulation = plain.modulation(timestep)
+    keys = plain.context(plain.audio_tokens(window), modulation)
+    expected = plain.predict(noisy, masked, reference, modulation, keys)
+    assert torch.equal(plain(noisy, masked, reference, timestep, window), expected)
+
+
+def test_landmarks_that_are_not_given_are_asked_for() -> None:
+    model = small_dit(landmarks=True)
+    with pytest.raises(ConfigError, match="needs landmarks"):
+        model(*small_inputs(model)[:5])
+
+
+def test_landmarks_do_not_follow_the_mouth() -> None:
+    """They are those of the upper face in crop units, whatever the rest does."""
+    mesh = 100 * torch.rand(468, 3)
+    transform = torch.tensor([[80.0, -20.0, 64.0], [20.0, 80.0, 60.0]])
+    shown = UpperLandmarks()(mesh, transform)
+    pixels = shown[0] @ transform[:, :2].T + transform[:, 2]
+    torch.testing.assert_close(pixels, mesh[list(UPPER_LANDMARKS), :2], atol=1e-3, rtol=0)
+    lower = [i for i in LANDMARKS_68[:17] + LANDMARKS_68[31:36] + LANDMARKS_68[48:]]
+    mesh[lower] += 10.0
+    assert torch.equal(shown, UpperLandmarks()(mesh, transform))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_landmarks_are_where_a_look_puts_them(seed: int) -> None:
+    """A mark in a picture that is bent, turned, shifted and perhaps mirrored is found where its
+    landmark is said to be."""
+    size, view, marked = 256, View(0.84, 0.065), 15  # an eye's upper lid
+    stored = round(size * STORED_MARGIN)
+    place = torch.tensor([-0.15, -0.20])  # in crop units
+    meshes = torch.zeros(1, 468, 2)
+    meshes[0, UPPER_LANDMARKS[marked]] = place
+    look = random_appearance(1, torch.Generator().manual_seed(seed))
+    plain = plain_appearance(1)
+    look = replace(plain, affine=look.affine, warp=look.warp, turn=look.turn)
+    in_stored = (place - torch.tensor([0.0, view.down])) / view.span / STORED_MARGIN
+    column, row = ((in_stored + 0.5) * stored).round().int().tolist()
+    crop = torch.zeros(1, stored, stored, 3, dtype=torch.uint8)
+    crop[0, row - 2 : row + 2, column - 2 : column + 2] = 255
+    picture = render(crop, look, size, view)[0, 0]
+    brightest = torch.nonzero(picture > 0).float().mean(0).flip(0) + 0.5
+    found = (brightest / size - 0.5) * view.span + torch.tensor([0.0, view.down])
+    mirrored = bool(torch.linalg.det(look.affine[0, :, :2]) < 0)
+    said = look_landmarks(meshes, look, view)[0, MIRRORED[marked] if mirrored else marked]
+    torch.testing.assert_close(found, said, atol=0.006, rtol=0)
+
+
+def learnable_cache(config: DitHeadConfig) -> LatentCache:
+    """One clip in which everything a denoiser is shown tells the same: how far the mouth is open,
+    which is the latent."""
+    frames = 40
+    channels, size = config.vqgan.latent_channels, config.latent_size
+    random = np.random.default_rng(0)
+    opening = torch.from_numpy(np.sin(np.arange(frames) * 0.7)).float()
+    pattern, still = torch.from_numpy(random.standard_normal((2, channels, 1, 1))).float()
+    pattern, still = pattern.expand(-1, size, size), still.expand(-1, size, size)
+    face = still + opening[:, None, None, None] * pattern
+    windows = np.zeros((2, frames, *config.audio.window_shape), np.float16)
+    landmarks = opening[:, None, None] * torch.ones(frames, len(UPPER_LANDMARKS), 2) / 4
+    return LatentCache(
+        [Run("c", "a", 0, 0, 0, frames, True)],
+        face.half(),
+        still.expand_as(face).half(),
+        {"c": windows},
+        {"c": np.zeros(frames, bool)},
+        torch.zeros(config.audio.window_shape),
+        landmarks,
+    )
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=names)
+def test_a_clip_is_learnt_by_heart_from_each_condition(
+    choice: dict[str, Any], tmp_path: Path
+) -> None:
+    """The latents' variance is what is left to a denoiser that only knows the rest."""
+    torch.set_num_threads(1)
+    config = small_config()
+    config = replace(config, dit=replace(config.dit, **choice))
+    cache = learnable_cache(config)
+    training = DiTTraining(
+        steps=100,
+        batch=8,
+        warmup_steps=10,
+        learning_rate=5e-3,
+        generated_share=0.0,
+        first_step_share=1.0,
+        average_decay=0.9,
+        reference_noise=0.0,
+    )
+    path = train_dit(cache, config, training, tmp_path)
+    model = DitHead(config).dit
+    checkpoint.load_into(model, checkpoint.load(path)[0], path)
+    batch = LatentSampler(cache, replace(training, seed=5), config.dit).sample(32)
+    unknown = float((batch.clean - batch.clean.mean(0)).square().mean())
+    shuffled = replace(batch, landmarks=batch.landmarks.roll(1, 0))
+    assert one_step_error(model, config, batch, batch) < 0.3 * unknown
+    assert one_step_error(model, config, batch, shuffled) > unknown
+
+
+@torch.inference_mode()
+def one_step_error(model: DiT, config: DitHeadConfig, batch: Batch, shown: Batch) -> float:
+    """Squared error of what one step makes of pure noise, where the model is shown a batch."""
+    given = shown.window, *shown.conditions
+    noise = torch.randn_like(batch.clean)
+    made = Diffusion(config.diffusion).sample(
+        lambda noisy, t: model(noisy, shown.masked, shown.reference, t, *given), noise, 1
+    )
+    return float((made - batch.clean).square().mean())
+
+
+@pytest.fixture(scope="module")
+def models_with(random_models: TorchGraphs) -> Callable[[dict[str, Any]], TorchGraphs]:
+    """The small random model, with other choices."""
+
+    def make(choice: dict[str, Any]) -> TorchGraphs:
+        torch.manual_seed(1)
+        config = random_models.config
+        model = DitHead(replace(config, dit=replace(config.dit, **choice)))
+        with torch.no_grad():
+            for parameter in model.dit.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        model.face_vqgan.load_state_dict(random_models.dithead.face_vqgan.state_dict())
+        model.eval().requires_grad_(False)
+        return TorchGraphs(model, random_models.audio, random_models.detector, random_models.mesh)
+
+    return make
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=names)
+def test_streams_equal_the_pipeline(
+    models_with: Callable[[dict[str, Any]], TorchGraphs],
+    pictures: list[np.ndarray],
+    sound: np.ndarray,
+    choice: dict[str, Any],
+) -> None:
+    torch.set_num_threads(1)
+    models, options = models_with(choice), Options(steps=2, seed=3)
+    frames = zip(map(torch.from_numpy, pictures), map(float, TIMES), strict=True)
+    wanted = [i.numpy() for i in revoice(frames, torch.from_numpy(sound), models, options)]
+    with Session(models).open_stream(options, in_flight=4) as stream:
+        made = collect(stream, pictures, [sound])
+        assert same(made, wanted)
+        stream.reset()
+        assert same(collect(stream, pictures, [sound]), wanted)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=names)
+def test_bundles_refuse_what_they_cannot_hold(
+    models_with: Callable[[dict[str, Any]], TorchGraphs], choice: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=next(iter(choice)) + ".*torch"):
+        export_bundle(None, tmp_path / "bundle", ExportOptions(), models=models_with(choice))
+    assert not (tmp_path / "bundle").exists()
