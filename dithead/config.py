@@ -199,7 +199,10 @@ class DiTConfig:
     output: what can be copied need not be learnt. Needs ``tokens``."""
     landmarks: bool = False
     """Whether the landmarks of brows, nose and eyes are one more token of the cross-attention
-    (DiffTalk, arXiv 2301.03786). Like the next two, this is no part of the paper's method."""
+    (DiffTalk, arXiv 2301.03786). Like the next, this is no part of the paper's method."""
+    motion_frames: int = 0
+    """Number of frames before whose latents are shown, too, as channels of the input (Diffused
+    Heads, arXiv 2301.03396, shows two)."""
 
     def __post_init__(self) -> None:
         _require(
@@ -207,6 +210,10 @@ class DiTConfig:
             f"heads ({self.heads}) must divide width ({self.width}), a multiple of 4",
         )
         _require(self.depth >= 1 and self.patch >= 1, "depth and patch must be at least 1")
+        _require(
+            0 <= self.motion_frames <= 8,
+            f"motion_frames must lie in 0..8, not {self.motion_frames}",
+        )
         _require(
             not self.skip or self.conditioning == "tokens", "skip needs the conditioning 'tokens'"
         )
@@ -284,7 +291,11 @@ class DitHeadConfig:
     @property
     def torch_only(self) -> list[str]:
         """Which choices no bundle and no C library can run, only PyTorch."""
-        return ["dit.landmarks"] if self.dit.landmarks else []
+        choices = {
+            "dit.landmarks": self.dit.landmarks,
+            "dit.motion_frames": self.dit.motion_frames > 0,
+        }
+        return [name for name, chosen in choices.items() if chosen]
 
     @property
     def latent_size(self) -> int:

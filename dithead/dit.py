@@ -156,7 +156,9 @@ class DiT(nn.Module):
         self.latent_channels = latent_channels
         self.grid = latent_size // config.patch
         d = config.width
-        self.patch_in = nn.Conv2d(3 * latent_channels, d, config.patch, stride=config.patch)
+        self.inputs = 3 + config.motion_frames  # latents
+        channels = self.inputs * latent_channels
+        self.patch_in = nn.Conv2d(channels, d, config.patch, stride=config.patch)
         self.register_buffer("positions", position_table(self.grid, d), persistent=False)
         self.timestep_in = Linear(256, d)
         self.timestep_out = Linear(d, d)
@@ -175,8 +177,8 @@ class DiT(nn.Module):
         self.patch_out = Linear(d, patch)
         self.skip = self.skip_modulation = None
         if config.skip:
-            self.skip = nn.Parameter(torch.zeros(self.grid**2, 3 * patch, patch))
-            self.skip_rows = math.ceil(3 * patch / d)
+            self.skip = nn.Parameter(torch.zeros(self.grid**2, self.inputs * patch, patch))
+            self.skip_rows = math.ceil(self.inputs * patch / d)
             self.skip_modulation = Linear(d, self.skip_rows * d)
         self._initialise()
 
@@ -269,7 +271,8 @@ class DiT(nn.Module):
 
         Args:
             noisy, masked, reference: latents (B, C, S, S): the noised face, the masked face, the
-                reference face.
+                reference face; with ``motion_frames`` the last is (B, (1 + motion_frames) C, S, S),
+                with the faces of the frames before after it, the latest first.
             timestep: (B,) integer timesteps.
             window: audio (B, window_frames, audio_dim).
             landmarks: (B, 26, 2), see :data:`dithead.conditions.UPPER_LANDMARKS`, for a model that
@@ -291,7 +294,7 @@ class DiT(nn.Module):
         context: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
         """Like :meth:`forward`, from the results of :meth:`modulation` and :meth:`context`."""
-        inputs = torch.cat([noisy, masked, reference], dim=1)  # (B, 3C, S, S)
+        inputs = torch.cat([noisy, masked, reference], dim=1)  # (B, K, S, S)
         x = self.patch_in(inputs).flatten(2).transpose(1, 2)  # (B, N, D)
         x = x.contiguous() + self.positions  # a token's numbers side by side
         adaptive = self.final_modulation is not None
@@ -307,7 +310,7 @@ class DiT(nn.Module):
         x = self.patch_out(x)
         if self.skip is not None:
             scale = modulation[:, -self.skip_rows :].flatten(1)[:, None, : self.skip.shape[1]]
-            tokens = (self.patches(inputs) * (1 + scale))[:, :, None]  # (B, N, 1, 3 P)
+            tokens = (self.patches(inputs) * (1 + scale))[:, :, None]  # (B, N, 1, Q)
             x = x + torch.matmul(tokens, self.skip)[:, :, 0]
         return self.unpatch(x)
 

@@ -149,6 +149,7 @@ class FrameGenerator:
         self._replaced: Tensor | None = None  # what was shown before it
         self._shown: Tensor | None = None  # what the latest frame was shown, a mixture of both
         self._noise: Tensor | None = None  # the same
+        self._past: tuple[Tensor, ...] = ()  # the latents before, the latest first
         self._detailing = DetailState(FaceShape.initial_habit(self.graphs.device))
         self._larger = False  # whether the last face was too large
 
@@ -315,7 +316,9 @@ class FrameGenerator:
             crop: from :meth:`encode`. index: number of the frame. refers, share: see :class:`Face`.
 
         Returns:
-            Noise and reference, latents (1, C, s, s).
+            Noise and reference, latents (1, C, s, s). After the reference, the frames before, if
+            the model is shown them: (1, (1 + motion_frames) C, s, s). A face that was not there
+            before has the reference in their place (Diffused Heads, section 3.2).
         """
         if refers or self._reference is None:
             self._replaced = self._shown
@@ -325,6 +328,10 @@ class FrameGenerator:
             latest = torch.full((), share, device=reference.device)
             (reference,) = self.graphs.run("reference_mix", self._replaced, reference, latest)
         self._shown = reference
+        if motion := self.graphs.config.dit.motion_frames:
+            if not self._past or (refers and share == 1.0):
+                self._past = (reference,) * motion
+            reference = torch.cat([reference, *self._past], dim=1)
         if self._noise is None or self.graphs.config.diffusion.noise == "frame":
             (self._noise,) = self.graphs.run("noise", self.seed, torch.full_like(self.seed, index))
         return self._noise, reference
@@ -337,9 +344,9 @@ class FrameGenerator:
         windows: Tensor,
         *conditions: Tensor,
     ) -> Tensor:
-        """All DDIM steps: latents (B, C, s, s), audio windows (B, window_frames, features) and
-        conditions, see :meth:`encode` -> latents (B, C, s, s). Frames are independent of each
-        other."""
+        """All DDIM steps: latents and reference of :meth:`begin`, audio windows (B, window_frames,
+        features) and conditions, see :meth:`encode` -> latents (B, C, s, s). Frames are independent
+        of each other."""
         (context,) = self.graphs.run("dit_context", windows, *conditions)
         latent, rows = noise, noise.shape[0]
         for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
@@ -348,9 +355,12 @@ class FrameGenerator:
         return latent
 
     def keep(self, latent: Tensor) -> None:
-        """Use a frame's latent as the next one's reference, if the options say so."""
+        """Use a frame's latent as the next one's reference, if the options say so, and as one of
+        the frames before it, if the model is shown them."""
         if self.options.reference == "previous":
             self._reference = self._shown = latent
+        if motion := self.graphs.config.dit.motion_frames:
+            self._past = (latent, *self._past)[:motion]
 
     def denoise(
         self,
@@ -453,10 +463,10 @@ class FrameGenerator:
 
     def save_denoising(self) -> Callable[[], None]:
         """What returns the state of :meth:`begin` and :meth:`keep` to its present value."""
-        saved = self._reference, self._replaced, self._shown, self._noise
+        saved = self._reference, self._replaced, self._shown, self._noise, self._past
 
         def restore() -> None:
-            self._reference, self._replaced, self._shown, self._noise = saved
+            self._reference, self._replaced, self._shown, self._noise, self._past = saved
 
         return restore
 

@@ -169,7 +169,8 @@ class DiTStep(nn.Module):
         """One step.
 
         Args:
-            noisy, masked, reference: latents (B, C, s, s). context: from :class:`DiTContext`.
+            noisy, masked, reference: latents, see :meth:`dithead.dit.DiT.forward`.
+            context: from :class:`DiTContext`.
             modulation: from :class:`DiTTimestep`, of ``timestep``.
             timestep, following: (B,) int64, where the step starts and where it leads; -1 is the
                 clean latent. :func:`dithead.diffusion.ddim_timesteps` lists them.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoisers import small_config
+from denoisers import FRAMES, random_cache, small_config
 from streams import TIMES, collect, same
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from dithead.dit import DiT
 from dithead.errors import ConfigError, ExportError
 from dithead.export.bundle import ExportOptions, export_bundle
 from dithead.face.mesh import LANDMARKS_68
+from dithead.generator import FrameGenerator
 from dithead.model import DitHead
 from dithead.options import Options
 from dithead.pipeline import revoice
@@ -35,9 +36,13 @@ from dithead.train.latents import LatentCache, Run, look_landmarks
 from dithead.train.samples import Batch, LatentSampler
 from dithead.train.settings import DiTTraining
 
-CHOICES: list[dict[str, Any]] = [{"landmarks": True}]
+CHOICES: list[dict[str, Any]] = [{"landmarks": True}, {"motion_frames": 2}]
 """Settings of the denoiser."""
-MODELS = [*CHOICES, {"landmarks": True, "conditioning": "paper"}]
+MODELS = [
+    *CHOICES,
+    {"motion_frames": 1, "skip": True},
+    {"landmarks": True, "conditioning": "paper"},
+]
 
 
 def names(choice: dict[str, Any]) -> str:
@@ -56,7 +61,8 @@ def small_dit(**choices: Any) -> DiT:
 
 def small_inputs(model: DiT) -> list[Tensor]:
     """Inputs of two samples: latents, timesteps, windows, and what the model is shown besides."""
-    noisy, masked, reference = torch.randn(3, 2, 4, 16, 16)
+    noisy, masked = torch.randn(2, 2, 4, 16, 16)
+    reference = torch.randn(2, 4 * (1 + model.config.motion_frames), 16, 16)
     inputs = [noisy, masked, reference, torch.tensor([10, 700]), torch.randn(2, 11, 48)]
     if model.config.landmarks:
         inputs.append(0.3 * torch.randn(2, len(UPPER_LANDMARKS), 2))
@@ -80,7 +86,7 @@ def test_every_condition_matters_and_everything_learns(choice: dict[str, Any]) -
 def test_configurations_of_earlier_versions_load_with_everything_off() -> None:
     for name in ("tiny", "base", "paper"):
         values = preset(name).to_dict()
-        for key in ("landmarks",):
+        for key in ("landmarks", "motion_frames"):
             assert values["dit"].pop(key) in (False, 0)
         assert DitHeadConfig.from_dict(values) == preset(name)
 
@@ -144,7 +150,7 @@ def test_landmarks_are_where_a_look_puts_them(seed: int) -> None:
 def learnable_cache(config: DitHeadConfig) -> LatentCache:
     """One clip in which everything a denoiser is shown tells the same: how far the mouth is open,
     which is the latent."""
-    frames = 40
+    frames = 120
     channels, size = config.vqgan.latent_channels, config.latent_size
     random = np.random.default_rng(0)
     opening = torch.from_numpy(np.sin(np.arange(frames) * 0.7)).float()
@@ -188,7 +194,7 @@ def test_a_clip_is_learnt_by_heart_from_each_condition(
     checkpoint.load_into(model, checkpoint.load(path)[0], path)
     batch = LatentSampler(cache, replace(training, seed=5), config.dit).sample(32)
     unknown = float((batch.clean - batch.clean.mean(0)).square().mean())
-    shuffled = replace(batch, landmarks=batch.landmarks.roll(1, 0))
+    shuffled = replace(batch, past=batch.past.roll(1, 0), landmarks=batch.landmarks.roll(1, 0))
     assert one_step_error(model, config, batch, batch) < 0.3 * unknown
     assert one_step_error(model, config, batch, shuffled) > unknown
 
@@ -197,9 +203,10 @@ def test_a_clip_is_learnt_by_heart_from_each_condition(
 def one_step_error(model: DiT, config: DitHeadConfig, batch: Batch, shown: Batch) -> float:
     """Squared error of what one step makes of pure noise, where the model is shown a batch."""
     given = shown.window, *shown.conditions
+    reference = torch.cat([shown.reference, shown.past], 1)
     noise = torch.randn_like(batch.clean)
     made = Diffusion(config.diffusion).sample(
-        lambda noisy, t: model(noisy, shown.masked, shown.reference, t, *given), noise, 1
+        lambda noisy, t: model(noisy, shown.masked, reference, t, *given), noise, 1
     )
     return float((made - batch.clean).square().mean())
 
@@ -247,3 +254,59 @@ def test_bundles_refuse_what_they_cannot_hold(
     with pytest.raises(ExportError, match=next(iter(choice)) + ".*torch"):
         export_bundle(None, tmp_path / "bundle", ExportOptions(), models=models_with(choice))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_frame_is_shown_the_two_before(
+    models_with: Callable[[dict[str, Any]], TorchGraphs], pictures: list[np.ndarray]
+) -> None:
+    """At the start, and with another face, these are the reference; with a reference that gives
+    way to another of the same face, they stay."""
+    generator = FrameGenerator(models_with({"motion_frames": 2}), Options())
+    crop, channels = torch.rand(1, 3, 64, 64), 4
+    latents = torch.randn(3, 1, channels, 16, 16)
+
+    def shown(refers: bool = False, share: float = 1.0) -> list[Tensor]:
+        return list(generator.begin(crop, 0, refers, share)[1].split(channels, dim=1))
+
+    first = shown()
+    assert torch.equal(first[1], first[0]) and torch.equal(first[2], first[0])
+    generator.keep(latents[0])
+    reference, *past = shown()
+    assert torch.equal(reference, first[0])
+    assert torch.equal(torch.stack(past), torch.stack([latents[0], first[0]]))
+    back = generator.save_denoising()
+    generator.keep(latents[1])
+    generator.keep(latents[2])
+    assert torch.equal(torch.stack(shown(True, 0.5)[1:]), torch.stack([latents[2], latents[1]]))
+    back()
+    assert torch.equal(torch.stack(shown()[1:]), torch.stack(past))
+    again = shown(refers=True)
+    assert torch.equal(again[1], again[0]) and torch.equal(again[2], again[0])
+
+
+def test_frames_that_need_those_before_are_not_batched(
+    models_with: Callable[[dict[str, Any]], TorchGraphs],
+) -> None:
+    session = Session(models_with({"motion_frames": 2}))
+    with pytest.raises(ConfigError, match="motion_frames"):
+        session.open_stream(Options(), batch=2)
+
+
+def test_samples_have_the_frames_before_within_their_clip() -> None:
+    config = small_config()
+    cache = random_cache(config)
+    shown = replace(config.dit, motion_frames=2)
+    sampler = LatentSampler(cache, DiTTraining(), shown)
+    for _ in range(300):
+        sample = sampler.draw()
+        wanted = [sample.row - 1, sample.row - 2]
+        first = sample.row - sample.row % FRAMES
+        assert sample.past == tuple(at if at >= first else sample.reference for at in wanted)
+    batch = sampler.sample(3)
+    assert batch.past.shape == (3, 2 * batch.clean.shape[1], *batch.clean.shape[2:])
+
+
+def test_latents_without_landmarks_say_so() -> None:
+    config = small_config()
+    with pytest.raises(ConfigError, match=r"without.*latents again"):
+        LatentSampler(random_cache(config), DiTTraining(), replace(config.dit, landmarks=True))

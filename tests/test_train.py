@@ -299,7 +299,7 @@ def test_own_outputs_take_the_place_of_some_references(monkeypatch: pytest.Monke
     window, shape = torch.zeros(8, *tiny.audio.window_shape), (8, *size)
     people = torch.tensor([0, 1, 2, 3, 0, 1, 2, 9])
     nothing, three = torch.zeros(shape), torch.full(shape, 3.0)
-    batch = Batch(nothing, nothing, three, window, people, torch.zeros(8, 0, 2))
+    batch = Batch(nothing, nothing, three, window, people, nothing[:, :0], torch.zeros(8, 0, 2))
     training = DiTTraining(own_output_share=1.0, generated_share=0.5, reference_noise=0.0)
     own = OwnOutputs(Diffusion(tiny.diffusion), training, size)
     assert (own.references(batch)[0] == 3).all()  # nothing generated yet

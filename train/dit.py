@@ -260,7 +260,8 @@ def solve_skip(
         batch = sampler.sample(SOLVED_AT_ONCE)
         noise = torch.randn_like(batch.clean)
         noisy = diffusion.add_noise(batch.clean, noise, timestep)
-        inputs.append(model.patches(torch.cat([noisy, batch.masked, batch.reference], dim=1)))
+        shown = [noisy, batch.masked, batch.reference, batch.past]
+        inputs.append(model.patches(torch.cat(shown, dim=1)))
         targets.append(model.patches(diffusion.target(batch.clean, noise, timestep)))
     x, y = torch.cat(inputs).transpose(0, 1), torch.cat(targets).transpose(0, 1)  # (N, samples, .)
     ridge = RIDGE * samples * torch.eye(x.shape[2])

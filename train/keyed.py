@@ -31,7 +31,7 @@ class _Made:
     noise: Tensor
     """(B, C, S, S)."""
     reference_noise: Tensor
-    """(B, C, S, S)."""
+    """(B, (1 + motion_frames) C, S, S)."""
     timestep: Tensor
     """(B,)."""
     chances: np.ndarray
@@ -74,19 +74,20 @@ class KeyedDraws:
             timesteps.append(self.last if first else int(random.integers(self.last + 1)))
             level = self.training.reference_noise * random.random()
             generator = torch.Generator().manual_seed(int(random.integers(2**63)))
-            pair = torch.randn((2, *self.own.size), generator=generator)
-            noises.append(pair * torch.tensor([1.0, level]).view(-1, 1, 1, 1))
+            count = 2 + self.sampler.motion_frames
+            several = torch.randn((count, *self.own.size), generator=generator)
+            noises.append(several * torch.tensor([1.0, *[level] * (count - 1)]).view(-1, 1, 1, 1))
         heard = []
         for place in places[: self._generated()]:
             self.sampler.random = self._random(_SAMPLE, step, (place - 1) % size)
             heard.append(self.sampler.draw().window)
         shape = (0, *samples[0].window.shape)
-        noise = torch.stack(noises)  # (B, 2, C, S, S)
+        noise = torch.stack(noises)  # (B, 2 + motion_frames, C, S, S)
         return _Made(
             step,
             self.sampler.collect(samples),
             noise[:, 0],
-            noise[:, 1],
+            noise[:, 1:].flatten(1, 2),
             torch.tensor(timesteps),
             np.stack(chances),
             torch.from_numpy(np.stack(heard) if heard else np.empty(shape, np.float32)),
@@ -109,7 +110,7 @@ class KeyedDraws:
                 reference[row] = self.own.latents[person]
                 if own_noise < 0.5:
                     noise[row] = self.own.initial_noise(batch.person[row : row + 1])[0]
-        reference = reference + made.reference_noise.to(device)
+        reference = torch.cat([reference, batch.past], 1) + made.reference_noise.to(device)
         return Drawn(batch, reference, noise, made.timestep.to(device))
 
     def generate(self, model: DiT, drawn: Drawn) -> None:

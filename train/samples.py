@@ -30,6 +30,8 @@ class Sample:
 
     row: int
     reference: int
+    past: tuple[int, ...]
+    """The frames before, the latest first; the reference in the place of those before the clip."""
     window: np.ndarray
     """(window_frames, features) float32."""
     person: int
@@ -46,6 +48,8 @@ class Batch:
     window: Tensor
     person: Tensor
     """(B,) int64: samples with the same number show the same person with the same look."""
+    past: Tensor
+    """(B, motion_frames C, S, S): the frames before, the latest first."""
     landmarks: Tensor
     """(B, 26, 2); (B, 0, 2) for a denoiser that is not shown them."""
 
@@ -77,6 +81,7 @@ class LatentSampler:
     ) -> None:
         self.cache = cache
         self.training = training
+        self.motion_frames = 0 if shown is None else shown.motion_frames
         self.landmarks = torch.zeros(len(cache.face), 0, 2)
         if shown is not None and shown.landmarks:
             if cache.landmarks is None:
@@ -132,7 +137,10 @@ class LatentSampler:
         frame = int(self.random.integers(run.frames))
         reference = self.reference_row(run, frame)
         window = self._window(run, frame).astype(np.float32)
-        return Sample(run.first + frame, reference, window, self.person[run.group, run.look])
+        before = range(frame - 1, frame - 1 - self.motion_frames, -1)
+        past = tuple(run.first + at if at >= 0 else reference for at in before)
+        person = self.person[run.group, run.look]
+        return Sample(run.first + frame, reference, past, window, person)
 
     def sample(self, batch: int) -> Batch:
         """A random batch."""
@@ -141,12 +149,14 @@ class LatentSampler:
     def collect(self, samples: Sequence[Sample]) -> Batch:
         """Samples as one batch."""
         rows = [sample.row for sample in samples]
+        past = torch.tensor([sample.past for sample in samples], dtype=torch.long)
         return Batch(
             self.cache.face[rows].float(),
             self.cache.masked[rows].float(),
             self.cache.face[[sample.reference for sample in samples]].float(),
             torch.from_numpy(np.stack([sample.window for sample in samples])),
             torch.tensor([sample.person for sample in samples]),
+            self.cache.face[past].float().flatten(1, 2),
             self.landmarks[rows],
         )
 
@@ -181,8 +191,9 @@ class OwnOutputs:
         return torch.stack(noise).to(people.device)
 
     def references(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """References (B, C, S, S) and initial noise (B, C, S, S) for a batch: a share of both is
-        what the model would see in a stream; all references carry a little noise."""
+        """References, followed by the frames before, (B, (1 + motion_frames) C, S, S), and initial
+        noise (B, C, S, S) for a batch: a share of references and noise is what the model would see
+        in a stream; all references, and the frames before, carry a little noise."""
         reference, noise = batch.reference.clone(), torch.randn_like(batch.clean)
         for row, person in enumerate(batch.person.tolist()):
             if person in self.latents and self.random.random() < self.training.own_output_share:
@@ -191,7 +202,8 @@ class OwnOutputs:
                     noise[row] = self.initial_noise(batch.person[row : row + 1])[0]
         level = self.training.reference_noise * torch.rand(len(reference), 1, 1, 1)
         level = level.to(reference.device)
-        return reference + level * torch.randn_like(reference), noise
+        noised = reference + level * torch.randn_like(reference)
+        return torch.cat([noised, batch.past + level * torch.randn_like(batch.past)], 1), noise
 
     def generate(self, model: DiT, batch: Batch) -> None:
         """Generate outputs for the first samples of a batch, from older outputs if there are
@@ -218,6 +230,9 @@ class OwnOutputs:
         people = batch.person[: len(heard)]
         older = [self.latents.get(p, batch.reference[i]) for i, p in enumerate(people.tolist())]
         reference, masked = torch.stack(older), batch.masked[: len(heard)]
+        # The frames before said something else: each output begins a stream.
+        channels = reference.shape[1] + batch.past.shape[1]
+        reference = reference.repeat(1, channels // reference.shape[1], 1, 1)
         conditions = [values[: len(heard)] for values in batch.conditions]
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:

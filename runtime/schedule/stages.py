@@ -460,6 +460,11 @@ def face_stages(
             "with reference 'previous' a frame needs the one before: batch must be 1, or reference "
             "'fixed'"
         )
+    if batch > 1 and generator.graphs.config.dit.motion_frames:
+        raise ConfigError(
+            "a model with motion_frames is shown the frames before each: batch must be 1, not "
+            f"{batch}"
+        )
     stages: list[FaceStage] = [TrackFace(generator), EncodeFace(generator)]
     stages.append(AlignAudio(generator.graphs, sound, trim, pass_idle))
     stages.append(Denoise(generator, batch, together))

@@ -153,9 +153,8 @@ class Person:
             values.float()
             for values in (self.face[chosen], self.masked[chosen], self.face[references])
         )
-        landmarks = torch.zeros(batch, 0, 2)
-        shown = clean, masked, reference, torch.stack(windows), self.pose[chosen], landmarks
-        return Batch(*shown), chosen
+        shown = clean, masked, reference, torch.stack(windows), self.pose[chosen]
+        return Batch(*shown, past=clean[:, :0], landmarks=torch.zeros(batch, 0, 2)), chosen
 
 
 @torch.inference_mode()
