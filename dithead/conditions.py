@@ -1,6 +1,7 @@
 """What a denoiser can be shown besides its own method's inputs: conditions of other papers.
 
-DiffTalk (Shen et al., arXiv 2301.03786): landmarks of the face without the mouth.
+DiffTalk (Shen et al., arXiv 2301.03786): landmarks of the face without the mouth, and
+sound that attention has smoothed over time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ MIRRORED: tuple[int, ...] = (
 """Which of these landmarks is in the place of each in a mirrored picture."""
 POINT_SCALE = 4.0
 """Brings crop units to about -1..1."""
+FILTER_WIDTH = 64
+"""Width of the queries and keys of the audio filter (*assumed*)."""
 
 
 class UpperLandmarks(nn.Module):
@@ -58,3 +61,26 @@ class LandmarkToken(nn.Module):
         """Landmarks (B, 26, 2) in crop units -> (B, 1, D)."""
         numbers = POINT_SCALE * landmarks.flatten(1).to(self.first.weight.dtype)  # (B, 52)
         return self.norm(self.second(F.silu(self.first(numbers))))[:, None, :]
+
+
+class AudioFilter(nn.Module):
+    """Smooths a window over time: each frame becomes a mean of all, weighted by self-attention
+    (DiffTalk, section 3.3; one head, and a learnt weight for each pair of places: *assumed*).
+
+    It begins as a filter of its places alone, in which a frame's own features have about half of
+    the weight.
+    """
+
+    def __init__(self, window_frames: int, audio_dim: int) -> None:
+        super().__init__()
+        self.query = Linear(audio_dim, FILTER_WIDTH)
+        self.key = Linear(audio_dim, FILTER_WIDTH)
+        line = torch.arange(window_frames, dtype=torch.float32)
+        self.places = nn.Parameter(-(line[:, None] - line).abs())
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Window (B, window_frames, audio_dim) -> the same shape."""
+        q, k = self.query(window), self.key(window)  # (B, W, 64)
+        alike = q @ k.transpose(1, 2) / FILTER_WIDTH**0.5  # (B, W, W)
+        weights = torch.softmax(alike.float() + self.places.float(), dim=-1)
+        return weights.to(window.dtype) @ window

@@ -199,7 +199,9 @@ class DiTConfig:
     output: what can be copied need not be learnt. Needs ``tokens``."""
     landmarks: bool = False
     """Whether the landmarks of brows, nose and eyes are one more token of the cross-attention
-    (DiffTalk, arXiv 2301.03786). Like the next, this is no part of the paper's method."""
+    (DiffTalk, arXiv 2301.03786). Like the next two, this is no part of the paper's method."""
+    audio_filter: bool = False
+    """Whether self-attention smooths each audio window over time first (DiffTalk)."""
     motion_frames: int = 0
     """Number of frames before whose latents are shown, too, as channels of the input (Diffused
     Heads, arXiv 2301.03396, shows two)."""

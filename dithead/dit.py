@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dithead.conditions import LandmarkToken
+from dithead.conditions import AudioFilter, LandmarkToken
 from dithead.config import DiTConfig
 from dithead.errors import ConfigError
 from dithead.kernels.attention import (
@@ -162,6 +162,7 @@ class DiT(nn.Module):
         self.register_buffer("positions", position_table(self.grid, d), persistent=False)
         self.timestep_in = Linear(256, d)
         self.timestep_out = Linear(d, d)
+        self.audio_filter = AudioFilter(window_frames, audio_dim) if config.audio_filter else None
         if config.conditioning == "tokens":
             self.audio_in = Linear(audio_dim, d)
             self.audio_norm = nn.LayerNorm(d, eps=1e-6)
@@ -225,6 +226,8 @@ class DiT(nn.Module):
     def audio_tokens(self, window: Tensor) -> Tensor:
         """Audio window (B, window_frames, audio_dim) -> tokens (B, M, D); M is 1 with ``paper``,
         window_frames otherwise."""
+        if self.audio_filter is not None:
+            window = self.audio_filter(window)
         if self.config.conditioning == "paper":
             return self.audio_in(window.flatten(1))[:, None, :]  # (B, 1, D)
         return self.audio_norm(self.audio_in(window)) + self.audio_positions

@@ -16,7 +16,7 @@ from streams import TIMES, collect, same
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.conditions import MIRRORED, UPPER_LANDMARKS, UpperLandmarks
+from dithead.conditions import MIRRORED, UPPER_LANDMARKS, AudioFilter, UpperLandmarks
 from dithead.config import DiTConfig, DitHeadConfig, View, preset
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
@@ -36,12 +36,12 @@ from dithead.train.latents import LatentCache, Run, look_landmarks
 from dithead.train.samples import Batch, LatentSampler
 from dithead.train.settings import DiTTraining
 
-CHOICES: list[dict[str, Any]] = [{"landmarks": True}, {"motion_frames": 2}]
+CHOICES: list[dict[str, Any]] = [{"landmarks": True}, {"motion_frames": 2}, {"audio_filter": True}]
 """Settings of the denoiser."""
 MODELS = [
     *CHOICES,
     {"motion_frames": 1, "skip": True},
-    {"landmarks": True, "conditioning": "paper"},
+    {"landmarks": True, "audio_filter": True, "conditioning": "paper"},
 ]
 
 
@@ -86,7 +86,7 @@ def test_every_condition_matters_and_everything_learns(choice: dict[str, Any]) -
 def test_configurations_of_earlier_versions_load_with_everything_off() -> None:
     for name in ("tiny", "base", "paper"):
         values = preset(name).to_dict()
-        for key in ("landmarks", "motion_frames"):
+        for key in ("landmarks", "motion_frames", "audio_filter"):
             assert values["dit"].pop(key) in (False, 0)
         assert DitHeadConfig.from_dict(values) == preset(name)
 
@@ -96,7 +96,7 @@ def test_what_is_off_has_no_weights_and_draws_no_numbers(conditioning: Any) -> N
     """So a fresh model's weights are those of versions without these choices."""
     torch.manual_seed(0)
     plain = small_dit(conditioning=conditioning)
-    assert not any("landmark" in name for name in plain.state_dict())
+    assert not any("landmark" in name or "filter" in name for name in plain.state_dict())
     torch.manual_seed(0)
     noisy, masked, reference, timestep, window = small_inputs(plain)
     modulation = plain.modulation(timestep)
@@ -157,13 +157,15 @@ def learnable_cache(config: DitHeadConfig) -> LatentCache:
     pattern, still = torch.from_numpy(random.standard_normal((2, channels, 1, 1))).float()
     pattern, still = pattern.expand(-1, size, size), still.expand(-1, size, size)
     face = still + opening[:, None, None, None] * pattern
-    windows = np.zeros((2, frames, *config.audio.window_shape), np.float16)
+    windows = random.standard_normal((2, frames, *config.audio.window_shape))
+    if config.dit.audio_filter:  # noise that a mean over the window tells from the opening
+        windows += opening.numpy()[:, None, None]
     landmarks = opening[:, None, None] * torch.ones(frames, len(UPPER_LANDMARKS), 2) / 4
     return LatentCache(
         [Run("c", "a", 0, 0, 0, frames, True)],
         face.half(),
         still.expand_as(face).half(),
-        {"c": windows},
+        {"c": windows.astype(np.float16)},
         {"c": np.zeros(frames, bool)},
         torch.zeros(config.audio.window_shape),
         landmarks,
@@ -194,7 +196,8 @@ def test_a_clip_is_learnt_by_heart_from_each_condition(
     checkpoint.load_into(model, checkpoint.load(path)[0], path)
     batch = LatentSampler(cache, replace(training, seed=5), config.dit).sample(32)
     unknown = float((batch.clean - batch.clean.mean(0)).square().mean())
-    shuffled = replace(batch, past=batch.past.roll(1, 0), landmarks=batch.landmarks.roll(1, 0))
+    others = {name: getattr(batch, name).roll(1, 0) for name in ("past", "landmarks", "window")}
+    shuffled = replace(batch, **others)
     assert one_step_error(model, config, batch, batch) < 0.3 * unknown
     assert one_step_error(model, config, batch, shuffled) > unknown
 
@@ -247,7 +250,32 @@ def test_streams_equal_the_pipeline(
         assert same(collect(stream, pictures, [sound]), wanted)
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=names)
+def test_the_audio_filter_averages_over_time() -> None:
+    """Each frame of a filtered window is a mean of all, at first mostly of itself; what learns is
+    which frames are alike."""
+    torch.manual_seed(0)
+    smooth = AudioFilter(11, 48)
+    for layer in (smooth.query, smooth.key):
+        torch.nn.init.zeros_(layer.weight)
+    window = torch.zeros(1, 11, 48)
+    window[0, 5] = 1.0
+    heard = smooth(window)[0, :, 0]
+    assert heard.argmax() == 5 and 0.4 < heard[5] < 0.5
+    assert torch.equal(heard.argsort(descending=True)[:3].sort().values, torch.tensor([4, 5, 6]))
+    torch.testing.assert_close(smooth(torch.ones(1, 11, 48)), torch.ones(1, 11, 48))
+
+
+def test_a_bundle_holds_the_audio_filter(
+    models_with: Callable[[dict[str, Any]], TorchGraphs], tmp_path: Path
+) -> None:
+    """The export itself compares the file with PyTorch."""
+    options = ExportOptions(graphs=("dit_context",))
+    models = models_with({"audio_filter": True})
+    report = export_bundle(None, tmp_path / "bundle", options, models=models)
+    assert len(report.built) == 2  # float32 and float16
+
+
+@pytest.mark.parametrize("choice", CHOICES[:2], ids=names)
 def test_bundles_refuse_what_they_cannot_hold(
     models_with: Callable[[dict[str, Any]], TorchGraphs], choice: dict[str, Any], tmp_path: Path
 ) -> None:
