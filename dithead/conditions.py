@@ -1,7 +1,9 @@
 """What a denoiser can be shown besides its own method's inputs: conditions of other papers.
 
-DiffTalk (Shen et al., arXiv 2301.03786): landmarks of the face without the mouth, and
-sound that attention has smoothed over time.
+DiffTalk (Shen et al., arXiv 2301.03786): landmarks of the face without the mouth,
+sound that attention has smoothed over time, and the known part of the latent laid back in at every
+step. (The frames before, of Diffused Heads, are channels of the input: see
+:meth:`dithead.dit.DiT.forward`.)
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dithead.config import FaceConfig
 from dithead.controls import in_crop
+from dithead.diffusion import Diffusion
+from dithead.face.crop import crop_mask, mask_out, mask_polygon, visible
 from dithead.face.mesh import LANDMARKS_68
 from dithead.linear import Linear
+from dithead.vqgan import VQGAN
 
 UPPER_LANDMARKS: tuple[int, ...] = (*LANDMARKS_68[17:31], *LANDMARKS_68[36:48])
 """Mesh points of the landmarks that a denoiser is shown: brows, bridge of the nose, eyes.
@@ -84,3 +90,56 @@ class AudioFilter(nn.Module):
         alike = q @ k.transpose(1, 2) / FILTER_WIDTH**0.5  # (B, W, W)
         weights = torch.softmax(alike.float() + self.places.float(), dim=-1)
         return weights.to(window.dtype) @ window
+
+
+class KnownEncoder(nn.Module):
+    """``known_encoder``: the latent of a face's visible part.
+
+    The masked picture is encoded as a face is. The true picture is not: every position of its
+    latent knows something of the mouth beside it.
+    """
+
+    mask: Tensor
+
+    def __init__(self, config: FaceConfig, face_vqgan: VQGAN) -> None:
+        super().__init__()
+        self.face_vqgan = face_vqgan
+        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, crop: Tensor) -> Tensor:
+        """Face crop (B, 3, S, S) in [-1, 1] -> latent (B, C, s, s)."""
+        return self.face_vqgan.encode(mask_out(crop, self.mask))
+
+
+class LayBack(nn.Module):
+    """``lay_back``: replaces the known part of a latent between two steps (DiffTalk, section 3.4;
+    as in RePaint, arXiv 2201.09865, eq. 8). No weights.
+
+    A position is known if neither it nor a neighbour has a pixel under the mask: convolutions look
+    across (*assumed*). It gets the sample's own initial noise, as DDIM adds none.
+    """
+
+    known: Tensor
+
+    def __init__(self, config: FaceConfig, factor: int, diffusion: Diffusion) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
+        hidden = F.max_pool2d(1.0 - visible(mask), factor)  # (1, 1, s, s)
+        hidden = F.max_pool2d(hidden, 3, stride=1, padding=1)
+        self.register_buffer("known", hidden == 0, persistent=False)
+
+    def forward(self, latent: Tensor, known: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Replace it.
+
+        Args:
+            latent: after a step, (B, C, s, s). known: from :class:`KnownEncoder`. noise: with which
+                sampling began. timestep: (B,) int64, of the latent; -1 is the clean one.
+
+        Returns:
+            (B, C, s, s).
+        """
+        noised = self.diffusion.add_noise(known, noise, timestep.clamp(min=0))
+        clean = (timestep < 0)[:, None, None, None]
+        return torch.where(self.known, torch.where(clean, known, noised), latent)

@@ -246,6 +246,10 @@ class DiffusionConfig:
     steps: int = 250
     """Default number of DDIM steps. Their spacing, from the last timestep down, and eta = 0 are
     *assumed*: the paper gives only their number, 250."""
+    inpaint: bool = False
+    """Whether the part of the latent outside the mask is replaced by that of the frame, noised
+    accordingly, after every step (DiffTalk, arXiv 2301.03786). No part of the paper's method; any
+    denoiser can be sampled so."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -296,6 +300,7 @@ class DitHeadConfig:
         choices = {
             "dit.landmarks": self.dit.landmarks,
             "dit.motion_frames": self.dit.motion_frames > 0,
+            "diffusion.inpaint": self.diffusion.inpaint,
         }
         return [name for name, chosen in choices.items() if chosen]
 

@@ -298,7 +298,7 @@ class FrameGenerator:
 
         Returns:
             Crop, in the frame's own light; masked latent, in the reference's; the model's further
-            conditions, if it has any: landmarks (1, 26, 2).
+            conditions, if it has any: landmarks (1, 26, 2), known latent (1, C, s, s).
         """
         name = f"face_crop.{rectangle.shape[0]}"
         crop, lit = self.graphs.run(name, rectangle, transform, light)
@@ -307,6 +307,8 @@ class FrameGenerator:
         shown = crop, *self.graphs.run("masked_encoder", lit)
         if self.graphs.config.dit.landmarks:
             shown += self.graphs.run("upper_landmarks", mesh, transform)
+        if self.graphs.config.diffusion.inpaint:
+            shown += self.graphs.run("known_encoder", lit)
         return shown
 
     def begin(self, crop: Tensor, index: int, refers: bool, share: float) -> tuple[Tensor, Tensor]:
@@ -347,11 +349,15 @@ class FrameGenerator:
         """All DDIM steps: latents and reference of :meth:`begin`, audio windows (B, window_frames,
         features) and conditions, see :meth:`encode` -> latents (B, C, s, s). Frames are independent
         of each other."""
-        (context,) = self.graphs.run("dit_context", windows, *conditions)
+        landmarks = conditions[: int(self.graphs.config.dit.landmarks)]
+        known = conditions[len(landmarks) :]
+        (context,) = self.graphs.run("dit_context", windows, *landmarks)
         latent, rows = noise, noise.shape[0]
         for modulation, visit in zip(self.modulations, pairwise(self.visits), strict=True):
-            same = (value.expand(rows, *value.shape[1:]) for value in (modulation, *visit))
+            same = [value.expand(rows, *value.shape[1:]) for value in (modulation, *visit)]
             (latent,) = self.graphs.run("dit_step", latent, masked, reference, context, *same)
+            if known:
+                (latent,) = self.graphs.run("lay_back", latent, *known, noise, same[-1])
         return latent
 
     def keep(self, latent: Tensor) -> None:

@@ -18,11 +18,11 @@ from dithead.audio import (
 )
 from dithead.audio.config import WAV2VEC2
 from dithead.checkpoint import random_preset
-from dithead.conditions import UpperLandmarks
+from dithead.conditions import KnownEncoder, LayBack, UpperLandmarks
 from dithead.config import DitHeadConfig, preset
 from dithead.controls import FaceShape
 from dithead.detail import FaceDetail
-from dithead.diffusion import InitialNoise
+from dithead.diffusion import Diffusion, InitialNoise
 from dithead.errors import ConfigError
 from dithead.face.cropsmoother import CropSmoother
 from dithead.face.networks import FaceModels, FaceNetworks
@@ -64,6 +64,7 @@ def weightless(
         "crop_smoother": lambda: CropSmoother(config.face),
         "generated_mesh": GeneratedMesh,
         "upper_landmarks": UpperLandmarks,
+        "lay_back": lambda: LayBack(config.face, config.vqgan.factor, Diffusion(config.diffusion)),
         "face_shape": FaceShape,
         "audio_window": lambda: AudioWindow(config.audio),
         "noise": lambda: Noise(config.diffusion, InitialNoise(*latents)),
@@ -221,6 +222,7 @@ class TorchGraphs(PackagedGraphs):
         builders: dict[str, Callable[[], nn.Module]] = {
             "masked_encoder": lambda: MaskedEncoder(config.face, model.masked_vqgan),
             "reference_encoder": lambda: ReferenceEncoder(model.face_vqgan),
+            "known_encoder": lambda: KnownEncoder(config.face, model.face_vqgan),
             "audio_encoder": lambda: self.audio,
             "dit_context": lambda: DiTContext(model.dit),
             "dit_timestep": lambda: DiTTimestep(model.dit),

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from denoisers import FRAMES, random_cache, small_config
 from streams import TIMES, collect, same
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.conditions import MIRRORED, UPPER_LANDMARKS, AudioFilter, UpperLandmarks
+from dithead.conditions import MIRRORED, UPPER_LANDMARKS, AudioFilter, LayBack, UpperLandmarks
 from dithead.config import DiTConfig, DitHeadConfig, View, preset
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.errors import ConfigError, ExportError
 from dithead.export.bundle import ExportOptions, export_bundle
+from dithead.face.crop import crop_mask, mask_polygon
 from dithead.face.mesh import LANDMARKS_68
 from dithead.generator import FrameGenerator
 from dithead.model import DitHead
@@ -38,6 +40,12 @@ from dithead.train.settings import DiTTraining
 
 CHOICES: list[dict[str, Any]] = [{"landmarks": True}, {"motion_frames": 2}, {"audio_filter": True}]
 """Settings of the denoiser."""
+RUN: list[dict[str, Any]] = [
+    *CHOICES,
+    {"inpaint": True},
+    {"inpaint": True, "landmarks": True, "motion_frames": 1, "audio_filter": True},
+]
+"""What is run: those, and settings of the sampler."""
 MODELS = [
     *CHOICES,
     {"motion_frames": 1, "skip": True},
@@ -88,6 +96,7 @@ def test_configurations_of_earlier_versions_load_with_everything_off() -> None:
         values = preset(name).to_dict()
         for key in ("landmarks", "motion_frames", "audio_filter"):
             assert values["dit"].pop(key) in (False, 0)
+        assert values["diffusion"].pop("inpaint") is False
         assert DitHeadConfig.from_dict(values) == preset(name)
 
 
@@ -220,8 +229,11 @@ def models_with(random_models: TorchGraphs) -> Callable[[dict[str, Any]], TorchG
 
     def make(choice: dict[str, Any]) -> TorchGraphs:
         torch.manual_seed(1)
-        config = random_models.config
-        model = DitHead(replace(config, dit=replace(config.dit, **choice)))
+        base = random_models.config
+        of_the_sampler = {name: value for name, value in choice.items() if name == "inpaint"}
+        of_the_dit = {name: value for name, value in choice.items() if name != "inpaint"}
+        dit, diffusion = replace(base.dit, **of_the_dit), replace(base.diffusion, **of_the_sampler)
+        model = DitHead(replace(base, dit=dit, diffusion=diffusion))
         with torch.no_grad():
             for parameter in model.dit.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -232,7 +244,7 @@ def models_with(random_models: TorchGraphs) -> Callable[[dict[str, Any]], TorchG
     return make
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=names)
+@pytest.mark.parametrize("choice", RUN, ids=names)
 def test_streams_equal_the_pipeline(
     models_with: Callable[[dict[str, Any]], TorchGraphs],
     pictures: list[np.ndarray],
@@ -248,6 +260,53 @@ def test_streams_equal_the_pipeline(
         assert same(made, wanted)
         stream.reset()
         assert same(collect(stream, pictures, [sound]), wanted)
+
+
+def test_what_is_known_is_laid_back(
+    models_with: Callable[[dict[str, Any]], TorchGraphs],
+) -> None:
+    """At the end it is the frame's own, to the bit; on the way it has the noise of its step; what
+    is hidden, and all that is next to it, is the denoiser's."""
+    models = models_with({"inpaint": True})
+    generator = FrameGenerator(models, Options(steps=3))
+    noise, masked, reference, known = torch.randn(4, 2, 4, 16, 16)
+    windows = torch.randn(2, *models.config.audio.window_shape)
+    asked: list[tuple[Tensor, ...]] = []
+    run = models.run
+
+    def noted(name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if name == "dit_step":
+            asked.append(inputs)
+        return run(name, *inputs)
+
+    models.run = noted  # type: ignore[method-assign]
+    latent = generator.sample(noise, masked, reference, windows, known)
+    lay_back = models.module("lay_back")
+    assert isinstance(lay_back, LayBack)
+    kept = lay_back.known[0, 0]
+    face = models.config.face
+    mask = crop_mask(face.crop_px, face.mask_softness, mask_polygon(1), face.view)
+    hidden = F.max_pool2d((mask > 0).float(), 4)[0, 0] > 0
+    assert not (kept & hidden).any() and 0.1 < kept.float().mean() < 0.6
+    assert torch.equal(latent[:, :, kept], known[:, :, kept])
+    assert not (latent == known)[:, :, ~kept].any()
+    for inputs in asked[1:]:
+        at = inputs[5]
+        wanted = models.dithead.diffusion.add_noise(known, noise, at)
+        assert torch.equal(inputs[0][:, :, kept], wanted[:, :, kept])
+
+
+def test_what_is_known_tells_nothing_of_what_is_hidden(
+    models_with: Callable[[dict[str, Any]], TorchGraphs],
+) -> None:
+    models = models_with({"inpaint": True})
+    face = models.config.face
+    crop = torch.rand(1, 3, face.crop_px, face.crop_px) * 2 - 1
+    mask = crop_mask(face.crop_px, face.mask_softness, mask_polygon(1), face.view)
+    other = torch.where(mask > 0, torch.rand_like(crop), crop)
+    (known,) = models.run("known_encoder", crop)
+    assert torch.equal(known, models.run("known_encoder", other)[0])
+    assert not torch.equal(known, models.run("reference_encoder", crop)[0])
 
 
 def test_the_audio_filter_averages_over_time() -> None:
@@ -275,7 +334,7 @@ def test_a_bundle_holds_the_audio_filter(
     assert len(report.built) == 2  # float32 and float16
 
 
-@pytest.mark.parametrize("choice", CHOICES[:2], ids=names)
+@pytest.mark.parametrize("choice", [*CHOICES[:2], {"inpaint": True}], ids=names)
 def test_bundles_refuse_what_they_cannot_hold(
     models_with: Callable[[dict[str, Any]], TorchGraphs], choice: dict[str, Any], tmp_path: Path
 ) -> None:
