@@ -344,6 +344,14 @@ def _from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 _WAV2VEC2 = AUDIO_PRESETS["wav2vec2-xlsr-english"]
 _LDM = VQGANConfig(softness=0.0)
+# f = 16 with 8 channels, as latent diffusion has it (arXiv 2112.10752, table 8).
+_LDM_16_CHANNELS = (128, 128, 256, 256, 512)
+_LDM_16 = dataclasses.replace(
+    _LDM,
+    encoder_channels=_LDM_16_CHANNELS,
+    decoder_channels=_LDM_16_CHANNELS,
+    latent_channels=8,
+)
 
 _FEW_STEPS = DiffusionConfig(
     schedule="cosine", prediction="velocity", noise="stream", noise_scale=0.7, steps=4
@@ -386,6 +394,21 @@ PRESETS: dict[str, DitHeadConfig] = {
     ),
     "paper-512": DitHeadConfig(
         preset="paper-512", face=FaceConfig(crop_px=512), vqgan=_LDM, audio=_WAV2VEC2
+    ),
+    # The conditions of two other papers in this method's denoiser: not their networks.
+    "difftalk": DitHeadConfig(
+        preset="difftalk",
+        face=FaceConfig(crop_px=512),
+        vqgan=_LDM_16,
+        dit=DiTConfig(conditioning="tokens", landmarks=True, audio_filter=True),
+        diffusion=DiffusionConfig(inpaint=True, steps=200),
+        audio=_WAV2VEC2,
+    ),
+    "diffused-heads": DitHeadConfig(
+        preset="diffused-heads",
+        vqgan=_LDM,
+        dit=DiTConfig(conditioning="tokens", motion_frames=2),
+        audio=_WAV2VEC2,
     ),
 }
 

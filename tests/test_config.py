@@ -38,6 +38,12 @@ def test_paper_preset_states_the_papers_numbers() -> None:
     assert config.diffusion.steps == 250
 
 
+def test_a_picture_twice_as_large_costs_the_denoiser_no_more_at_f_16() -> None:
+    large, small = preset("difftalk"), preset("paper")
+    assert (large.face.crop_px, large.vqgan.factor) == (2 * small.face.crop_px, 16)
+    assert large.latent_size == small.latent_size == 32
+
+
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match="paper-512"):
         preset("huge")

@@ -125,3 +125,13 @@ def test_gradient_passes_the_codebook_and_reaches_its_entries() -> None:
     gradient = model.codebook.entries.grad
     assert gradient is not None
     assert (gradient[used].abs().sum(1) > 0).all()
+
+
+def test_one_level_more_makes_a_latent_of_the_same_size_from_twice_the_picture() -> None:
+    """512 pixels at f = 16 and 256 at f = 8; and back."""
+    small = VQGAN(VQGANConfig((8,) * 4, (8,) * 4, blocks=1, codebook_size=16, attention=False))
+    large = VQGAN(VQGANConfig((8,) * 5, (8,) * 5, blocks=1, codebook_size=16, attention=False))
+    with torch.inference_mode():
+        latent = large.eval().encode(torch.rand(1, 3, 512, 512))
+        assert latent.shape == small.eval().encode(torch.rand(1, 3, 256, 256)).shape
+        assert large.decode(latent).shape == (1, 3, 512, 512)
