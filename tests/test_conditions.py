@@ -23,7 +23,7 @@ from dithead.diffusion import Diffusion
 from dithead.dit import DiT
 from dithead.errors import ConfigError, ExportError
 from dithead.export.bundle import ExportOptions, export_bundle
-from dithead.face.crop import crop_mask, mask_polygon
+from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.face.mesh import LANDMARKS_68
 from dithead.generator import FrameGenerator
 from dithead.model import DitHead
@@ -33,6 +33,7 @@ from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.appearance import plain_appearance, random_appearance, render
 from dithead.train.data import STORED_MARGIN
+from dithead.train.denoising import latent_weights
 from dithead.train.dit import train_dit
 from dithead.train.latents import LatentCache, Run, look_landmarks
 from dithead.train.samples import Batch, LatentSampler
@@ -397,3 +398,29 @@ def test_latents_without_landmarks_say_so() -> None:
     config = small_config()
     with pytest.raises(ConfigError, match=r"without.*latents again"):
         LatentSampler(random_cache(config), DiTTraining(), replace(config.dit, landmarks=True))
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper"])
+def test_the_second_loss_is_that_in_the_lips_box(name: str) -> None:
+    """The weighted mean is the first loss and a part of the second; an error elsewhere adds nothing
+    to that."""
+    config = preset(name)
+    training = DiTTraining(lip_weight=0.2)
+    size, view = config.latent_size, config.face.view
+    error = torch.rand(1, 4, size, size)
+    x, y = crop_positions(size, view)
+    inside = (x.abs() < 0.20) & (y > 0.07) & (y < 0.33)
+    edge = view.span / size
+    around = (x.abs() < 0.20 + edge) & (y > 0.07 - edge) & (y < 0.33 + edge)
+    assert inside.sum() >= 9
+
+    def loss(of: Tensor, settings: DiTTraining) -> float:
+        return float((latent_weights(config, settings) * of).mean())
+
+    for of, factor in ((torch.ones_like(error), 1.0), (error * ~around, 0.0)):
+        added = loss(of, training) - loss(of, DiTTraining())
+        assert added == pytest.approx(0.2 * factor, abs=1e-5)
+    added = loss(error, training) - loss(error, DiTTraining())
+    assert added == pytest.approx(0.2 * float(error[..., inside].mean()), rel=0.1)
+    with pytest.raises(ConfigError, match="lip_weight"):
+        DiTTraining(lip_weight=-0.1)

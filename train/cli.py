@@ -386,6 +386,12 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         help="share of each batch whose generated outputs become references of later samples",
     )
     dit.add_argument(
+        "--lip-weight",
+        type=float,
+        default=0.0,
+        help="weight of a second loss in the lips' box (Diffused Heads has 0.2)",
+    )
+    dit.add_argument(
         "--other-clip-share",
         type=float,
         default=0.9,

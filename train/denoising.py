@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.config import DitHeadConfig
@@ -18,17 +19,42 @@ from dithead.train.samples import Batch
 from dithead.train.settings import DiTTraining, Precision
 from dithead.train.shape import shape_loss
 
+LIP_BOX = (-0.20, 0.07, 0.20, 0.33)
+"""Left, top, right and bottom of the lips' box in crop units. Diffused Heads takes each frame's
+from its landmarks; as a crop follows the face, one box holds all (*assumed*), an open mouth
+included."""
+SAMPLES = 8
+"""Points along each side of a latent position at which the box is asked for."""
+
+
+def lip_weights(config: DitHeadConfig) -> Tensor:
+    """What turns the mean over all latent positions into that over the lips' box: (1, 1, S, S),
+    mean 1; positions on its edge count in part."""
+    x, y = crop_positions(SAMPLES * config.latent_size, config.face.view)
+    left, top, right, bottom = LIP_BOX
+    inside = (x > left) & (x < right) & (y > top) & (y < bottom)
+    share = F.avg_pool2d(inside[None, None].float(), SAMPLES)
+    return share / share.mean()
+
 
 def latent_weights(config: DitHeadConfig, training: DiTTraining) -> Tensor:
     """Loss weight of each latent position: low outside the mask, highest at the mouth. (1, 1, S,
-    S), mean 1."""
+    S), mean 1.
+
+    With ``lip_weight`` there is a second loss, that in the lips' box, which has this weight
+    (Diffused Heads, arXiv 2301.03396, section 3.3: 0.2). Both are means of the same squared error,
+    so it comes down to weights that are larger in the box, in all by ``lip_weight``.
+    """
     size = config.latent_size
     mask = crop_mask(size, 0.03, mask_polygon(1), config.face.view)  # (1, 1, S, S)
     x, y = crop_positions(size, config.face.view)
     mouth = torch.exp(-(((x / 0.20) ** 2 + ((y - 0.18) / 0.20) ** 2) ** 2))
     weights = training.outside_weight + (1 - training.outside_weight) * mask
     weights = weights + training.mouth_weight * mouth * mask
-    return weights / weights.mean()
+    weights = weights / weights.mean()
+    if training.lip_weight > 0:
+        weights = weights + training.lip_weight * lip_weights(config)
+    return weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,9 @@ class DiTTraining:
     """Extra weight of the mouth region; outside the mask the loss has the weight
     ``outside_weight``."""
     outside_weight: float = 0.15
+    lip_weight: float = 0.0
+    """Weight of a second loss, the prediction's in the lips' box alone; Diffused Heads (arXiv
+    2301.03396) has 0.2, and no extra weight of the mouth besides."""
     shape_weight: float = 0.1
     """Weight of the face's shape, as the shape head reads it from the latent that the prediction
     implies; only with a shape head."""
@@ -75,6 +78,8 @@ class DiTTraining:
                 "learning_rate must be positive, warmup_steps at least 1 and seed not negative, "
                 f"not {self.learning_rate}, {self.warmup_steps} and {self.seed}"
             )
+        if self.lip_weight < 0:
+            raise ConfigError(f"lip_weight must not be negative, not {self.lip_weight}")
         for name in (
             "made_share",
             "main_share",
