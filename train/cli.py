@@ -1,5 +1,5 @@
 """``dithead-train``: prepare footage, make people from stills, train the two VQGANs and the shape
-head, cache latents, train the denoiser, pack a checkpoint, adapt it to one person,
+head, cache latents, train the denoiser, pack a checkpoint, compare choices, adapt it to one person,
 convert weights."""
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from dithead.command import face_choice
 from dithead.config import preset
 from dithead.errors import ConfigError, DitheadError
 from dithead.kernels.attention import ATTENTION_BACKENDS, check_attention
-from dithead.model import DitHead
 from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
 from dithead.train.dit import train_dit
+from dithead.train.evaluation.table import as_markdown
 from dithead.train.latents import cache_latents, cache_windows, load_cache
 from dithead.train.loop import load_part
+from dithead.train.pack import pack
 from dithead.train.recipe import load_recipe
 from dithead.train.recipe import names as recipe_names
 from dithead.train.settings import DiTTraining, Execution, Precision, VQGANTraining
@@ -197,21 +198,26 @@ def _adapt(args: argparse.Namespace) -> None:
 def _pack(args: argparse.Namespace) -> None:
     if not args.out.parent.is_dir():
         raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
-    model = DitHead(preset(args.preset))
-    parts = [
-        ("face_vqgan", args.face),
-        ("masked_vqgan", args.masked),
-        ("dit", args.dit),
-    ]
-    if model.shape_head is not None:
-        if args.shape is None:
-            raise ConfigError(f"the preset {args.preset} has a shape head: give --shape")
-        parts.append(("shape_head", args.shape))
-    for name, path in parts:
-        checkpoint.load_into(getattr(model, name), load_part(path, name), path)
     provenance = {"origin": args.origin, "licence": args.licence}
-    checkpoint.save(args.out, model.state_dict(), model.config.to_dict(), provenance)
+    config = preset(args.preset)
+    pack(config, args.out, args.face, args.masked, args.dit, args.shape, provenance)
     print(json.dumps({"checkpoint": str(args.out), "bytes": args.out.stat().st_size}))
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    from dithead.train.ablation import Ablation, ablate, chosen
+
+    rows = chosen(args.rows)
+    training = DiTTraining(**{**_settings(DiTTraining, args), "minutes": math.inf})
+    shared = Ablation(preset(args.preset), training, args.face, args.masked, args.shape, args.out)
+    clips = [] if args.manifest is None else ["--manifest", str(args.manifest)]
+    clips += ["--split", args.split] if clips else []
+    # With a state at least, a row that is done is known as that.
+    saved = max(1, args.steps // 10)
+    execution = Execution(device=args.device, resume=True, save_steps=saved)
+    table = as_markdown(ablate(shared, rows, load_cache(args.latents), execution, clips))
+    (args.out / "table.md").write_text(table)
+    print(table, end="")
 
 
 def _settings(cls: type, args: argparse.Namespace) -> dict[str, Any]:
@@ -450,13 +456,28 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     for sub in (vqgan, dit):
         sub.set_defaults(**(recipe or {}))
 
-    pack = command("pack", _pack, "one checkpoint from the three parts")
+    ablate = command("ablate", _ablate, "denoisers that differ in one choice, and a table of them")
+    ablate.add_argument("--latents", type=Path, required=True, help="folder written by latents")
+    for part in ("face", "masked"):
+        ablate.add_argument(f"--{part}", type=Path, required=True, help="weights of stage 1")
+    ablate.add_argument("--shape", type=Path, help="for presets with a shape head")
+    ablate.add_argument("--out", type=Path, required=True, help="folder to write, or to go on in")
+    ablate.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="some rows by name")
+    ablate.add_argument("--steps", type=int, required=True, help="of the training of each row")
+    ablate.add_argument("--batch", type=int, default=32)
+    ablate.add_argument("--learning-rate", type=float, default=6e-4)
+    ablate.add_argument("--seed", type=int, default=0)
+    ablate.add_argument("--device", default="cpu")
+    ablate.add_argument("--manifest", type=Path, help="clips to judge on, as for dithead-eval")
+    ablate.add_argument("--split", default="eval", help="split of that manifest")
+
+    packing = command("pack", _pack, "one checkpoint from the three parts")
     for part in ("face", "masked", "dit"):
-        pack.add_argument(f"--{part}", type=Path, required=True)
-    pack.add_argument("--shape", type=Path, help="for presets with a shape head")
-    pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    pack.add_argument("--origin", default="trained with dithead-train")
-    pack.add_argument("--licence", default="Apache-2.0")
+        packing.add_argument(f"--{part}", type=Path, required=True)
+    packing.add_argument("--shape", type=Path, help="for presets with a shape head")
+    packing.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    packing.add_argument("--origin", default="trained with dithead-train")
+    packing.add_argument("--licence", default="Apache-2.0")
 
     convert = command("convert", None, "another project's published weights, to use them here")
     weights = convert.add_subparsers(required=True, metavar="WEIGHTS")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,34 @@ def tables(reports: Sequence[dict[str, Any]]) -> list[Table]:
         ]
         made.append(Table(" -> ".join(dict.fromkeys(names)), columns, rows))
     return made
+
+
+def side_by_side(
+    title: str, reports: Mapping[str, dict[str, Any]], measures: Sequence[str]
+) -> Table:
+    """One table of several reports: a row for each, by its name, and a column for each measure, the
+    mean over people.
+
+    Args:
+        measures: such as ``crossed fine_with_audio``: the kind of run, and the measure's dotted
+            name. What a report does not have is a dash.
+    """
+    rows = []
+    for name, report in reports.items():
+        known = {
+            f"{kind} {measure}": value
+            for kind, (_, figures) in _kinds(report)
+            for measure, value in _figures(figures)[MEAN].items()
+        }
+        rows.append((name, [_cell([known.get(measure)]) for measure in measures]))
+    return Table(title, list(measures), rows)
+
+
+def as_markdown(table: Table) -> str:
+    """A table for a page."""
+    lines = [["", *table.columns], ["---"] * (1 + len(table.columns))]
+    lines += [[name, *cells] for name, cells in table.rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_text(made: Sequence[Table]) -> str:
