@@ -13,7 +13,6 @@ from dithead.train.shards.ledger import Work, do_part
 from dithead.train.shards.lists import Part
 from dithead.train.shards.run import Runner
 
-ray: Any
 try:
     import ray
 except ImportError:

@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dithead.audio import AudioEncoder, load_audio_encoder
 from dithead.config import AudioConfig, DitHeadConfig
 from dithead.errors import ConfigError, MediaError
 from dithead.face.choice import FaceChoice
-from dithead.face.crop import mask_out
 from dithead.face.networks import FaceNetworks
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.media.videoframe import VideoFrame
-from dithead.train.appearance import plain_appearance, render, training_mask
+from dithead.train.appearance import plain_appearance, render
 from dithead.train.latents import encode_pictures, load_vqgan, windows_at
+from dithead.train.masking import masked_pictures
+from dithead.train.motion import crop_meshes
 from dithead.train.shards.ledger import Add, Row
 from dithead.train.shards.lists import Part, is_held_out
 from dithead.train.shards.report import report_row
@@ -165,22 +167,24 @@ class SampleMaking:
         arrays = {CROPS: crops, **arrays}
         arrays[WINDOWS] = windows_at(encoder, heard.astype(np.float32), times).half().numpy()
         if self.face is not None and self.masked is not None:
-            arrays |= zip(LATENTS, self._latents(name, crops), strict=True)
+            track = {"transform": np.stack(stretch.transforms[piece])}
+            meshes = crop_meshes(track | {"mesh": np.stack(stretch.meshes[piece])})
+            arrays |= zip(LATENTS, self._latents(name, crops, meshes), strict=True)
         return {kind: npy(array) for kind, array in arrays.items()}
 
-    def _latents(self, name: str, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whole and masked latents (T, C, s, s) float16 of stored crops as they are; the mask is
-        shifted at random, by the sample's name."""
+    def _latents(
+        self, name: str, crops: np.ndarray, meshes: Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whole and masked latents (T, C, s, s) float16 of stored crops as they are, with meshes
+        (T, 468, 2) in crop units; the mask is shifted at random, by the sample's name."""
         assert self.face is not None and self.masked is not None
         face = load_vqgan(self.face, "face_vqgan", self.config)
         masked = load_vqgan(self.masked, "masked_vqgan", self.config)
         config, look = self.config.face, plain_appearance(len(crops))
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        mask = training_mask(
-            look, config.crop_px, config.mask_softness, generator, view=config.view
-        )
         image = render(torch.from_numpy(crops), look, config.crop_px, config.view)
-        whole, part = (encode_pictures(face, image), encode_pictures(masked, mask_out(image, mask)))
+        hidden = masked_pictures(image, look, meshes, config, generator)
+        whole, part = encode_pictures(face, image), encode_pictures(masked, hidden)
         return whole.numpy(), part.numpy()
 
 
