@@ -53,7 +53,8 @@ VqganConfig read_vqgan(const JsonValue &values) {
 }
 
 DiffusionConfig read_diffusion(const JsonValue &values) {
-    values.only({"timesteps", "schedule", "prediction", "noise", "noise_scale", "steps"});
+    values.only({"timesteps", "schedule", "prediction", "noise", "noise_scale", "steps", "inpaint"});
+    if (values.flag("inpaint", false)) values.at("inpaint").fail("false: only PyTorch can do that");
     DiffusionConfig diffusion;
     diffusion.timesteps = whole(values, "timesteps", diffusion.timesteps, 2, 1000000);
     diffusion.steps = whole(values, "steps", diffusion.steps, 1, diffusion.timesteps);
@@ -121,7 +122,10 @@ Config read_config(const JsonValue &values) {
     config.diffusion = read_diffusion(part("diffusion"));
     config.audio = read_audio(part("audio"));
     config.shape_head = values.flag("shape_head", false);
-    const int step = config.vqgan.factor * whole(part("dit"), "patch", 2, 1, 64);
+    const JsonValue dit = part("dit");
+    if (dit.flag("landmarks", false)) dit.at("landmarks").fail("false: only PyTorch shows them");
+    whole(dit, "motion_frames", 0, 0, 0);
+    const int step = config.vqgan.factor * whole(dit, "patch", 2, 1, 64);
     if (config.face.crop_px % step != 0) {
         part("face").fail("crop_px to be a multiple of " + std::to_string(step));
     }
