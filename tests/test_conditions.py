@@ -240,7 +240,7 @@ def models_with(random_models: TorchGraphs) -> Callable[[dict[str, Any]], TorchG
                 parameter.add_(0.05 * torch.randn_like(parameter))
         model.face_vqgan.load_state_dict(random_models.dithead.face_vqgan.state_dict())
         model.eval().requires_grad_(False)
-        return TorchGraphs(model, random_models.audio, random_models.detector, random_models.mesh)
+        return TorchGraphs(model, random_models.audio, random_models.faces)
 
     return make
 

@@ -126,7 +126,8 @@ def test_the_papers_mask_hides_what_the_landmarks_say_in_both_stages(
     monkeypatch.setattr(latents, "load_vqgan", lambda *_: torch.nn.Identity())
     monkeypatch.setattr(latents, "encode_pictures", lambda _, shown: shown)
     clip = footage.split("train")[0]
-    whole, hidden = latents._encode(latents._Job(footage.roots, config, Path(), Path(), clip, 5, 0))
+    job = latents._Job(footage.roots, config, Path(), Path(), clip, 5, 0)
+    whole, hidden, _ = latents._encode(job)
     assert not np.array_equal(whole[0], whole[-1])
     for masked in (pictures, torch.from_numpy(hidden)):
         grey = (masked == 0).all(1).float()
