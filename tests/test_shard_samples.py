@@ -21,11 +21,13 @@ from shardwork import contents
 from dithead import checkpoint
 from dithead.config import DitHeadConfig, preset
 from dithead.errors import ConfigError, MediaError
+from dithead.face.choice import FaceChoice
 from dithead.face.networks import FaceNetworks
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, VideoSource
 from dithead.train import cli
 from dithead.train.data import STORED_MARGIN, Footage
 from dithead.train.latents import windows_at
+from dithead.train.prepare import delayed
 from dithead.train.shards.lists import Part
 from dithead.train.shards.rules import ShotRule, SyncRule
 from dithead.train.shards.run import make_shards, on_processes, one_thread
@@ -92,8 +94,10 @@ def carphone(carphone_clip: Path) -> Callable[[int], list[np.ndarray]]:
     return make
 
 
-def found(path: Path, config: DitHeadConfig, rule: ShotRule) -> tuple[list[Any], dict[str, float]]:
-    finder = ShotFinder(FaceNetworks.load(), config.face, rule, "largest")
+def found(
+    path: Path, config: DitHeadConfig, rule: ShotRule, choice: FaceChoice = "largest"
+) -> tuple[list[Any], dict[str, float]]:
+    finder = ShotFinder(FaceNetworks.load(), config.face, rule, choice)
     with one_thread(), VideoSource(path) as video:
         stretches = [(finder.person(s), s) for s in finder.stretches(timed(video))]
     return stretches, {reason: round(s, 2) for reason, s in finder.left_out.items()}
@@ -118,6 +122,18 @@ def test_cuts_gaps_and_other_faces_end_a_stretch(
     ]
     assert left_out == {"no face": 0.3, "too short": 0.2, "several faces": 0.4}
     assert sum(s.length_s for _, s in stretches) == pytest.approx(1.7)
+
+
+def test_a_window_says_which_of_two_faces_speaks(
+    portraits: Callable[[int], list[np.ndarray]], small: DitHeadConfig, tmp_path: Path
+) -> None:
+    pairs = [np.concatenate([p, p[:, ::-1]], 1) for p in portraits(3)]
+    path, rule = write_video(tmp_path / "v.mkv", pairs, None), ShotRule(0.1, 40)
+    stretches, left_out = found(path, small, rule)
+    assert (stretches, left_out) == ([], {"several faces": 0.3})
+    (only,), left_out = found(path, small, rule, (240.0, 0.0, 480.0, 240.0))
+    assert left_out == {}
+    assert np.stack(only[1].meshes)[:, :, 0].min() > 240
 
 
 def test_small_faces_are_left_out(
@@ -166,6 +182,24 @@ def test_lips_are_compared_with_the_sound() -> None:
     assert rule.refusal(silent) == "silent"
     assert matched(lips(level[:30]), times[:30], sound, 5.0) is None
     assert rule.refusal(None) is None
+
+
+@pytest.mark.slow  # 230 frames to follow
+def test_recorded_speech_fits_and_another_sound_does_not(
+    shared_footage: Path, small: DitHeadConfig
+) -> None:
+    video = shared_footage / "clips" / "elo_02_T1_matrix0507.mp4"
+    (stretch,) = [s for _, s in found(video, small, ShotRule())[0]]
+    mesh, times, rule = np.stack(stretch.meshes), np.array(stretch.times_s), SyncRule()
+
+    def refusal(sound: np.ndarray) -> str | None:
+        return rule.refusal(matched(mesh, times, sound, rule.min_s))
+
+    own, _ = read_sound(Part("own", str(video), "elo"))
+    assert refusal(own) is None
+    assert refusal(delayed(own, -400)) == "out of sync"
+    other, _ = read_sound(Part("other", str(video.with_name("elo_01_T1_matrix1306.mp4")), "elo"))
+    assert refusal(other) is not None
 
 
 def test_a_video_becomes_samples_with_all_that_training_needs(

@@ -289,8 +289,10 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         )
 
     prepare = command("prepare", _prepare, "crops, tracks and audio from videos and stills")
-    prepare.add_argument("--videos", type=Path, help="folder of one person's videos")
-    prepare.add_argument("--person", help="that person's name")
+    prepare.add_argument(
+        "--videos", type=Path, help="folder of videos; of one person, unless --shards"
+    )
+    prepare.add_argument("--person", help="the name of one person whom all of them show")
     prepare.add_argument("--validation", type=int, default=45, help="clips held out, first by name")
     prepare.add_argument("--manifest", type=Path, help="TSV with columns file, split, person")
     prepare.add_argument("--stills", type=Path, help="folder of pictures, each of another person")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dithead.config import FaceConfig
-from dithead.face.choice import FaceChoice
+from dithead.face.choice import FaceChoice, inside
 from dithead.face.cropsmoother import CropSmoother
 from dithead.face.likeness import unlikeness
 from dithead.face.networks import FaceNetworks
 from dithead.face.others import MIN_OVERLAP
 from dithead.face.scene import Scene
-from dithead.face.search import FaceSearch, Sighting, area, overlap
+from dithead.face.search import FaceSearch, Point, Sighting, area, overlap
 from dithead.face.tracker import ANOTHER, FaceTracker, TrackedFace
 from dithead.runtime.media.videoframe import VideoFrame
 from dithead.train.prepare import stored_crop
@@ -45,7 +45,8 @@ class ShotFinder:
     """Finds the stretches of one part.
 
     Args:
-        choice: whose face.
+        choice: whose face. If it is a box, faces outside it do not matter: whoever gave the box
+            knew who speaks.
 
     Attributes:
         left_out: seconds that are not usable, by reason.
@@ -61,6 +62,7 @@ class ShotFinder:
         self._state = self._smoother.initial_state()
         self._config = config
         self._rule = rule
+        self._window = choice if isinstance(choice, tuple) and len(choice) == 4 else None
         self._people: list[Tensor] = []
         self._several = False
         self._since = rule.look_every
@@ -140,9 +142,16 @@ class ShotFinder:
 
     def _sees_several(self, image: Tensor, found: TrackedFace) -> bool:
         seen = self._search.upright(image, Tensor.cpu)
+        if self._window is not None:
+            seen = [face for face in seen if inside(_middle(face), self._window)]
 
         def is_theirs(face: Sighting) -> bool:
             return overlap(found.place, face.box) > MIN_OVERLAP
 
         own = max((face.area for face in seen if is_theirs(face)), default=area(found.place))
         return any(not is_theirs(f) and f.area >= self._rule.other_share * own for f in seen)
+
+
+def _middle(face: Sighting) -> Point:
+    left, top, right, bottom = face.box
+    return (left + right) / 2, (top + bottom) / 2
