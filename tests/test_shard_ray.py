@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shardwork import MadeUp, contents, made_up_parts
+from shardwork import Fatal, MadeUp, contents, made_up_parts
 
-from dithead.errors import BackendUnavailable
+from dithead.errors import BackendUnavailable, MediaError
 from dithead.train.shards import ray as ours
 from dithead.train.shards.run import make_shards, on_processes
 
@@ -44,6 +44,16 @@ def test_two_workers_make_what_one_process_makes(cluster: str, tmp_path: Path) -
     assert str(os.getpid()) not in workers
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(list((tmp_path / "one").glob("*.tar"))) >= 2
+
+
+@pytest.mark.slow  # as above, and a worker is started again and again
+def test_lost_workers_are_one_clear_error_and_cost_nothing(cluster: str, tmp_path: Path) -> None:
+    out, work = tmp_path / "out", Fatal(part=PARTS[5].name)
+    with pytest.raises(MediaError, match="workers were lost 4 times"):
+        make_shards(PARTS, out, work, {}, ours.on_ray(cluster), 150_000)
+    make_shards(PARTS, out, MadeUp(), {}, on_processes(1), 150_000)
+    make_shards(PARTS, tmp_path / "whole", MadeUp(), {}, on_processes(1), 150_000)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dithead.errors import BackendUnavailable
+from dithead.errors import BackendUnavailable, MediaError
 from dithead.train.loop import single_thread
 from dithead.train.shards.ledger import Work, do_part
 from dithead.train.shards.lists import Part
@@ -72,8 +72,20 @@ def _done(parts: Sequence[Part], out: Path, work: Work) -> Iterator[None]:
             return
         finished, waiting = ray.wait(waiting)
         for one in finished:
-            ray.get(one)
+            _check(one)
             yield
+
+
+def _check(task: Any) -> None:
+    """Raise what a task raised. Raises MediaError: its worker was lost, again and again."""
+    lost = ray.exceptions
+    try:
+        ray.get(task)
+    except (lost.WorkerCrashedError, lost.NodeDiedError, lost.OutOfMemoryError) as error:
+        raise MediaError(
+            f"workers were lost {RETRIES + 1} times, perhaps for their memory ({error}): run "
+            "the same command again to go on"
+        ) from error
 
 
 def _do(part: Part, out: str, work: Work) -> None:
