@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dithead.train.shards.lists import Part
 from dithead.train.shards.run import Runner
 
 try:
-    import ray
+    ray: Any = import_module("ray")
 except ImportError:
     ray = None
 
