@@ -158,7 +158,7 @@ def test_the_papers_model_is_trained_by_two_processes(name: str, tmp_path: Path)
     assert row["patch_out.weight"].abs().max() > 0  # it begins at 0
 
 
-@pytest.mark.slow(reason="455 million weights: two minutes, and 14 GB of memory")
+@pytest.mark.soak(reason="455 million weights: two minutes, and 14 GB of memory")
 def test_all_of_the_papers_model_is_trained_by_two_processes(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="several processes need accelerate")
     step = replace(TRAINING, steps=1, batch=2, generated_share=0.0)
