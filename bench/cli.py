@@ -99,7 +99,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     kernels.add_argument(
         "--tune",
         action="store_true",
-        help="first find the fastest block sizes for this GPU and keep them for streams",
+        help="instead of timing them, find the fastest block sizes for this GPU and keep them "
+        "for streams and later timings",
     )
     kernels.add_argument("-o", "--output", type=Path, default=Path("kernels.json"))
     report = commands.add_parser(
@@ -310,7 +311,7 @@ def _count(args: argparse.Namespace) -> None:
 def _kernels(args: argparse.Namespace) -> None:
     if args.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
-    if not args.output.parent.is_dir():
+    if not args.tune and not args.output.parent.is_dir():
         raise ConfigError(f"{args.output}: the folder {args.output.parent} does not exist")
     import torch
 
@@ -323,6 +324,7 @@ def _kernels(args: argparse.Namespace) -> None:
         raise ConfigError(f"--device {args.device}: PyTorch knows no such device") from error
     if args.tune:
         _tune(device, args.dry_run)
+        return
     found = measure(device, small=args.dry_run, timed=not args.dry_run)
     for figure in found.figures:
         print(as_line(figure))

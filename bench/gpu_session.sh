@@ -36,8 +36,8 @@ export DITHEAD_FOOTAGE=${DITHEAD_FOOTAGE:-none}
 part doctor 60 dithead doctor
 if [[ -n $dry ]]; then
     part counts 120 dithead bench counts --presets tiny
-    TRITON_INTERPRET=1 part kernels 240 dithead bench kernels --dry-run --tune \
-        -o "$out/kernels.json"
+    TRITON_INTERPRET=1 part kernels_tuned 240 dithead bench kernels --dry-run --tune
+    TRITON_INTERPRET=1 part kernels 120 dithead bench kernels --dry-run -o "$out/kernels.json"
     part kernels_emulated 240 pytest -q tests/test_bench_kernels.py tests/test_emulated_cuda.py \
         -k "emulated_device or kernels_are_captured"
     part stream_tiny 240 dithead bench stages --backend torch --frames 4 --warm-up 1 --threads 1 \
@@ -48,7 +48,8 @@ else
     part counts 60 dithead bench counts
     part tests_kernels 120 pytest -q tests/test_kernels_[!c]*.py
     part tests_cuda 120 pytest -q -m gpu
-    part kernels 240 dithead bench kernels --device "$device" --tune -o "$out/kernels.json"
+    part kernels_tuned 240 dithead bench kernels --device "$device" --tune
+    part kernels 200 dithead bench kernels --device "$device" -o "$out/kernels.json"
     part export 180 dithead export --fp16 --targets gpu --largest-rectangle 512 -o "$out/bundle"
     part verify 60 dithead export --verify "$out/bundle" --json
     for backend in torch onnxruntime tensorrt-rtx; do

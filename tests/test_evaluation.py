@@ -28,6 +28,7 @@ from dithead.train.evaluation.clips import (
     speaking_part,
 )
 from dithead.train.evaluation.looped import compare_precision, feedback
+from dithead.train.evaluation.papertable import paper_table
 from dithead.train.evaluation.plan import crossed_pairs, crossed_people, plan
 from dithead.train.evaluation.summary import mean_of, sum_up, voice_lags
 from dithead.train.evaluation.table import as_text, tables
@@ -83,6 +84,30 @@ def test_evaluation_from_files_to_figures(
     assert 0 <= report["silent, 1 steps, previous reference"]["mean_opening"] < 0.2
     assert evaluate.main([*command, f"--align={folder}"]) == 1
     assert evaluate.main([str(tmp_path / "none")]) == 1
+
+
+def test_the_papers_table_is_beside_ours(
+    talking_clip: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    talking_clip(folder / "a.mp4")
+    command = [str(folder), "--validation=1", "--steps=1", "--workers=1", "--no-perceptual"]
+    command += ["--no-identity", "--paper-table", f"--json={tmp_path / 'a.json'}"]
+    assert evaluate.main([*command, "--kinds", "own"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert lines[1].split() == ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D"]
+    paper = ["28.37", "0.872", "0.0856", "-", "10.31", "3.6", "10.49"]
+    assert lines[2].split()[-7:] == paper
+    face = json.loads((tmp_path / "a.json").read_text())["own, 1 steps, previous reference"]["face"]
+    psnr, ssim, *rest = lines[3].split()[-7:]
+    assert (float(psnr), float(ssim)) == pytest.approx((face["psnr_db"], face["ssim"]), rel=1e-3)
+    assert rest == ["-"] * 5 and "1 clips" in lines[3]
+    assert "not measured" in printed
+    assert evaluate.main([*command, "--kinds", "silent"]) == 1
+    with pytest.raises(MediaError, match="run the kind 'own' with --paper-table"):
+        paper_table({"own, 1 steps": {"clips": 1, "people": {}}, "settings": {"checkpoint": "t"}})
 
 
 @pytest.mark.parametrize("rate", [25, 30])

@@ -20,6 +20,7 @@ from dithead.train.metrics import (
     PERCEPTUAL_MAX_PX,
     best_lag,
     box_scores,
+    face_box,
     fine_correlation,
     laplacian_variance,
     mouth_box,
@@ -75,6 +76,8 @@ def test_ssim_and_psnr_by_hand() -> None:
     mesh = np.zeros((468, 2))
     mesh[[78, 308, 0, 17]] = [(15, 30), (45, 30), (30, 15), (30, 45)]
     same = box_scores(true, true, mesh)
+    left, top, right, bottom = face_box(mesh, 10_000, 10_000)
+    assert (left, top) <= tuple(mesh.min(0)) and (right, bottom) >= tuple(mesh.max(0))
     assert same["ssim"] == pytest.approx(1.0)
     off = box_scores(true.clamp(max=245), (true.clamp(max=245) + 5), mesh)
     assert off["psnr_db"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-3)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from dithead.errors import BackendUnavailable, DitheadError, MediaError
+from dithead.errors import BackendUnavailable, ConfigError, DitheadError, MediaError
 from dithead.model import DitHead
 from dithead.options import Options
 from dithead.train.evaluation.clips import (
@@ -26,6 +26,7 @@ from dithead.train.evaluation.clips import (
 )
 from dithead.train.evaluation.identity import load_face_recognition
 from dithead.train.evaluation.page import write_page
+from dithead.train.evaluation.papertable import NOTES, paper_table
 from dithead.train.evaluation.plan import LOOPED, plan
 from dithead.train.evaluation.reconstruction import list_stills
 from dithead.train.evaluation.runs import Job, Settings, load_models, run_job
@@ -100,6 +101,7 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
         arguments.precision,
         _wanted(arguments.perceptual, load_stlpips),
         _wanted(arguments.identity, load_face_recognition),
+        arguments.paper_table,
         arguments.report,
     )
 
@@ -204,6 +206,8 @@ def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     """Entry point of ``dithead-eval``."""
     arguments = _parser(prog).parse_args(argv)
     try:
+        if arguments.paper_table and "own" not in arguments.kinds:
+            raise ConfigError("--paper-table needs the kind own", hint="add it to --kinds")
         if arguments.compare is not None:
             print(as_text(tables([read_report(path) for path in arguments.compare])))
             return 0
@@ -215,7 +219,12 @@ def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     except DitheadError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(report, indent=2) if arguments.json is None else as_text(tables([report])))
+    if arguments.paper_table:
+        print(as_text([paper_table(report)]), NOTES, sep="\n")
+    elif arguments.json is None:
+        print(json.dumps(report, indent=2))
+    else:
+        print(as_text(tables([report])))
     return 0
 
 
@@ -285,6 +294,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures here, and print a table")
     parser.add_argument("--report", type=Path, help="folder for a page with sheets and clips")
+    parser.add_argument(
+        "--paper-table",
+        action="store_true",
+        help="measure the whole face, too, and print a row beside the paper's Table 1 (kind own)",
+    )
     parser.add_argument(
         "--compare",
         type=Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from dithead.errors import MediaError
 from dithead.train.perceptual import MIN_SIDE_PX
 
 MOUTH_POINTS = (78, 308, 0, 17)
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
 TREND_FRAMES = 11
 MOST_LAG = 4
 """Sound and picture of a recording may be out of step by up to this many frames at 25 a second."""
@@ -64,9 +67,17 @@ def lagged(a: np.ndarray, b: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarr
     return a[first : first + length], b[second : second + length]
 
 
-def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the mouth box of a mesh (468, 2) in a frame of the given size."""
-    points, margin = mesh[list(MOUTH_POINTS)], 12 * width / 360
+def mouth_box(mesh: np.ndarray, width: int, height: int) -> Box:
+    """The mouth's box of a mesh (468, 2) in a frame of the given size."""
+    return _box(mesh[list(MOUTH_POINTS)], 12 * width / 360, width, height)
+
+
+def face_box(mesh: np.ndarray, width: int, height: int) -> Box:
+    """The box of all of a mesh (468, 2), and a tenth of it on each side."""
+    return _box(mesh, 0.1 * (mesh.max(0) - mesh.min(0)), width, height)
+
+
+def _box(points: np.ndarray, margin: Any, width: int, height: int) -> Box:
     low, high = np.floor(points.min(0) - margin), np.ceil(points.max(0) + margin)
     return (
         max(0, int(low[0])),
@@ -76,24 +87,30 @@ def mouth_box(mesh: np.ndarray, width: int, height: int) -> tuple[int, int, int,
     )
 
 
-def mouth_picture(frame: Tensor, mesh: np.ndarray) -> Tensor:
-    """The mouth box of a frame (H, W, 3) uint8: (1, 3, h, w) in [0, 1].
+def box_picture(
+    frame: Tensor, mesh: np.ndarray, box: Callable[[np.ndarray, int, int], Box] = mouth_box
+) -> Tensor:
+    """The mouth's box of a frame (H, W, 3) uint8, or another: (1, 3, h, w) in [0, 1].
 
     Raises:
         MediaError: it is less than 11 pixels wide or high, too few for SSIM.
     """
-    left, top, right, bottom = mouth_box(mesh, frame.shape[1], frame.shape[0])
+    left, top, right, bottom = box(mesh, frame.shape[1], frame.shape[0])
     if min(right - left, bottom - top) < 11:
         raise MediaError("the mouth box is less than 11 pixels wide or high: SSIM needs more")
     return frame[top:bottom, left:right].permute(2, 0, 1)[None].float() / 255
 
 
 def box_scores(
-    true: Tensor, made: Tensor, mesh: np.ndarray, metric: Any = None
+    true: Tensor,
+    made: Tensor,
+    mesh: np.ndarray,
+    metric: Any = None,
+    box: Callable[[np.ndarray, int, int], Box] = mouth_box,
 ) -> dict[str, float]:
     """PSNR (dB), SSIM and, with a metric, ST-LPIPS of a finished frame in the true frame's mouth
-    box."""
-    a, b = mouth_picture(true, mesh), mouth_picture(made, mesh)
+    box, or another."""
+    a, b = box_picture(true, mesh, box), box_picture(made, mesh, box)
     scores = {
         "psnr_db": float(-10 * torch.log10((a - b).square().mean().clamp(min=1e-10))),
         "ssim": ssim(a, b),
@@ -115,7 +132,7 @@ def _perceptual_size(height: int, width: int) -> tuple[int, int]:
 def laplacian_variance(frame: Tensor, mesh: np.ndarray) -> float:
     """Sharpness of a frame in a mesh's mouth box: variance of the Laplacian of its luma, in levels
     of 255 (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000)."""
-    luma = 255 * _luma(mouth_picture(frame, mesh))
+    luma = 255 * _luma(box_picture(frame, mesh))
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
     return float(F.conv2d(luma, kernel[None, None]).var(unbiased=False))
 

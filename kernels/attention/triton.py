@@ -93,7 +93,8 @@ def _attention(
     here = (row < queries)[:, None] & inside[None, :]
     q_at = batch * q_batch + row[:, None] * q_row + head * q_head + column[None, :]
     q = tl.load(q_ptr + q_at, mask=here, other=0.0)
-    most = tl.full((BLOCK_QUERIES,), float("-inf"), tl.float32)
+    # Finite: where all scores so far are -inf, none of them counts.
+    most = tl.full((BLOCK_QUERIES,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK_QUERIES,), tl.float32)
     found = tl.zeros((BLOCK_QUERIES, BLOCK_WIDTH), tl.float32)
     k_ptr += batch * k_batch + head * k_head
@@ -106,10 +107,8 @@ def _attention(
         scores = dot(q, tl.trans(k), PRECISION, WIDEN) * scale
         scores = tl.where((key < keys)[None, :], scores, float("-inf"))
         higher = tl.maximum(most, tl.max(scores, axis=1))
-        # Where all scores so far are -inf, none of them counts.
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - level[:, None])
-        fade = tl.exp2(most - level)
+        weights = tl.exp2(scores - higher[:, None])
+        fade = tl.exp2(most - higher)
         total = total * fade + tl.sum(weights, axis=1)
         found *= fade[:, None]
         found += dot(weights.to(v.dtype), v, PRECISION, WIDEN)

@@ -26,9 +26,8 @@ CHUNKS = 64
 """Parts of a picture whose moments are taken separately, at most."""
 CANDIDATES = (
     *(Settings((64, 64, chunks)) for chunks in (128, 256)),
-    *(Settings((positions, 32, chunks)) for positions in (64, 128) for chunks in (64, 256)),
-    *(Settings((32, channels, chunks)) for channels in (64, 128) for chunks in (64, 256)),
-    Settings((128, 64, 64), num_warps=8),
+    *(Settings((32, channels, 256)) for channels in (64, 128)),
+    Settings((128, 32, 64)),
 )
 """The three in other numbers that may be better."""
 

@@ -24,8 +24,9 @@ MOST_WIDTH = 8192
 """Numbers of a token that a program holds in registers."""
 _AT_ONCE = 1024
 """Numbers that a program takes at least, in several rows if they are short."""
-CANDIDATES = tuple(
-    Settings((rows,), num_warps=warps) for rows in (1, 2, 4) for warps in (1, 2, 4, 8)
+CANDIDATES = (
+    *(Settings((1,), num_warps=warps) for warps in (1, 2, 4, 8)),
+    *(Settings((rows,), num_warps=4) for rows in (2, 4)),
 )
 """Rows of a program that may be better."""
 

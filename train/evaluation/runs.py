@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from dithead.train.evaluation.identity import (
 )
 from dithead.train.evaluation.looped import compare_precision, feedback
 from dithead.train.evaluation.motion import RATE_HZ, jitter, moving, on_grid
+from dithead.train.evaluation.papertable import FACE
 from dithead.train.evaluation.reconstruction import clip_reconstruction, still_reconstruction
 from dithead.train.evaluation.sheets import (
     save_crops,
@@ -38,7 +39,14 @@ from dithead.train.evaluation.sheets import (
     still_name,
 )
 from dithead.train.evaluation.sound import loudness, silent_stretches, speech_frames
-from dithead.train.metrics import box_scores, laplacian_variance, opening
+from dithead.train.metrics import (
+    Box,
+    box_scores,
+    face_box,
+    laplacian_variance,
+    mouth_box,
+    opening,
+)
 from dithead.train.perceptual import load_stlpips
 
 LEAD_S = 0.2
@@ -56,6 +64,8 @@ class Settings:
     precision: str = "fp16"
     perceptual: bool = False
     identity: bool = False
+    face: bool = False
+    """Whether the whole face is measured, too, as the paper's table needs it."""
     report: Path | None = None
     """Folder for pictures and clips."""
 
@@ -146,9 +156,14 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
         save_sheet(clip, made, settings.report, job.name)
         save_side_by_side(clip, made, samples, settings.report, job.name)
     meshes, found = follow_meshes(made, models)
-    shown = {"lost_faces": float(1 - found.mean()), "jitter": jitter(clip.meshes, meshes)}
+    shown: dict[str, Any] = {
+        "lost_faces": float(1 - found.mean()),
+        "jitter": jitter(clip.meshes, meshes),
+    }
     if settings.identity:
         shown["identity"] = identity(clip.frames, made, clip.meshes, _recognition())
+    if settings.face and job.kind == "own":
+        shown[FACE] = _of_box(clip, made, _metric() if settings.perceptual else None, face_box)
     if job.kind == "own":
         return shown | _own(clip, made, meshes, models, settings.perceptual)
     if job.kind == "crossed":
@@ -192,12 +207,20 @@ def _scores(
     metric: Any = None,
 ) -> dict[str, float]:
     """Means over a clip of the measures in its mouth box, and :func:`_looks`."""
+    return _of_box(clip, made, metric) | _looks(clip, made, meshes, outlines)
+
+
+def _of_box(
+    clip: Clip,
+    made: list[Tensor],
+    metric: Any,
+    box: Callable[[np.ndarray, int, int], Box] = mouth_box,
+) -> dict[str, float]:
     rows = [
-        box_scores(true, frame, mesh, metric)
+        box_scores(true, frame, mesh, metric, box)
         for true, frame, mesh in zip(clip.frames, made, clip.meshes, strict=True)
     ]
-    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    return means | _looks(clip, made, meshes, outlines)
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
 def _looks(

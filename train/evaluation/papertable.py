@@ -1,0 +1,45 @@
+"""The paper's Table 1 (arXiv 2312.06400) beside figures of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dithead.errors import MediaError
+from dithead.train.evaluation.table import Table
+
+PAPER = {"PSNR": 28.37, "SSIM": 0.872, "LPIPS": 0.0856, "FID": 10.31, "LSE-C": 3.60, "LSE-D": 10.49}
+"""Of HDTF, 11 people that the model had not seen."""
+OURS = {"PSNR": "psnr_db", "SSIM": "ssim", "ST-LPIPS": "st_lpips"}
+"""What :data:`FACE` holds for each column that is measured here."""
+FACE = "face"
+"""Group of an evaluation's figures: the measures in the box round the face."""
+NOTES = """\
+The rows are of different footage: they can be compared only if yours is HDTF's.
+PSNR, SSIM and ST-LPIPS are means over frames, in the box round the true face's mesh and a tenth of
+it on each side (where the paper measured is assumed). ST-LPIPS (arXiv 2207.13686) is another
+measure than LPIPS. FID, LSE-C and LSE-D are not measured."""
+
+
+def paper_table(report: dict[str, Any]) -> Table:
+    """One row of the paper, one of a report that was made with ``--paper-table``.
+
+    Raises:
+        MediaError: the report holds no such figures.
+    """
+    kinds = [(name, kind) for name, kind in report.items() if name.startswith("own")]
+    if not kinds or FACE not in kinds[0][1]:
+        raise MediaError("no figures for the paper's table: run the kind 'own' with --paper-table")
+    (name, kind), *_ = kinds
+    measured = {column: kind[FACE].get(measure) for column, measure in OURS.items()}
+    columns = ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D"]
+    who = f"{report['settings']['checkpoint']}, {kind['clips']} clips, {len(kind['people'])} people"
+    rows = [("the paper: HDTF, 11 people", PAPER), (who, measured)]
+    return Table(
+        f"The paper's Table 1, and {name}",
+        columns,
+        [(row, [_cell(values.get(column)) for column in columns]) for row, values in rows],
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
