@@ -19,11 +19,8 @@ from dithead.bench.counting import floor_s
 from dithead.bench.kernelcases import Case, cases
 from dithead.errors import BackendUnavailable, DitheadError
 from dithead.kernels.choice import missing
-from dithead.kernels.settings import Measured, measuring, seconds_of
+from dithead.kernels.settings import Measured, difference, measuring, seconds_of
 from dithead.runtime.schedule.cuda import CudaLane
-
-TOLERANCE = 2e-2
-"""Of float16 against the reference, relative to the largest number."""
 
 
 @dataclass(slots=True)
@@ -141,9 +138,8 @@ def _figure(
 def _compare(found: Any, expected: Any) -> None:
     pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
     for ours, theirs in pairs:
-        off, most = (ours.double() - theirs.double()).abs().max(), theirs.double().abs().max()
-        if not off <= TOLERANCE * most:
-            raise DitheadError(f"differs from the reference by {off:.2g}, of {most:.2g} at most")
+        if (told := difference(ours, theirs)) is not None:
+            raise DitheadError(f"differs from the reference by {told}")
 
 
 def _device_of(made: Any) -> torch.device:

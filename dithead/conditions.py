@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dithead.config import FaceConfig
 from dithead.controls import in_crop
 from dithead.diffusion import Diffusion
-from dithead.face.crop import crop_mask, mask_out, mask_polygon, visible
+from dithead.face.crop import fixed_mask, mask_out, visible
 from dithead.face.mesh import LANDMARKS_68
 from dithead.linear import Linear
 from dithead.vqgan import VQGAN
@@ -104,8 +104,7 @@ class KnownEncoder(nn.Module):
     def __init__(self, config: FaceConfig, face_vqgan: VQGAN) -> None:
         super().__init__()
         self.face_vqgan = face_vqgan
-        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", fixed_mask(config), persistent=False)
 
     def forward(self, crop: Tensor) -> Tensor:
         """Face crop (B, 3, S, S) in [-1, 1] -> latent (B, C, s, s)."""
@@ -125,8 +124,7 @@ class LayBack(nn.Module):
     def __init__(self, config: FaceConfig, factor: int, diffusion: Diffusion) -> None:
         super().__init__()
         self.diffusion = diffusion
-        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
-        hidden = F.max_pool2d(1.0 - visible(mask), factor)  # (1, 1, s, s)
+        hidden = F.max_pool2d(1.0 - visible(fixed_mask(config)), factor)  # (1, 1, s, s)
         hidden = F.max_pool2d(hidden, 3, stride=1, padding=1)
         self.register_buffer("known", hidden == 0, persistent=False)
 

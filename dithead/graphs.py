@@ -20,8 +20,8 @@ from dithead.dit import DiT
 from dithead.face.crop import (
     crop_face,
     crop_mask,
+    fixed_mask,
     mask_out,
-    mask_polygon,
     paste_matrix,
     rectangle_mask,
     visible,
@@ -85,8 +85,7 @@ class MaskedEncoder(nn.Module):
     def __init__(self, config: FaceConfig, masked_vqgan: VQGAN) -> None:
         super().__init__()
         self.masked_vqgan = masked_vqgan
-        mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", fixed_mask(config), persistent=False)
         self.masked_before = config.mask == "paper"
 
     def forward(self, crop: Tensor) -> Tensor:

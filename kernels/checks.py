@@ -4,7 +4,7 @@ type of what comes of it."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,9 +64,14 @@ def check_row(batch: int, width: int, **rows: Tensor | None) -> None:
             check_shape(name, row, (1 if shared else batch, 1, width))
 
 
+def needs_gradients(tensors: Iterable[Tensor]) -> bool:
+    """Whether gradients of what comes of these tensors will be asked for."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def check_no_gradients(operation: str, *tensors: Tensor) -> None:
     """Raise ValueError if gradients of an operation that has none are needed."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if needs_gradients(tensors):
         raise ValueError(
             f"{operation}: the kernel has no gradients: expected tensors that need none; "
             "choose the implementation reference, or call it under torch.no_grad()"

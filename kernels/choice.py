@@ -9,7 +9,7 @@ pass), and in exported graphs. A kernel that fails raises; it is never replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal, get_args
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dithead.errors import BackendUnavailable, ConfigError
+from dithead.kernels.checks import needs_gradients
 
 Impl = Literal["auto", "reference", "triton"]
 IMPLEMENTATIONS: tuple[Impl, ...] = get_args(Impl)
@@ -45,16 +46,12 @@ def triton_is_chosen(impl: Impl, *tensors: Tensor | None) -> bool:
     if impl == "auto" and (_exporting() or _forward_mode()):
         return False
     if wanted == "triton":
-        if (reason := missing(given[0].device)) is not None:
-            raise BackendUnavailable(
-                f"the Triton kernels cannot run on {given[0].device}: {reason}",
-                hint=f"choose the implementation auto or reference ({VARIABLE}=auto)",
-            )
+        _require(given[0].device)
         return True
     on_cuda = given[0].device.type == "cuda" and not interpreted()
     if wanted == "reference" or not on_cuda:
         return False
-    return not _learnt(given) and missing(given[0].device) is None
+    return not needs_gradients(given) and missing(given[0].device) is None
 
 
 def inference_form_is_chosen(impl: Impl, *tensors: Tensor) -> bool:
@@ -67,7 +64,7 @@ def inference_form_is_chosen(impl: Impl, *tensors: Tensor) -> bool:
     wanted = _meaning(impl)
     if impl == "auto" and _exporting():
         return False
-    return wanted == "triton" or (wanted == "auto" and not _learnt(tensors))
+    return wanted == "triton" or (wanted == "auto" and not needs_gradients(tensors))
 
 
 def check_preference(device: torch.device) -> None:
@@ -77,7 +74,15 @@ def check_preference(device: torch.device) -> None:
         ConfigError: no such implementation. BackendUnavailable: it cannot run on this device.
     """
     if _meaning("auto") == "triton":
-        triton_is_chosen("triton", torch.empty(0, device=device))
+        _require(device)
+
+
+def _require(device: torch.device) -> None:
+    if (reason := missing(device)) is not None:
+        raise BackendUnavailable(
+            f"the Triton kernels cannot run on {device}: {reason}",
+            hint=f"choose the implementation auto or reference ({VARIABLE}=auto)",
+        )
 
 
 def missing(device: torch.device) -> str | None:
@@ -110,10 +115,6 @@ def preferring(impl: Impl) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-
-
-def _learnt(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _meaning(impl: str) -> str:

@@ -31,7 +31,7 @@ from dithead.usercache import short_stem, user_cache
 REPEATS, IN_A_ROW = 20, 10
 """Timings, of which the median counts; calls in one of them."""
 TOLERANCE = 2e-2
-"""How far a result may be from the fixed sizes', relative to the largest number: of float16."""
+"""How far a result may be from another way's, relative to the largest number: of float16."""
 _SCHEMA = 1
 _log = logging.getLogger(__name__)
 
@@ -230,16 +230,18 @@ def _measure(
         except _cannot_run() as error:
             _log.info("%s %s: %s cannot run (%s)", *key[:2], settings, error)
             continue
-        if not all(map(_alike, outs, expected)):
+        if any(map(difference, outs, expected)):
             raise DitheadError(f"{key[0]} {key[1]}: with {settings} the result is another")
         if seconds < least:
             best, least = settings, seconds
     return Measured(*key, best, 1e6 * least, 1e6 * fixed)
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def difference(found: Tensor, expected: Tensor) -> str | None:
+    """By how much a result is another than what is expected; None within :data:`TOLERANCE`."""
     off = (found.double() - expected.double()).abs().max()
-    return bool(off <= TOLERANCE * expected.double().abs().max())
+    most = expected.double().abs().max()
+    return None if off <= TOLERANCE * most else f"{off:.2g}, of {most:.2g} at most"
 
 
 def _cannot_run() -> tuple[type[Exception], ...]:

@@ -52,6 +52,15 @@ def sound() -> list[np.ndarray]:
     return [warble(FRAMES / 25)]
 
 
+def specified(
+    models: TorchGraphs, pictures: list[np.ndarray], sound: list[np.ndarray], options: Options
+) -> list[np.ndarray]:
+    """What dithead.pipeline makes of them, on the device."""
+    frames = [(torch.from_numpy(p).to(DEVICE), n / 25) for n, p in enumerate(pictures)]
+    made = revoice(frames, torch.from_numpy(sound[0]), models, options)
+    return [image.cpu().numpy() for image in made]
+
+
 def images(frames: list[OutputFrame]) -> list[np.ndarray]:
     return [frame.image for frame in frames if not frame.between]
 
@@ -75,11 +84,7 @@ def test_streams_equal_the_specification_without_races_or_waits(
     arguments: dict[str, Any],
     replays: bool,
 ) -> None:
-    frames = [(torch.from_numpy(p).to(DEVICE), n / 25) for n, p in enumerate(pictures)]
-    wanted = [
-        image.cpu().numpy()
-        for image in revoice(frames, torch.from_numpy(sound[0]), models, options)
-    ]
+    wanted = specified(models, pictures, sound, options)
     first = Session(models).open_stream(options, lanes=CudaLanes(DEVICE, replays), **arguments)
     with first as stream:
 
@@ -107,12 +112,10 @@ def test_the_kernels_are_captured_and_replayed(
     """A stream through the Triton kernels, as operations in CUDA graphs."""
     enlarge_blocks(monkeypatch)
     pictures, options = pictures[:3], Options(steps=2)
-    frames = [(torch.from_numpy(p).to(DEVICE), n / 25) for n, p in enumerate(pictures)]
     made = {}
     for kind in ("reference", "triton"):
         monkeypatch.setenv(choice.VARIABLE, kind)
-        pipeline = revoice(frames, torch.from_numpy(sound[0]), models, options)
-        made[kind] = [image.cpu().numpy() for image in pipeline]
+        made[kind] = specified(models, pictures, sound, options)
     with Session(models).open_stream(options, lanes=CudaLanes(DEVICE, True)) as stream:
         found = images(collect(stream, pictures, sound))
     assert emulated_cuda.races() == []

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,16 +17,22 @@ from dithead.kernels.compiled import ARCHITECTURES, SHARED_BYTES, compile_for, l
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 
 
-def test_every_kernel_compiles_without_spills() -> None:
+def compiled(*options: str) -> list[dict[str, Any]]:
+    """The table, from a process in which Triton's interpreter is off."""
     ran = subprocess.run(
-        [sys.executable, "-m", "dithead.kernels.compiled", "--json"],
+        [sys.executable, "-m", "dithead.kernels.compiled", "--json", *options],
         env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
         timeout=900,
     )
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    found: list[dict[str, Any]] = json.loads(ran.stdout)
+    return found
+
+
+def test_every_kernel_compiles_without_spills() -> None:
+    found = compiled()
     assert {needs["architecture"] for needs in found} == set(ARCHITECTURES)
     launched = {launch.kernel.__name__.removeprefix("_") for _, launch in launches()}
     assert {needs["kernel"] for needs in found} == launched
@@ -40,16 +47,7 @@ def test_every_kernel_compiles_without_spills() -> None:
 @pytest.mark.slow
 def test_what_tuning_tries_compiles_without_spills() -> None:
     """On the architecture with the least shared memory; 120 compilations."""
-    options = ["--json", "--candidates", "--architectures", "120"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "dithead.kernels.compiled", *options],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    found = compiled("--candidates", "--architectures", "120")
     assert [needs for needs in found if needs["spilled_bytes"]] == []
     assert max(needs["shared_bytes"] for needs in found) <= SHARED_BYTES[120]
 

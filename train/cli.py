@@ -160,11 +160,15 @@ def _restore(args: argparse.Namespace) -> None:
     print(json.dumps({"clips": len(clips), "frames": sum(clip.frames for clip in clips)}))
 
 
+def _check_weights_file(path: Path) -> None:
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise ConfigError(f"{path}: expected a .safetensors file in a folder that exists")
+
+
 def _convert_whisper(args: argparse.Namespace) -> None:
     from dithead.train.convert.whisper import convert_whisper, packaged_parts
 
-    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
-        raise ConfigError(f"{args.out}: expected a .safetensors file in a folder that exists")
+    _check_weights_file(args.out)
     convert_whisper(args.source or packaged_parts(args.model), args.out, args.model)
     print(json.dumps({"weights": str(args.out), "bytes": args.out.stat().st_size}))
 
@@ -172,8 +176,7 @@ def _convert_whisper(args: argparse.Namespace) -> None:
 def _adapt(args: argparse.Namespace) -> None:
     from dithead.train.adapt import Adaptation, adapt
 
-    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
-        raise ConfigError(f"{args.out}: expected a .safetensors file in a folder that exists")
+    _check_weights_file(args.out)
     progress = TaskProgress(sys.stderr) if sys.stderr.isatty() else None
     try:
         gain = adapt(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dithead.config import FaceConfig
-from dithead.face.crop import crop_mask, mask_out, mask_polygon
+from dithead.face.crop import fixed_mask, mask_out
 from dithead.face.papermask import fade_out, paper_mask
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Clip, Footage
@@ -48,7 +48,7 @@ def _load(
         if config.mask == "paper":
             mask = paper_mask(crop_meshes(footage.track(clip)), config)
         else:
-            mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
+            mask = fixed_mask(config)
         if masked:
             image = fade_out(image, mask) if config.mask == "paper" else mask_out(image, mask)
         both = torch.cat([image, mask.expand(len(image), -1, -1, -1)], dim=1)

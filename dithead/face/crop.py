@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from dithead.config import View
+from dithead.config import FaceConfig, View
 from dithead.hosttodevice import written
 from dithead.kernels.sampling import compose, invert_similarity, pixel_centres, resample
 
@@ -254,6 +254,11 @@ def soft_convex(
 def crop_mask(size: int, softness: float, polygon: Tensor, view: View = WHOLE) -> Tensor:
     """Soft mask of a crop: polygon (B, P, 2) in crop units -> (B, 1, size, size) in [0, 1]."""
     return convex_crop_mask(size, softness, polygon_planes(polygon), view)
+
+
+def fixed_mask(config: FaceConfig) -> Tensor:
+    """The soft mask of every crop, whatever the face: (1, 1, S, S) in [0, 1]."""
+    return crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
 
 
 def convex_crop_mask(size: int, softness: float, planes: Tensor, view: View = WHOLE) -> Tensor:

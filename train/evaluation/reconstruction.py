@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dithead.config import FaceConfig
 from dithead.errors import MediaError
-from dithead.face.crop import crop_mask, mask_polygon
+from dithead.face.crop import fixed_mask
 from dithead.generator import FrameGenerator
 from dithead.options import Options
 from dithead.runtime.media.sources import VideoSource
@@ -26,8 +26,7 @@ STILLS = (".jpg", ".jpeg", ".png", ".webp")
 
 def lower_face(config: FaceConfig) -> Tensor:
     """Which pixels of a crop lie inside the mask's polygon: (S, S) bool."""
-    mask = crop_mask(config.crop_px, config.mask_softness, mask_polygon(1), config.view)
-    return mask[0, 0] >= 0.5
+    return fixed_mask(config)[0, 0] >= 0.5
 
 
 def lower_face_psnr(crop: Tensor, decoded: Tensor, area: Tensor) -> float:

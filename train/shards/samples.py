@@ -152,24 +152,12 @@ class SampleMaking:
         last = int((times[-1] + AFTER_S) * SPEECH_RATE_HZ)
         heard, times = sound[first:last].astype(np.float16), times - first / SPEECH_RATE_HZ
         encoder = _audio_encoder(self.config.audio, self.audio_weights)
-        arrays: dict[str, np.ndarray] = dict(
-            zip(
-                (f"{part}.npy" for part in TRACK),
-                (
-                    np.stack(stretch.transforms[piece]),
-                    np.stack(stretch.meshes[piece]),
-                    times,
-                    heard,
-                ),
-                strict=True,
-            )
-        )
-        arrays = {CROPS: crops, **arrays}
+        values = np.stack(stretch.transforms[piece]), np.stack(stretch.meshes[piece]), times, heard
+        track: dict[str, np.ndarray] = dict(zip(TRACK, values, strict=True))
+        arrays = {CROPS: crops, **{f"{part}.npy": array for part, array in track.items()}}
         arrays[WINDOWS] = windows_at(encoder, heard.astype(np.float32), times).half().numpy()
         if self.face is not None and self.masked is not None:
-            track = {"transform": np.stack(stretch.transforms[piece])}
-            meshes = crop_meshes(track | {"mesh": np.stack(stretch.meshes[piece])})
-            arrays |= zip(LATENTS, self._latents(name, crops, meshes), strict=True)
+            arrays |= zip(LATENTS, self._latents(name, crops, crop_meshes(track)), strict=True)
         return {kind: npy(array) for kind, array in arrays.items()}
 
     def _latents(
