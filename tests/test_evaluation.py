@@ -103,9 +103,15 @@ def test_the_papers_table_is_beside_ours(
     face = json.loads((tmp_path / "a.json").read_text())["own, 1 steps, previous reference"]["face"]
     psnr, ssim, *rest = lines[3].split()[-7:]
     assert (float(psnr), float(ssim)) == pytest.approx((face["psnr_db"], face["ssim"]), rel=1e-3)
-    assert rest == ["-"] * 5 and "1 clips" in lines[3]
-    assert "not measured" in printed
+    assert "1 clips" in lines[3] and "LSE-C and LSE-D are not measured" in printed
+    if "fid" in face:
+        assert rest == ["-", "-", f"{face['fid']:.4g}", "-", "-"] and face["fid"] > 1
+        assert "12 true and 12 generated frames" in printed and "too few" in printed
+    else:  # its package is not installed
+        assert rest == ["-"] * 5 and "FID is not measured" in printed
     assert evaluate.main([*command, "--kinds", "silent"]) == 1
+    assert evaluate.main([str(folder), "--fid"]) == 1
+    assert "add --paper-table" in capsys.readouterr().err
     with pytest.raises(MediaError, match="run the kind 'own' with --paper-table"):
         paper_table({"own, 1 steps": {"clips": 1, "people": {}}, "settings": {"checkpoint": "t"}})
 

@@ -25,13 +25,15 @@ from dithead.train.evaluation.clips import (
     people_in_manifest,
 )
 from dithead.train.evaluation.identity import load_face_recognition
+from dithead.train.evaluation.inception import load_inception
 from dithead.train.evaluation.page import write_page
-from dithead.train.evaluation.papertable import NOTES, paper_table
+from dithead.train.evaluation.papertable import FACE, notes, paper_table
 from dithead.train.evaluation.plan import LOOPED, plan
 from dithead.train.evaluation.reconstruction import list_stills
 from dithead.train.evaluation.runs import Job, Settings, load_models, run_job
 from dithead.train.evaluation.summary import KINDS, sum_up
 from dithead.train.evaluation.table import as_text, read_report, tables
+from dithead.train.evaluation.wholeface import pooled_fid
 from dithead.train.perceptual import load_stlpips
 
 STILLS = "stills"
@@ -70,9 +72,10 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
                 stills = list_stills(arguments.stills)
                 jobs += [Job(STILLS, STILLS, path, path) for path in stills]
             results = _each(pool, run_job, [(job, settings) for job in jobs], "measured")
+        pooled = _pooled(settings, jobs, results)
     kept = {path for person in usable for path in person.clips}
     missing = [path.name for person in people for path in person.clips if path not in kept]
-    return _report(arguments, settings, jobs, results, missing), jobs
+    return _report(arguments, settings, jobs, results, missing, pooled), jobs
 
 
 def _people(arguments: argparse.Namespace) -> list[Person]:
@@ -102,6 +105,7 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
         _wanted(arguments.perceptual, load_stlpips),
         _wanted(arguments.identity, load_face_recognition),
         arguments.paper_table,
+        arguments.paper_table and _wanted(arguments.fid, load_inception),
         arguments.report,
     )
 
@@ -160,12 +164,28 @@ def _each(
     return results
 
 
+def _pooled(
+    settings: Settings, jobs: Sequence[Job], results: Sequence[dict[str, Any] | None]
+) -> dict[str, float]:
+    """Figures of the whole face that are of all clips together, not means over people."""
+    if not settings.fid:
+        return {}
+    store = ClipStore(settings.store)
+    measured = [
+        store.features_file(job.video)
+        for job, row in zip(jobs, results, strict=True)
+        if job.kind == "own" and row is not None
+    ]
+    return pooled_fid(measured) if measured else {}
+
+
 def _report(
     arguments: argparse.Namespace,
     settings: Settings,
     jobs: Sequence[Job],
     results: Sequence[dict[str, Any] | None],
     left_out: Sequence[str],
+    pooled: dict[str, float],
 ) -> dict[str, Any]:
     failed = [job.name for job, row in zip(jobs, results, strict=True) if row is None]
     report: dict[str, Any] = {
@@ -191,7 +211,9 @@ def _report(
                 rows.setdefault(jobs[i].person, []).append(row)
         if not rows:
             raise MediaError(f"every clip was left out of '{kind}': see the lines above")
-        report[_title(kind, settings.options)] = sum_up(kind, rows)
+        figures = report[_title(kind, settings.options)] = sum_up(kind, rows)
+        if kind == "own" and FACE in figures:
+            figures[FACE] |= pooled
     return report
 
 
@@ -208,6 +230,8 @@ def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     try:
         if arguments.paper_table and "own" not in arguments.kinds:
             raise ConfigError("--paper-table needs the kind own", hint="add it to --kinds")
+        if arguments.fid and not arguments.paper_table:
+            raise ConfigError("--fid is a column of the paper's table", hint="add --paper-table")
         if arguments.compare is not None:
             print(as_text(tables([read_report(path) for path in arguments.compare])))
             return 0
@@ -220,7 +244,7 @@ def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     if arguments.paper_table:
-        print(as_text([paper_table(report)]), NOTES, sep="\n")
+        print(as_text([paper_table(report)]), notes(report), sep="\n")
     elif arguments.json is None:
         print(json.dumps(report, indent=2))
     else:
@@ -284,6 +308,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="is it still the person? (default: if the extra 'identity' is installed)",
+    )
+    what.add_argument(
+        "--fid",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="FID, in --paper-table (default: if the extra 'train' is installed)",
     )
     what.add_argument(
         "--looped-clips", type=int, default=1, help="clips for feedback and for precision"

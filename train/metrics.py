@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,22 @@ def box_scores(
         a, b = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (a, b))
         scores["st_lpips"] = float(metric(a * 2 - 1, b * 2 - 1).mean())
     return scores
+
+
+def mean_box_scores(
+    true: Sequence[Tensor],
+    made: Sequence[Tensor],
+    meshes: np.ndarray,
+    metric: Any = None,
+    box: Callable[[np.ndarray, int, int], Box] = mouth_box,
+) -> dict[str, float]:
+    """Means over a clip's frames of :func:`box_scores`, with the true frames' meshes
+    (T, 468, 2)."""
+    rows = [
+        box_scores(*frames, mesh, metric, box)
+        for *frames, mesh in zip(true, made, meshes, strict=True)
+    ]
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
 def _perceptual_size(height: int, width: int) -> tuple[int, int]:

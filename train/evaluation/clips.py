@@ -226,6 +226,10 @@ class ClipStore:
                 float(kept["start"]),
             )
 
+    def features_file(self, path: Path) -> Path:
+        """Where what FID compares of a clip is kept, see :mod:`.wholeface`."""
+        return self._file(path, "features.npz")
+
     def _file(self, path: Path, extension: str) -> Path:
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
         return self.folder / f"{name}.{extension}"

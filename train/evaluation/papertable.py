@@ -5,19 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from dithead.errors import MediaError
+from dithead.train.evaluation.inception import FEATURES
 from dithead.train.evaluation.table import Table
 
 PAPER = {"PSNR": 28.37, "SSIM": 0.872, "LPIPS": 0.0856, "FID": 10.31, "LSE-C": 3.60, "LSE-D": 10.49}
 """Of HDTF, 11 people that the model had not seen."""
-OURS = {"PSNR": "psnr_db", "SSIM": "ssim", "ST-LPIPS": "st_lpips"}
+OURS = {"PSNR": "psnr_db", "SSIM": "ssim", "ST-LPIPS": "st_lpips", "FID": "fid"}
 """What :data:`FACE` holds for each column that is measured here."""
 FACE = "face"
 """Group of an evaluation's figures: the measures in the box round the face."""
-NOTES = """\
+_SCOPE = """\
 The rows are of different footage: they can be compared only if yours is HDTF's.
 PSNR, SSIM and ST-LPIPS are means over frames, in the box round the true face's mesh and a tenth of
 it on each side (where the paper measured is assumed). ST-LPIPS (arXiv 2207.13686) is another
-measure than LPIPS. FID, LSE-C and LSE-D are not measured."""
+measure than LPIPS."""
+_NO_FID = """\
+FID is not measured: its network comes with the extra 'train', which is not installed, or --no-fid
+was given."""
+_FEW = f"""\
+That is too few: up to {FEATURES} frames, the covariances of {FEATURES} features are singular and
+FID is biased. Compare it only with one of as many frames."""
+_NO_LSE = "LSE-C and LSE-D are not measured."
 
 
 def paper_table(report: dict[str, Any]) -> Table:
@@ -26,10 +34,7 @@ def paper_table(report: dict[str, Any]) -> Table:
     Raises:
         MediaError: the report holds no such figures.
     """
-    kinds = [(name, kind) for name, kind in report.items() if name.startswith("own")]
-    if not kinds or FACE not in kinds[0][1]:
-        raise MediaError("no figures for the paper's table: run the kind 'own' with --paper-table")
-    (name, kind), *_ = kinds
+    name, kind = _own(report)
     measured = {column: kind[FACE].get(measure) for column, measure in OURS.items()}
     columns = ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D"]
     who = f"{report['settings']['checkpoint']}, {kind['clips']} clips, {len(kind['people'])} people"
@@ -39,6 +44,30 @@ def paper_table(report: dict[str, Any]) -> Table:
         columns,
         [(row, [_cell(values.get(column)) for column in columns]) for row, values in rows],
     )
+
+
+def notes(report: dict[str, Any]) -> str:
+    """What the figures of such a report are of, and why a column is empty."""
+    face = _own(report)[1][FACE]
+    return "\n".join([_SCOPE, _about_fid(face), _NO_LSE])
+
+
+def _about_fid(face: dict[str, Any]) -> str:
+    if "fid" not in face:
+        return _NO_FID
+    frames = face["fid_frames"]
+    about = (
+        f"FID is of {frames} true and {frames} generated frames, all clips together, in that box."
+    )
+    return about if frames > FEATURES else f"{about}\n{_FEW}"
+
+
+def _own(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The first run of the kind ``own``, by name."""
+    for name, kind in report.items():
+        if name.startswith("own") and FACE in kind:
+            return name, kind
+    raise MediaError("no figures for the paper's table: run the kind 'own' with --paper-table")
 
 
 def _cell(value: float | None) -> str:

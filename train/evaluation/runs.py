@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from dithead.train.evaluation.identity import (
     identity,
     load_face_recognition,
 )
+from dithead.train.evaluation.inception import Inception, load_inception
 from dithead.train.evaluation.looped import compare_precision, feedback
 from dithead.train.evaluation.motion import RATE_HZ, jitter, moving, on_grid
 from dithead.train.evaluation.papertable import FACE
@@ -39,14 +40,8 @@ from dithead.train.evaluation.sheets import (
     still_name,
 )
 from dithead.train.evaluation.sound import loudness, silent_stretches, speech_frames
-from dithead.train.metrics import (
-    Box,
-    box_scores,
-    face_box,
-    laplacian_variance,
-    mouth_box,
-    opening,
-)
+from dithead.train.evaluation.wholeface import keep_features, whole_face
+from dithead.train.metrics import laplacian_variance, mean_box_scores, opening
 from dithead.train.perceptual import load_stlpips
 
 LEAD_S = 0.2
@@ -66,6 +61,8 @@ class Settings:
     identity: bool = False
     face: bool = False
     """Whether the whole face is measured, too, as the paper's table needs it."""
+    fid: bool = False
+    """Whether what FID compares of it is kept in the store."""
     report: Path | None = None
     """Folder for pictures and clips."""
 
@@ -107,6 +104,11 @@ def _metric() -> Any:
 @cache
 def _recognition() -> FaceRecognition:
     return load_face_recognition()
+
+
+@cache
+def _inception() -> Inception:
+    return load_inception()
 
 
 @lru_cache(maxsize=2)
@@ -163,7 +165,10 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
     if settings.identity:
         shown["identity"] = identity(clip.frames, made, clip.meshes, _recognition())
     if settings.face and job.kind == "own":
-        shown[FACE] = _of_box(clip, made, _metric() if settings.perceptual else None, face_box)
+        shown[FACE] = whole_face(clip, made, _metric() if settings.perceptual else None)
+        if settings.fid:
+            file = ClipStore(settings.store).features_file(job.video)
+            keep_features(clip, made, _inception(), file)
     if job.kind == "own":
         return shown | _own(clip, made, meshes, models, settings.perceptual)
     if job.kind == "crossed":
@@ -207,20 +212,8 @@ def _scores(
     metric: Any = None,
 ) -> dict[str, float]:
     """Means over a clip of the measures in its mouth box, and :func:`_looks`."""
-    return _of_box(clip, made, metric) | _looks(clip, made, meshes, outlines)
-
-
-def _of_box(
-    clip: Clip,
-    made: list[Tensor],
-    metric: Any,
-    box: Callable[[np.ndarray, int, int], Box] = mouth_box,
-) -> dict[str, float]:
-    rows = [
-        box_scores(true, frame, mesh, metric, box)
-        for true, frame, mesh in zip(clip.frames, made, clip.meshes, strict=True)
-    ]
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    boxes = mean_box_scores(clip.frames, made, clip.meshes, metric)
+    return boxes | _looks(clip, made, meshes, outlines)
 
 
 def _looks(
