@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dithead import checkpoint
 from dithead.errors import MediaError
 from dithead.export.layers import ReducedGraphs
 from dithead.options import Options
@@ -28,9 +29,10 @@ from dithead.train.evaluation.clips import (
     speaking_part,
 )
 from dithead.train.evaluation.looped import compare_precision, feedback
-from dithead.train.evaluation.papertable import paper_table
+from dithead.train.evaluation.papertable import notes, paper_table
 from dithead.train.evaluation.plan import crossed_pairs, crossed_people, plan
 from dithead.train.evaluation.summary import mean_of, sum_up, voice_lags
+from dithead.train.evaluation.syncnet import SyncNet
 from dithead.train.evaluation.table import as_text, tables
 from dithead.train.metrics import MOUTH_POINTS
 from dithead.train.picture import save_png
@@ -94,24 +96,33 @@ def test_the_papers_table_is_beside_ours(
     talking_clip(folder / "a.mp4")
     command = [str(folder), "--validation=1", "--steps=1", "--workers=1", "--no-perceptual"]
     command += ["--no-identity", "--paper-table", f"--json={tmp_path / 'a.json'}"]
-    assert evaluate.main([*command, "--kinds", "own"]) == 0
+    weights = tmp_path / "syncnet.safetensors"
+    assert evaluate.main([*command, "--kinds", "own", f"--syncnet={weights}"]) == 1
+    assert f"no weights of SyncNet at {weights}" in capsys.readouterr().err
+    checkpoint.save(weights, SyncNet().state_dict(), {"model": "SyncNet"}, dtype=None)
+    assert evaluate.main([*command, "--kinds", "own", f"--syncnet={weights}"]) == 0
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[1].split() == ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D"]
     paper = ["28.37", "0.872", "0.0856", "-", "10.31", "3.6", "10.49"]
     assert lines[2].split()[-7:] == paper
-    face = json.loads((tmp_path / "a.json").read_text())["own, 1 steps, previous reference"]["face"]
+    report = json.loads((tmp_path / "a.json").read_text())
+    face = report["own, 1 steps, previous reference"]["face"]
     psnr, ssim, *rest = lines[3].split()[-7:]
     assert (float(psnr), float(ssim)) == pytest.approx((face["psnr_db"], face["ssim"]), rel=1e-3)
-    assert "1 clips" in lines[3] and "LSE-C and LSE-D are not measured" in printed
-    if "fid" in face:
-        assert rest == ["-", "-", f"{face['fid']:.4g}", "-", "-"] and face["fid"] > 1
+    lse = [f"{face[name]:.4g}" for name in ("lse_c", "lse_d")]
+    assert rest == ["-", "-", f"{face['fid']:.4g}" if "fid" in face else "-", *lse]
+    assert "1 clips" in lines[3] and "LSE-C and LSE-D are means over clips" in printed
+    if "fid" in face:  # its package is installed
         assert "12 true and 12 generated frames" in printed and "too few" in printed
-    else:  # its package is not installed
-        assert rest == ["-"] * 5 and "FID is not measured" in printed
+    for name in ("fid", "lse_c", "lse_d"):
+        face.pop(name, None)
+    assert paper_table(report).rows[1][1][2:] == ["-"] * 5
+    assert all(f"{name} not measured" in notes(report) for name in ("FID is", "LSE-D are"))
     assert evaluate.main([*command, "--kinds", "silent"]) == 1
-    assert evaluate.main([str(folder), "--fid"]) == 1
-    assert "add --paper-table" in capsys.readouterr().err
+    for option in ("--fid", f"--syncnet={weights}"):
+        assert evaluate.main([str(folder), option]) == 1
+        assert "add --paper-table" in capsys.readouterr().err
     with pytest.raises(MediaError, match="run the kind 'own' with --paper-table"):
         paper_table({"own, 1 steps": {"clips": 1, "people": {}}, "settings": {"checkpoint": "t"}})
 

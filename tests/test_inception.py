@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dithead.errors import BackendUnavailable, CheckpointError
 from dithead.train import packaged
+from dithead.train.evaluation import wholeface
 from dithead.train.evaluation.clips import Clip
 from dithead.train.evaluation.frechet import Moments, frechet_distance
 from dithead.train.evaluation.inception import (
@@ -132,10 +133,11 @@ class _Means(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.batches.append(len(pictures))
-        return pictures.mean((1, 2, 3))[:, None] * torch.linspace(0, 1, FEATURES)
+        return pictures.mean((1, 2, 3))[:, None] * torch.linspace(0, 1, 64)
 
 
-def test_frames_of_all_clips_are_one_set(tmp_path: Path) -> None:
+def test_frames_of_all_clips_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wholeface, "FEATURES", 64)
     mesh = np.zeros((468, 2))
     mesh[:2] = [(10, 10), (30, 30)]
     network = _Means()
@@ -151,9 +153,8 @@ def test_frames_of_all_clips_are_one_set(tmp_path: Path) -> None:
     found = pooled_fid(files)
     assert found["fid_frames"] == len(levels)
     # The same covariance on both sides, so what is left is the distance of the means.
-    steps = np.linspace(0, 1, FEATURES, dtype=np.float32)
-    expected = np.square(20 / 128 * steps.astype(np.float64)).sum()
-    assert found["fid"] == pytest.approx(expected, rel=1e-4)
+    expected = np.square(20 / 128 * np.linspace(0, 1, 64)).sum()
+    assert found["fid"] == pytest.approx(expected, rel=1e-4)  # float32 features
 
 
 def test_only_the_one_file_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

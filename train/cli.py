@@ -235,6 +235,14 @@ def _convert_fan(args: argparse.Namespace) -> None:
     print(json.dumps({"folder": str(folder)}))
 
 
+def _convert_syncnet(args: argparse.Namespace) -> None:
+    from dithead.train.convert.syncnet import convert_syncnet
+
+    _check_weights_file(args.out)
+    convert_syncnet(args.source, args.out)
+    print(json.dumps({"weights": str(args.out), "bytes": args.out.stat().st_size}))
+
+
 def _minutes(args: argparse.Namespace) -> float:
     if getattr(args, "steps", None) is not None:
         return math.inf
@@ -505,6 +513,10 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     )
     fan.add_argument("--s3fd", type=Path, help="s3fd-619a316812.pth, if it is not downloaded")
     fan.add_argument("--fan", type=Path, help="2DFAN4-11f355bf06.pth.tar, likewise")
+    syncnet = weights.add_parser("syncnet", help="SyncNet, for dithead eval --syncnet")
+    syncnet.set_defaults(run=_convert_syncnet)
+    syncnet.add_argument("source", metavar="IN", type=Path, help="syncnet_v2.model, as published")
+    syncnet.add_argument("out", metavar="OUT", type=Path, help="the .safetensors file to write")
     return parser
 
 

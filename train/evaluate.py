@@ -32,6 +32,7 @@ from dithead.train.evaluation.plan import LOOPED, plan
 from dithead.train.evaluation.reconstruction import list_stills
 from dithead.train.evaluation.runs import Job, Settings, load_models, run_job
 from dithead.train.evaluation.summary import KINDS, sum_up
+from dithead.train.evaluation.syncnet import load_syncnet
 from dithead.train.evaluation.table import as_text, read_report, tables
 from dithead.train.evaluation.wholeface import pooled_fid
 from dithead.train.perceptual import load_stlpips
@@ -106,6 +107,7 @@ def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
         _wanted(arguments.identity, load_face_recognition),
         arguments.paper_table,
         arguments.paper_table and _wanted(arguments.fid, load_inception),
+        arguments.syncnet,
         arguments.report,
     )
 
@@ -230,8 +232,11 @@ def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     try:
         if arguments.paper_table and "own" not in arguments.kinds:
             raise ConfigError("--paper-table needs the kind own", hint="add it to --kinds")
-        if arguments.fid and not arguments.paper_table:
-            raise ConfigError("--fid is a column of the paper's table", hint="add --paper-table")
+        for option in ("fid", "syncnet"):
+            if getattr(arguments, option) and not arguments.paper_table:
+                raise ConfigError(f"--{option} is for the paper's table", hint="add --paper-table")
+        if arguments.syncnet is not None:
+            load_syncnet(arguments.syncnet)  # before the work, in which every process loads it
         if arguments.compare is not None:
             print(as_text(tables([read_report(path) for path in arguments.compare])))
             return 0
@@ -314,6 +319,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="FID, in --paper-table (default: if the extra 'train' is installed)",
+    )
+    what.add_argument(
+        "--syncnet",
+        type=Path,
+        metavar="FILE",
+        help="SyncNet's weights (dithead train convert syncnet): LSE-C and LSE-D, in --paper-table",
     )
     what.add_argument(
         "--looped-clips", type=int, default=1, help="clips for feedback and for precision"

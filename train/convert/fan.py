@@ -9,13 +9,11 @@ given, are read without the package.
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.errors import BackendUnavailable, CheckpointError
@@ -23,8 +21,7 @@ from dithead.face.fan import Fan
 from dithead.face.fanweights import FILES, fan_folder, fetch_hint
 from dithead.face.s3fd import S3fd
 from dithead.filehash import hash_file
-
-_COUNTER = "num_batches_tracked"
+from dithead.train.convert.published import published_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,15 @@ def convert_fan(
     folder = fan_folder(folder)
     given = ((_S3FD, s3fd, S3fd()), (_FAN, fan, Fan()))
     found = [(what, _source(what, path, folder), net) for what, path, net in given]
-    read = [(what, path, _tensors(what, path, net, folder)) for what, path, net in found]
+    hint = f"remove it, and {fetch_hint(folder)}"
+    read = [
+        (
+            what,
+            path,
+            published_tensors(path, net, what.name, f"{what.file} of face-alignment", hint),
+        )
+        for what, path, net in found
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for what, path, tensors in read:
@@ -124,28 +129,3 @@ def _downloaded(what: _Published, cached: Path) -> Path:
             f"no weights of {what.name} at {cached}, and {url} cannot be downloaded ({error})",
             hint=f"try again, or fetch the file elsewhere and give it with {what.option}",
         ) from error
-
-
-def _tensors(what: _Published, path: Path, net: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """The state dict of a file, checked against the network."""
-    hint = f"remove it, and {fetch_hint(folder)}"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} is no file of PyTorch weights ({reason})", hint=hint
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"{path} holds no state dict: expected {what.file} of face-alignment", hint=hint
-        )
-    tensors = {str(name): value for name, value in state.items()}
-    for name, value in net.state_dict().items():
-        if name.endswith(_COUNTER):  # which files of older versions lack, and inference never reads
-            tensors.setdefault(name, torch.zeros_like(value))
-    try:
-        checkpoint.load_into(net, tensors, path)
-    except CheckpointError as error:
-        raise CheckpointError(f"no weights of {what.name}: {error.message}", hint=hint) from error
-    return tensors

@@ -45,11 +45,9 @@ class Inception:
 
     @torch.inference_mode()
     def features(self, pictures: Iterable[Tensor]) -> np.ndarray:
-        """Features (N, 2048) float32 of N pictures (1, 3, h, w) in [0, 1], of any sizes."""
-        made = [np.empty((0, FEATURES), np.float32)]
-        for batch in _batches(pictures):
-            made.append(self._network(batch).numpy())
-        return np.concatenate(made)
+        """Features (N, 2048) float32 of N pictures (1, 3, h, w) in [0, 1], one at least, of any
+        sizes."""
+        return np.concatenate([self._network(batch).numpy() for batch in _batches(pictures)])
 
 
 def network_input(picture: Tensor) -> Tensor:

@@ -10,7 +10,14 @@ from dithead.train.evaluation.table import Table
 
 PAPER = {"PSNR": 28.37, "SSIM": 0.872, "LPIPS": 0.0856, "FID": 10.31, "LSE-C": 3.60, "LSE-D": 10.49}
 """Of HDTF, 11 people that the model had not seen."""
-OURS = {"PSNR": "psnr_db", "SSIM": "ssim", "ST-LPIPS": "st_lpips", "FID": "fid"}
+OURS = {
+    "PSNR": "psnr_db",
+    "SSIM": "ssim",
+    "ST-LPIPS": "st_lpips",
+    "FID": "fid",
+    "LSE-C": "lse_c",
+    "LSE-D": "lse_d",
+}
 """What :data:`FACE` holds for each column that is measured here."""
 FACE = "face"
 """Group of an evaluation's figures: the measures in the box round the face."""
@@ -25,7 +32,11 @@ was given."""
 _FEW = f"""\
 That is too few: up to {FEATURES} frames, the covariances of {FEATURES} features are singular and
 FID is biased. Compare it only with one of as many frames."""
-_NO_LSE = "LSE-C and LSE-D are not measured."
+_LSE = """\
+LSE-C and LSE-D are means over clips, at 25 frames a second, of faces cut by the mesh's box in the
+place of S3FD's."""
+_NO_LSE = """\
+LSE-C and LSE-D are not measured: give SyncNet's weights with --syncnet (docs/evaluation.md)."""
 
 
 def paper_table(report: dict[str, Any]) -> Table:
@@ -49,7 +60,7 @@ def paper_table(report: dict[str, Any]) -> Table:
 def notes(report: dict[str, Any]) -> str:
     """What the figures of such a report are of, and why a column is empty."""
     face = _own(report)[1][FACE]
-    return "\n".join([_SCOPE, _about_fid(face), _NO_LSE])
+    return "\n".join([_SCOPE, _about_fid(face), _about_lse(face)])
 
 
 def _about_fid(face: dict[str, Any]) -> str:
@@ -60,6 +71,12 @@ def _about_fid(face: dict[str, Any]) -> str:
         f"FID is of {frames} true and {frames} generated frames, all clips together, in that box."
     )
     return about if frames > FEATURES else f"{about}\n{_FEW}"
+
+
+def _about_lse(face: dict[str, Any]) -> str:
+    if "lse_d" not in face:
+        return _NO_LSE
+    return _LSE if face["lse_d"] is not None else "No clip is long enough for LSE-C and LSE-D."
 
 
 def _own(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:

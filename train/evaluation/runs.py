@@ -63,6 +63,8 @@ class Settings:
     """Whether the whole face is measured, too, as the paper's table needs it."""
     fid: bool = False
     """Whether what FID compares of it is kept in the store."""
+    syncnet: Path | None = None
+    """SyncNet's weights, if LSE-C and LSE-D of it are measured."""
     report: Path | None = None
     """Folder for pictures and clips."""
 
@@ -165,7 +167,8 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
     if settings.identity:
         shown["identity"] = identity(clip.frames, made, clip.meshes, _recognition())
     if settings.face and job.kind == "own":
-        shown[FACE] = whole_face(clip, made, _metric() if settings.perceptual else None)
+        metric = _metric() if settings.perceptual else None
+        shown[FACE] = whole_face(clip, made, metric, settings.syncnet)
         if settings.fid:
             file = ClipStore(settings.store).features_file(job.video)
             keep_features(clip, made, _inception(), file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,30 @@ from torch import Tensor
 from dithead.train.evaluation.clips import Clip
 from dithead.train.evaluation.frechet import Moments, frechet_distance
 from dithead.train.evaluation.inception import FEATURES, Inception
+from dithead.train.evaluation.lse import lip_sync
+from dithead.train.evaluation.syncnet import SyncNet, load_syncnet
 from dithead.train.metrics import box_picture, face_box, mean_box_scores
 
 
-def whole_face(clip: Clip, made: list[Tensor], metric: Any = None) -> dict[str, float | None]:
-    """PSNR, SSIM and, with a metric, ST-LPIPS of a clip's finished frames in the face's box."""
-    return dict(mean_box_scores(clip.frames, made, clip.meshes, metric, face_box))
+@cache
+def _syncnet(weights: Path) -> SyncNet:
+    return load_syncnet(weights)
+
+
+def whole_face(
+    clip: Clip, made: list[Tensor], metric: Any = None, syncnet: Path | None = None
+) -> dict[str, float | None]:
+    """PSNR, SSIM and, with a metric, ST-LPIPS of a clip's finished frames in the face's box; with
+    SyncNet's weights, LSE-C and LSE-D of them and the clip's own sound, None if the clip is too
+    short."""
+    scores: dict[str, float | None] = {}
+    scores |= mean_box_scores(clip.frames, made, clip.meshes, metric, face_box)
+    if syncnet is not None:
+        network = _syncnet(syncnet)
+        sync = lip_sync(made, clip.times_s, clip.meshes, clip.samples, network)
+        scores["lse_c"] = None if sync is None else sync.confidence
+        scores["lse_d"] = None if sync is None else sync.distance
+    return scores
 
 
 def keep_features(clip: Clip, made: list[Tensor], network: Inception, file: Path) -> None:
