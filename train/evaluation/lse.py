@@ -1,9 +1,8 @@
 """LSE-D and LSE-C: how well lips and sound agree, by the distance of SyncNet's embeddings.
 
 Paper: Prajwal et al., "A Lip Sync Expert Is All You Need for Speech to Lip Generation In the Wild",
-2020, section 4.2, with the steps of its evaluation and of SyncNet's published code. It differs in
-two things: faces are cut by the box of the mesh, in the place of S3FD's, and no frame is compressed
-on the way.
+2020, section 4.2, with the steps of its evaluation and of SyncNet's published code. What differs is
+said in docs/evaluation.md: above all, faces are cut by the box of the mesh, in the place of S3FD's.
 """
 
 from __future__ import annotations

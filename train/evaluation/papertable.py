@@ -33,8 +33,8 @@ _FEW = f"""\
 That is too few: up to {FEATURES} frames, the covariances of {FEATURES} features are singular and
 FID is biased. Compare it only with one of as many frames."""
 _LSE = """\
-LSE-C and LSE-D are means over clips, at 25 frames a second, of faces cut by the mesh's box in the
-place of S3FD's."""
+LSE-C and LSE-D are means over clips, then people, at 25 frames a second, of faces cut by the mesh's
+box in the place of S3FD's."""
 _NO_LSE = """\
 LSE-C and LSE-D are not measured: give SyncNet's weights with --syncnet (docs/evaluation.md)."""
 
