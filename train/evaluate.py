@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from dithead.errors import BackendUnavailable, ConfigError, DitheadError, MediaError
 from dithead.model import DitHead
 from dithead.options import Options
+from dithead.train.evaluation.arguments import parser
 from dithead.train.evaluation.clips import (
     ClipStore,
     Person,
@@ -28,10 +29,10 @@ from dithead.train.evaluation.identity import load_face_recognition
 from dithead.train.evaluation.inception import load_inception
 from dithead.train.evaluation.page import write_page
 from dithead.train.evaluation.papertable import FACE, notes, paper_table
-from dithead.train.evaluation.plan import LOOPED, plan
+from dithead.train.evaluation.plan import plan
 from dithead.train.evaluation.reconstruction import list_stills
 from dithead.train.evaluation.runs import Job, Settings, load_models, run_job
-from dithead.train.evaluation.summary import KINDS, sum_up
+from dithead.train.evaluation.summary import sum_up
 from dithead.train.evaluation.syncnet import load_syncnet
 from dithead.train.evaluation.table import as_text, read_report, tables
 from dithead.train.evaluation.wholeface import pooled_fid
@@ -228,7 +229,7 @@ def _title(kind: str, options: Options) -> str:
 
 def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     """Entry point of ``dithead-eval``."""
-    arguments = _parser(prog).parse_args(argv)
+    arguments = parser(prog).parse_args(argv)
     try:
         if arguments.paper_table and "own" not in arguments.kinds:
             raise ConfigError("--paper-table needs the kind own", hint="add it to --kinds")
@@ -255,96 +256,3 @@ def main(argv: list[str] | None = None, prog: str = "dithead-eval") -> int:
     else:
         print(as_text(tables([report])))
     return 0
-
-
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="How well the lips follow the audio, and how true the picture is, on held-out "
-        "clips. docs/evaluation.md defines every measure.",
-    )
-    whom = parser.add_argument_group("whom")
-    whom.add_argument("videos", type=Path, nargs="?", help="folder of one person's clips")
-    whom.add_argument("--person", help="their name (default: the folder's)")
-    whom.add_argument("--validation", type=int, default=45, help="held-out clips, first by name")
-    whom.add_argument("--manifest", type=Path, help="TSV with the columns file, split, person")
-    whom.add_argument(
-        "--split", default="eval", help="split of the manifest (default: %(default)s)"
-    )
-    whom.add_argument("--stills", type=Path, help="folder or list of stills, for stage 1 alone")
-    whom.add_argument("--clips", type=int, default=None, help="maximum number of clips per person")
-    whom.add_argument(
-        "--seconds",
-        type=float,
-        default=10.0,
-        help="maximum length of a clip (default: %(default)s)",
-    )
-    whom.add_argument(
-        "--sound-delay-ms",
-        type=float,
-        default=0.0,
-        help="added to the sound's times, if these clips' sound runs ahead of the picture",
-    )
-    whom.add_argument("--align", type=Path, help="folder of GRID alignments")
-    what = parser.add_argument_group("what")
-    what.add_argument("--checkpoint", default="tiny", help="name or path (default: %(default)s)")
-    default_kinds = [kind for kind in KINDS if kind not in LOOPED]
-    what.add_argument("--kinds", nargs="+", choices=KINDS, default=default_kinds)
-    what.add_argument("--steps", type=int, default=None, help="default: the model's")
-    what.add_argument("--reference", choices=("previous", "fixed"), default="previous")
-    what.add_argument(
-        "--generate-every",
-        type=int,
-        choices=(1, 2),
-        default=1,
-        help="2 interpolates every second face",
-    )
-    what.add_argument(
-        "--detail", choices=("on", "off"), default="on", help="off shows the generated face itself"
-    )
-    what.add_argument(
-        "--perceptual",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="ST-LPIPS (default: if the extra 'train' is installed)",
-    )
-    what.add_argument(
-        "--identity",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="is it still the person? (default: if the extra 'identity' is installed)",
-    )
-    what.add_argument(
-        "--fid",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="FID, in --paper-table (default: if the extra 'train' is installed)",
-    )
-    what.add_argument(
-        "--syncnet",
-        type=Path,
-        metavar="FILE",
-        help="SyncNet's weights (dithead train convert syncnet): LSE-C and LSE-D, in --paper-table",
-    )
-    what.add_argument(
-        "--looped-clips", type=int, default=1, help="clips for feedback and for precision"
-    )
-    what.add_argument(
-        "--precision", choices=("fp16", "bf16"), default="fp16", help="to compare with float32"
-    )
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures here, and print a table")
-    parser.add_argument("--report", type=Path, help="folder for a page with sheets and clips")
-    parser.add_argument(
-        "--paper-table",
-        action="store_true",
-        help="measure the whole face, too, and print a row beside the paper's Table 1 (kind own)",
-    )
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs=2,
-        metavar=("A", "B"),
-        help="two files of --json; runs nothing",
-    )
-    return parser
