@@ -132,8 +132,8 @@ def mean_box_scores(
     """Means over a clip's frames of :func:`box_scores`, with the true frames' meshes
     (T, 468, 2)."""
     rows = [
-        box_scores(*frames, mesh, metric, box)
-        for *frames, mesh in zip(true, made, meshes, strict=True)
+        box_scores(frame, finished, mesh, metric, box)
+        for frame, finished, mesh in zip(true, made, meshes, strict=True)
     ]
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
