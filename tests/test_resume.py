@@ -162,6 +162,7 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) ->
     for step in (1, 2, 3):
         states.save(step, [("a.b", torch.tensor([step]))], {"step": step})
     (tmp_path / "000000004.17.tmp").write_bytes(b"half")
+    (tmp_path / ".tmpqX3b7a").write_bytes(b"half")  # safetensors names its own so
     names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert names == ["000000002.safetensors", "000000003.safetensors"]
     newest = tmp_path / names[1]
@@ -169,6 +170,8 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) ->
     found = States(tmp_path, {}, True).newest
     assert found is not None and found.values == {"step": 2}
     assert found.tensors("a")["b"].tolist() == [2]
+    states.save(5, [("a.b", torch.tensor([5]))], {"step": 5})
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".safetensors"]
     with pytest.raises(CheckpointError, match="another version"):
         found.tensor("c")
     checkpoint.save(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {})

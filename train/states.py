@@ -114,7 +114,7 @@ class States:
             temporary.unlink(missing_ok=True)
         for old in self._paths()[KEPT:]:
             old.unlink()
-        for partial in self.folder.glob("*.tmp"):  # of a run that was killed
+        for partial in self._partial():
             partial.unlink(missing_ok=True)
 
     def finish(self) -> None:
@@ -123,12 +123,16 @@ class States:
         if not self.writes or not self.folder.is_dir():
             return
         write_json(self.folder / _FINISHED, self.made_from)
-        for path in [*self._paths(), *self.folder.glob("*.tmp")]:
+        for path in [*self._paths(), *self._partial()]:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         """Newest first."""
         return sorted(self.folder.glob("*.safetensors"), reverse=True)
+
+    def _partial(self) -> list[Path]:
+        """What a run that was killed was writing: safetensors writes under a name of its own."""
+        return [*self.folder.glob("*.tmp"), *self.folder.glob(".tmp*")]
 
     def _newest(self) -> SavedState | None:
         for path in self._paths():
