@@ -3,6 +3,7 @@ sizes as in LDM's VQ-f8)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -272,14 +273,18 @@ class VQGAN(nn.Module):
         return self.decoder(features).clamp(-1.0, 1.0)
 
     def forward(
-        self, image: Tensor, quantised_share: float = 1.0, noise: float = 0.0
+        self,
+        image: Tensor,
+        quantised_share: float = 1.0,
+        noise: float | Callable[[Tensor], Tensor] = 0.0,
     ) -> VQGANOutput:
         """One training pass.
 
         Args:
             image: (B, 3, S, S) in [-1, 1]. quantised_share: share of the pictures that pass through
                 the codebook. noise: the others get noise of a standard deviation from 0 to this,
-                relative to the features' own.
+                relative to the features' own; or what makes it of all features, (B, C, S/f, S/f)
+                -> (B, C, S/f, S/f).
         """
         features = self.encoder(image).float()
         indices = self.codebook.indices(features.detach())
@@ -289,7 +294,9 @@ class VQGAN(nn.Module):
         count = round(quantised_share * len(image))
         passed = features + (entries - features).detach() if count else features
         rest = features[count:]
-        if noise > 0:
+        if callable(noise):
+            rest = rest + noise(features.detach())[count:]
+        elif noise > 0:
             level = noise * torch.rand(len(rest), 1, 1, 1, device=rest.device)
             spread = features.detach().std((0, 2, 3), keepdim=True)
             rest = rest + level * spread * torch.randn_like(rest)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +14,6 @@ from dithead.train.latents import LatentCache, Run
 from dithead.train.settings import DiTTraining, Execution
 
 FRAMES = 20
-LONGEST_S = 300.0
-"""After this long a run hangs."""
-PRELOADED = [
-    "dithead.train.dit",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "accelerate",
-]
-"""What a server of processes imports before it starts them: each would do so at its first step."""
 
 
 def small_config(name: str = "tiny") -> DitHeadConfig:
@@ -57,68 +41,18 @@ def random_cache(config: DitHeadConfig) -> LatentCache:
     return LatentCache(runs, face, masked, windows, silent, torch.zeros(shape[2:]))
 
 
-def train_small(out: Path, training: DiTTraining, execution: Execution) -> Path:
-    """Train the small denoiser, in one thread."""
-    torch.set_num_threads(1)
-    config = small_config()
-    return train_dit(random_cache(config), config, training, out, execution=execution)
-
-
-def train_rank(
-    rank: int,
-    count: int,
-    port: int,
+def train_small(
     out: Path,
     training: DiTTraining,
     execution: Execution,
     name: str = "tiny",
     depth: int | None = None,
-) -> None:
-    """Be one of several processes that train a denoiser, as a launcher starts them: the small one
-    or, with a depth, a preset's with so many blocks."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in names.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+) -> Path:
+    """Train a denoiser in one thread: the small one or, with a depth, a preset's with so many
+    blocks."""
     torch.set_num_threads(1)
     config = small_config(name)
     if depth is not None:
         config = preset(name)
         config = replace(config, dit=replace(config.dit, depth=depth))
-    train_dit(random_cache(config), config, training, out, execution=execution)
-
-
-def train_together(count: int, *arguments: Any, until: Callable[[], bool] | None = None) -> None:
-    """Train in so many processes at once.
-
-    Args:
-        arguments: of :func:`train_rank`, from ``out`` on.
-        until: kill all of them as soon as this is true.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    processes = [
-        context.Process(target=train_rank, args=(rank, count, port, *arguments))
-        for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    if until is not None:
-        while not until():
-            assert all(process.is_alive() for process in processes)
-        for process in processes:
-            process.kill()
-    for process in processes:
-        process.join(LONGEST_S)
-        alive = process.is_alive()
-        if alive:  # it waits for one that failed
-            process.kill()
-        assert not alive
-        assert process.exitcode == (0 if until is None else -signal.SIGKILL)
-
-
-def newest_step(out: Path) -> int:
-    """The step of the newest state on disk."""
-    return max((int(p.stem) for p in (out / "dit.states").glob("*.safetensors")), default=0)
+    return train_dit(random_cache(config), config, training, out, execution=execution)

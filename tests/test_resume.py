@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
-import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import autoencoders
 import pytest
 import torch
-from denoisers import PRELOADED, newest_step, random_cache, small_config, train_small
+from autoencoders import random_footage, random_start
+from denoisers import random_cache, small_config, train_small
+from processes import killed_ten_times, started
 
 from dithead import checkpoint
-from dithead.config import VQGANConfig
 from dithead.errors import CheckpointError, ConfigError
 from dithead.train import cli
-from dithead.train.data import Clip, Footage, write_index
 from dithead.train.dit import train_dit
 from dithead.train.settings import DiTTraining, Execution, VQGANTraining
 from dithead.train.states import SavedState, States
 from dithead.train.vqgan import train_vqgan
-from dithead.vqgan import VQGAN
 
 TRAINING = DiTTraining(minutes=float("inf"), steps=40, batch=4, warmup_steps=5)
 EVERY_STEP = Execution(resume=True, save_steps=1)
-
-
-def started(out: Path) -> BaseProcess:
-    """A process that trains, or goes on. Its server has imported everything, but run nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=train_small, args=(out, TRAINING, EVERY_STEP))
-    process.start()
-    return process
 
 
 @contextmanager
@@ -62,29 +47,31 @@ def interrupted() -> Iterator[None]:
             yield
 
 
-def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = started(whole)
+def differing(one: Path, other: Path) -> list[str]:
+    """The tensors of two files that are not alike, bit for bit."""
+    expected, found = checkpoint.load(one)[0], checkpoint.load(other)[0]
+    assert expected.keys() == found.keys()
+    return [name for name in expected if not torch.equal(expected[name], found[name])]
+
+
+def killed_and_whole(work: Callable[..., object], folder: Path, name: str, *arguments: Any) -> None:
+    """A run killed ten times ends like one that was not.
+
+    Args:
+        work: trains for 40 steps: (out, *arguments). name: of its files.
+    """
+    whole, broken = folder / "whole", folder / "broken"
+    undisturbed = started(work, whole, *arguments)
     undisturbed.join()
     assert undisturbed.exitcode == 0
-    chance = random.Random(5)
-    for step in [0, *sorted(chance.sample(range(1, TRAINING.steps - 10), 9))]:
-        process = started(broken)
-        while newest_step(broken) < step:
-            assert process.is_alive()
-        time.sleep(chance.uniform(0.0, 0.03))  # anywhere in a step, or while a state is written
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    assert not (broken / "dit.states" / "finished.json").exists()
-    last = started(broken)
-    last.join()
-    assert last.exitcode == 0
-    expected, _ = checkpoint.load(whole / "dit.safetensors")
-    found, _ = checkpoint.load(broken / "dit.safetensors")
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert [path.name for path in (broken / "dit.states").iterdir()] == ["finished.json"]
+    states = broken / f"{name}.states"
+    killed_ten_times(lambda: started(work, broken, *arguments), states, 40)
+    assert differing(*(out / f"{name}.safetensors" for out in (whole, broken))) == []
+    assert [path.name for path in states.iterdir()] == ["finished.json"]
+
+
+def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    killed_and_whole(train_small, tmp_path, "dit", TRAINING, EVERY_STEP)
 
 
 def test_all_of_a_state_comes_back(tmp_path: Path) -> None:
@@ -109,42 +96,32 @@ def test_all_of_a_state_comes_back(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == written
 
 
-@pytest.fixture
-def footage(tmp_path: Path) -> Footage:
-    """Noise, as prepared pictures of two people."""
-    root, random = tmp_path / "data", np.random.default_rng(0)
-    (root / "crops").mkdir(parents=True)
-    clips = [Clip(f"c{i}", person, "train", 10) for i, person in enumerate("aab")]
-    for clip in clips:
-        crops = random.integers(0, 255, (clip.frames, 80, 80, 3), dtype=np.uint8)
-        np.save(root / "crops" / f"{clip.name}.npy", crops)
-    write_index(root, clips)
-    return Footage(root)
-
-
-@pytest.mark.parametrize(("interrupted_at", "decoder_only"), [(2, False), (5, False), (3, True)])
+@pytest.mark.parametrize(
+    ("interrupted_at", "decoder_only", "keyed"),
+    [(2, False, False), (5, False, False), (3, True, False), (3, False, True)],
+)
 def test_an_autoencoder_goes_on_where_it_was(
-    footage: Footage, tmp_path: Path, interrupted_at: int, decoder_only: bool
+    tmp_path: Path, interrupted_at: int, decoder_only: bool, keyed: bool
 ) -> None:
-    """Before and after the codebook is filled; with a discriminator."""
+    """Before and after the codebook is filled; with a discriminator; with noise by key."""
     torch.set_num_threads(1)
-    small = VQGANConfig((8, 8, 16), (8, 8, 16), blocks=1, attention=False, codebook_size=64)
-    config = replace(small_config("base"), vqgan=small)
-    training = VQGANTraining(minutes=float("inf"), steps=8, batch=2, warm_share=0.5)
+    footage = random_footage(tmp_path / "data")
+    config = autoencoders.small_config(None if keyed else 0.0)
+    training = VQGANTraining(
+        minutes=float("inf"), steps=8, batch=2, warm_share=0.5, keyed=keyed, latent_noise=0.2
+    )
     start = None
     if decoder_only:
-        start = tmp_path / "start.safetensors"
-        checkpoint.save(start, VQGAN(small).state_dict(), config.to_dict(), dtype=None)
+        start = random_start(tmp_path / "start.safetensors")
         training = replace(training, decoder_only=True, adversarial_weight=0.1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = checkpoint.load(train_vqgan(footage, config, training, whole, start))[0]
+    expected = train_vqgan(footage, config, training, whole, start)
     with interrupted():
         saving = Execution(save_steps=interrupted_at)
         train_vqgan(footage, config, training, broken, start, saving)
     torch.manual_seed(99)
-    path = train_vqgan(footage, config, training, broken, start, Execution(resume=True))
-    found = checkpoint.load(path)[0]
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    found = train_vqgan(footage, config, training, broken, start, Execution(resume=True))
+    assert differing(expected, found) == []
     assert [path.name for path in (broken / "vqgan_face.states").iterdir()] == ["finished.json"]
 
 

@@ -24,6 +24,7 @@ from dithead.errors import ConfigError, DitheadError
 from dithead.kernels.attention import ATTENTION_BACKENDS, check_attention
 from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
+from dithead.train.distributed import is_main
 from dithead.train.dit import train_dit
 from dithead.train.evaluation.table import as_markdown
 from dithead.train.latents import cache_latents, cache_windows, load_cache
@@ -88,6 +89,8 @@ def _vqgan(args: argparse.Namespace) -> None:
     footage = Footage(args.data)
     execution = Execution(**_settings(Execution, args))
     path = train_vqgan(footage, config, training, args.out, args.start, execution)
+    if not is_main():
+        return
     model = VQGAN(config.vqgan)
     checkpoint.load_into(model, load_part(path, f"{args.kind}_vqgan"), path)
     model.eval()
@@ -141,7 +144,8 @@ def _dit(args: argparse.Namespace) -> None:
         execution,
         args.shape,
     )
-    print(json.dumps({"weights": str(path)}))
+    if is_main():
+        print(json.dumps({"weights": str(path)}))
 
 
 def _archive(args: argparse.Namespace) -> None:
@@ -360,6 +364,7 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     vqgan.add_argument(
         "--decoder-only", action="store_true", help="train only the decoder: latents stay"
     )
+    vqgan.add_argument("--shard", action="store_true", help=argparse.SUPPRESS)  # refused, with why
     stage(vqgan, 15, 16, 1e-3)
     long(vqgan)
 
@@ -440,12 +445,6 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         default=False,
         help="each of several processes keeps a part of the weights (FSDP2)",
     )
-    dit.add_argument(
-        "--keyed",
-        action=switch,
-        default=False,
-        help="draw samples by step and place, as several processes do",
-    )
 
     adapt = command("adapt", _adapt, "fit a checkpoint to one person's own footage")
     adapt.add_argument("videos", metavar="VIDEO", type=Path, nargs="+", help="with sound")
@@ -467,6 +466,12 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     adapt.set_defaults(threads=os.cpu_count())
 
     for sub in (vqgan, dit):
+        sub.add_argument(
+            "--keyed",
+            action=switch,
+            default=False,
+            help="draw samples by step and place, as several processes do",
+        )
         sub.set_defaults(**(recipe or {}))
 
     ablate = command("ablate", _ablate, "denoisers that differ in one choice, and a table of them")

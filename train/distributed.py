@@ -6,18 +6,22 @@ without a launcher there is one process, and accelerate is not needed.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dithead.errors import BackendUnavailable, ConfigError
-from dithead.train.settings import Execution
+from dithead.train.settings import DiTTraining, Execution, VQGANTraining
 from dithead.train.sharding import is_sharded, shard
+from dithead.train.states import States
+
+Training = TypeVar("Training", DiTTraining, VQGANTraining)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,23 @@ class Processes:
         gathered: Tensor = self.accelerator.gather(rows.contiguous())
         return gathered.unflatten(0, (self.count, -1))
 
+    def by_place(self, rows: Tensor) -> Tensor:
+        """(B, ...) of each process -> (count B, ...), by place in the whole batch: the sample at
+        place p is process p modulo their number's."""
+        return self.gather(rows).transpose(0, 1).flatten(0, 1)
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their means over the processes, where no backward pass does it:
+        those of models that are not connected. All must have the same ones."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.accelerator is None or not gradients:
+            return
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        mean = self.accelerator.reduce(joined, reduction="mean")
+        parts = mean.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
     def mean(self, value: float) -> float:
         """The mean of a number over the processes."""
         return float(self.gather(torch.tensor([value], device=self.device)).mean())
@@ -96,13 +117,18 @@ def started_together() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main() -> bool:
+    """Whether this is the process of a launcher's that speaks for all, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def refuse_several(stage: str) -> None:
     """Raise ConfigError if a launcher has started several processes for a stage that is trained by
     one: each would train a model of its own, and write the same files."""
     if started_together() > 1:
         raise ConfigError(
             f"{stage} is trained by one process, and a launcher has started {started_together()}",
-            hint="start the command itself, on one GPU",
+            hint="start the command itself, without a launcher",
         )
 
 
@@ -141,3 +167,39 @@ def this_process(execution: Execution) -> Processes:
     return Processes(
         accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator
     )
+
+
+def for_several(training: Training, processes: int, parts: int = 1) -> Training:
+    """The settings of a stage as so many processes need them.
+
+    Args:
+        parts: of each process's batch.
+
+    Raises:
+        ConfigError: they cannot have them.
+    """
+    if training.batch % (processes * parts):
+        each = f" in {parts} parts each" if parts > 1 else ""
+        raise ConfigError(
+            f"a batch of {training.batch} cannot be shared between {processes} processes{each}",
+            hint=f"choose a multiple of {processes * parts}",
+        )
+    if processes == 1:
+        return training
+    if training.steps is None or math.isfinite(training.minutes):
+        raise ConfigError(
+            "the clocks of several processes differ: bound the stage by steps alone",
+            hint="give --steps",
+        )
+    return replace(training, keyed=True)
+
+
+def check_same_state(states: States, processes: Processes) -> None:
+    """Raise ConfigError unless all processes would go on from the same state."""
+    step = -1 if states.newest is None else states.newest.values["step"]
+    steps = processes.gather(torch.tensor([step], device=processes.device)).flatten().tolist()
+    if len(set(steps)) > 1:
+        raise ConfigError(
+            f"the processes see states of different steps in {states.folder}: {steps}",
+            hint="choose an --out that all machines share",
+        )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +18,11 @@ from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
-from dithead.errors import ConfigError
 from dithead.filehash import hash_file
 from dithead.kernels.attention import AttentionBackend, check_attention
 from dithead.model import build_dit
 from dithead.train.denoising import DenoisingLoss, in_parts, latent_weights
-from dithead.train.distributed import Processes, this_process
+from dithead.train.distributed import Processes, check_same_state, for_several, this_process
 from dithead.train.draws import Draws, SequentialDraws
 from dithead.train.keyed import KeyedDraws
 from dithead.train.latents import LatentCache
@@ -69,13 +67,13 @@ def train_dit(
     """
     check_attention(execution.attention, torch.device(execution.device))
     processes = this_process(execution)
-    training = _for_several(training, execution, processes.count)
+    training = for_several(training, processes.count, execution.accumulate)
     path = out / "dit.safetensors"
     made_from = _made_from(cache, config, training, execution, start, shape)
     states = States(out / "dit.states", made_from, execution.resume, processes.main)
     if states.finished and path.is_file():
         return path
-    _check_same_state(states, processes)
+    check_same_state(states, processes)
     torch.manual_seed(training.seed)
     where = processes.device
     model = build_dit(config, _attention(execution))
@@ -147,40 +145,6 @@ def train_dit(
     states.finish()
     processes.end()
     return path
-
-
-def _for_several(training: DiTTraining, execution: Execution, processes: int) -> DiTTraining:
-    """The settings as so many processes need them.
-
-    Raises:
-        ConfigError: they, or the parts of a batch, cannot have them.
-    """
-    parts = processes * execution.accumulate
-    if training.batch % parts:
-        raise ConfigError(
-            f"a batch of {training.batch} cannot be shared between {processes} processes in "
-            f"{execution.accumulate} parts each",
-            hint=f"choose a multiple of {parts}",
-        )
-    if processes == 1:
-        return training
-    if training.steps is None or math.isfinite(training.minutes):
-        raise ConfigError(
-            "the clocks of several processes differ: bound the stage by steps alone",
-            hint="give --steps",
-        )
-    return replace(training, keyed=True)
-
-
-def _check_same_state(states: States, processes: Processes) -> None:
-    """Raise ConfigError unless all processes would go on from the same state."""
-    step = -1 if states.newest is None else states.newest.values["step"]
-    steps = processes.gather(torch.tensor([step], device=processes.device)).flatten().tolist()
-    if len(set(steps)) > 1:
-        raise ConfigError(
-            f"the processes see states of different steps in {states.folder}: {steps}",
-            hint="choose an --out that all machines share",
-        )
 
 
 def _attention(execution: Execution) -> AttentionBackend:

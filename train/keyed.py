@@ -122,8 +122,8 @@ class KeyedDraws:
         rounds = self._random(_ROUND, step).integers(1, self.training.generated_steps + 1)
         heard = self._made.heard.to(self.processes.device)
         mine = self.own.sample(model, drawn.batch, heard, int(rounds))
-        latents = self.processes.gather(mine).transpose(0, 1).flatten(0, 1)  # by place
-        people = self.processes.gather(drawn.batch.person[: len(heard)]).T.flatten()
+        latents = self.processes.by_place(mine)
+        people = self.processes.by_place(drawn.batch.person[: len(heard)])
         for place in range(count):
             chance = self._random(_KEPT, step, place).random()
             self.own.keep(int(people[place]), latents[place].clone(), chance)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dithead.train.distributed import Processes
 from dithead.train.learner import optimiser_tensors, restore_optimiser, restore_tensor
 from dithead.train.perceptual import load_stlpips
 from dithead.train.states import SavedState
@@ -62,6 +63,7 @@ class ReconstructionLoss:
         perceptual, adversarial: weights of the two additional terms; at 0 they cost nothing.
         mouth: rows and columns of the pictures round a mouth. If given, the perceptual distance
             sees them, enlarged, instead of :func:`mouth_window`; and the discriminator only them.
+        processes: those that train together, each with its part of a batch.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class ReconstructionLoss:
         adversarial: float,
         device: torch.device,
         mouth: tuple[slice, slice] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.weights = weights / weights.mean()
         self.perceptual = perceptual
         self.adversarial = adversarial
         self.mouth = mouth
+        self.processes = processes or Processes(device)
         self.metric: Any = (
             perceptual_metric(device).requires_grad_(False) if perceptual > 0 else None
         )
@@ -112,6 +116,7 @@ class ReconstructionLoss:
         real, fake = F.relu(1.0 - true).mean(), F.relu(1.0 + made).mean()
         self.optimiser.zero_grad(set_to_none=True)
         (real + fake).backward()
+        self.processes.average(self.discriminator.parameters())
         self.optimiser.step()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

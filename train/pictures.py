@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,15 @@ from dithead.errors import MediaError
 from dithead.face.crop import crop_positions
 from dithead.train.appearance import plain_appearance, random_appearance, render, vary_pose
 from dithead.train.data import Footage
+from dithead.train.distributed import Processes
 from dithead.train.loop import ahead
 from dithead.train.masking import followed, masked_pictures
 from dithead.train.motion import crop_meshes
 from dithead.train.settings import VQGANTraining
 from dithead.train.states import SavedState
+
+_PICTURE, _END = range(2)
+"""What a key is for; each has generators of its own."""
 
 
 class PictureSampler:
@@ -68,8 +72,40 @@ class PictureSampler:
         return masked_pictures(image, look, found, self.face, self.generator)
 
 
-class PictureDraws:
-    """Batches of a sampler, drawn ahead on a separate thread, and their position."""
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What one step is trained on, on the CPU."""
+
+    image: Tensor
+    """(B, 3, S, S)."""
+    noise: Tensor | None = None
+    """(B, C, S/f, S/f): noise on the latents, relative to their spread; None if it is not drawn
+    with the pictures."""
+
+
+class PictureDraws(Protocol):
+    """Draws the pictures of each step."""
+
+    def next(self) -> Pictures:
+        """The next step's."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What :meth:`restore` needs, by name."""
+
+    def values(self) -> Any:
+        """The JSON-able part of that."""
+
+    def restore(self, saved: SavedState) -> None:
+        """Go on with the step after a state."""
+
+    def close(self) -> None:
+        """End what draws ahead, and put the sampler where the stage ends: how far ahead that was is
+        chance."""
+
+
+class SequentialPictures:
+    """Batches of a sampler, each drawn after the one before, for one process; ahead on a separate
+    thread."""
 
     def __init__(self, sampler: PictureSampler) -> None:
         self.sampler = sampler
@@ -83,10 +119,10 @@ class PictureDraws:
         """A batch, and the sampler's position after it: the thread is ahead of the steps."""
         return self.sampler.sample(self.sampler.training.batch), self._now()
 
-    def next(self) -> Tensor:
-        """The next step's pictures."""
-        pictures, self._position = next(self._pictures)
-        return pictures
+    def next(self) -> Pictures:
+        """The next step's."""
+        image, self._position = next(self._pictures)
+        return Pictures(image)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What :meth:`restore` needs, by name."""
@@ -103,11 +139,75 @@ class PictureDraws:
         self._pictures = ahead(self._make)
 
     def close(self) -> None:
-        """End the thread, and put the sampler where the last batch left it: how far ahead the
-        thread was is chance."""
+        """End the thread, and put the sampler where the last batch left it."""
         self._pictures.close()
         self.sampler.random.bit_generator.state = self._position[0]
         self.sampler.generator.set_state(self._position[1])
+
+
+class KeyedPictures:
+    """One process's part of each batch, by keys, as :class:`dithead.train.keyed.KeyedDraws` draws
+    latents; ahead on a separate thread.
+
+    Args:
+        noise: largest standard deviation of the noise on latents. size: of one latent, (C, S/f,
+            S/f).
+    """
+
+    def __init__(
+        self, sampler: PictureSampler, noise: float, size: tuple[int, ...], processes: Processes
+    ) -> None:
+        self.sampler, self.noise, self.size = sampler, noise, size
+        self.processes = processes
+        self._step = 0  # the next to be handed out
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ahead = self._step
+        self._pictures = ahead(self._make)
+
+    def _seed(self, purpose: int, step: int, place: int = 0) -> torch.Generator:
+        """Give the sampler the generators of a key; the second of them."""
+        random = np.random.default_rng((self.sampler.training.seed, purpose, step, place))
+        generator = torch.Generator().manual_seed(int(random.integers(2**63)))
+        self.sampler.random, self.sampler.generator = random, generator
+        return generator
+
+    def _make(self) -> Pictures:
+        step, images, noises = self._ahead, [], []
+        self._ahead += 1
+        processes = self.processes
+        for place in range(processes.rank, self.sampler.training.batch, processes.count):
+            generator = self._seed(_PICTURE, step, place)
+            images.append(self.sampler.sample(1))
+            level = self.noise * torch.rand((), generator=generator)
+            noises.append(level * torch.randn(1, *self.size, generator=generator))
+        return Pictures(torch.cat(images), torch.cat(noises) if self.noise > 0 else None)
+
+    def next(self) -> Pictures:
+        """The next step's."""
+        made = next(self._pictures)
+        self._step += 1
+        return made
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """None: the position is a number."""
+        yield from ()
+
+    def values(self) -> dict[str, Any]:
+        """The position in the data."""
+        return {"next": self._step}
+
+    def restore(self, saved: SavedState) -> None:
+        """Go on with the step after a state."""
+        self.close()
+        self._step = saved.values["pictures"]["next"]
+        self._begin()
+
+    def close(self) -> None:
+        """End the thread, and seed the sampler by the step."""
+        self._pictures.close()
+        self._seed(_END, self._step)
 
 
 def mouth_weights(size: int, extra: float, view: View) -> Tensor:

@@ -131,6 +131,8 @@ class VQGANTraining:
     decoder_only: bool = False
     """Train only the decoder, so that latents stay as they are: the denoiser is trained on them. If
     the start's decoder has another shape, a new one begins."""
+    keyed: bool = False
+    """As in :class:`DiTTraining`; the noise on latents is then keyed, too."""
 
     def __post_init__(self) -> None:
         if self.adversarial_weight > 0 and not self.decoder_only:

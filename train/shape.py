@@ -26,6 +26,7 @@ from dithead.train.appearance import (
     vary_pose,
 )
 from dithead.train.data import Clip, Footage
+from dithead.train.distributed import refuse_several
 from dithead.train.latents import encode_pictures, load_vqgan
 from dithead.train.loop import Stage, ahead, descend, load_part, precision, set_learning_rate
 from dithead.train.masking import posed_meshes
@@ -167,7 +168,11 @@ def train_shape(
 
     Returns:
         Path of the weights.
+
+    Raises:
+        ConfigError: several processes were started.
     """
+    refuse_several("the shape head")
     torch.manual_seed(training.seed)
     sampler, kept = ShapeSampler(footage, config, training, face), _Kept(training.kept)
     model = build_shape_head(config)

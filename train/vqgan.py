@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
@@ -22,13 +23,12 @@ from dithead.errors import ConfigError
 from dithead.filehash import hash_file
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
-from dithead.train.distributed import refuse_several
+from dithead.train.distributed import Processes, check_same_state, for_several, this_process
 from dithead.train.learner import Learner, random_states, restore_random_states
 from dithead.train.loop import (
     Due,
     MovingAverage,
     Stage,
-    descend,
     load_part,
     precision,
     set_learning_rate,
@@ -37,7 +37,13 @@ from dithead.train.losses import ReconstructionLoss
 from dithead.train.masking import masked_pictures
 from dithead.train.motion import crop_meshes
 from dithead.train.picture import save_grid
-from dithead.train.pictures import PictureDraws, PictureSampler, mouth_weights
+from dithead.train.pictures import (
+    KeyedPictures,
+    PictureDraws,
+    PictureSampler,
+    SequentialPictures,
+    mouth_weights,
+)
 from dithead.train.settings import PLAIN, Execution, Kind, VQGANTraining
 from dithead.train.states import States
 from dithead.vqgan import VQGAN
@@ -54,7 +60,8 @@ def train_vqgan(
     execution: Execution = PLAIN,
 ) -> Path:
     """Train one VQGAN for one stage and write its averaged weights. An interrupted run goes on from
-    its newest state, as :func:`dithead.train.dit.train_dit`.
+    its newest state, and several processes train one model, as in
+    :func:`dithead.train.dit.train_dit`.
 
     Args:
         out: folder for weights, log, states and sample pictures. start: weights to start with.
@@ -64,19 +71,27 @@ def train_vqgan(
 
     Raises:
         ConfigError: the folder holds an unfinished run, and that one was begun differently, or is
-            not to be resumed; or several processes were started.
+            not to be resumed; or several processes cannot train like this.
+        BackendUnavailable: the device, accelerate or the perceptual distance is not there.
     """
-    refuse_several("an autoencoder")
+    if execution.shard:
+        raise ConfigError(
+            "the weights of an autoencoder are not divided between processes: they are few",
+            hint="leave --shard out",
+        )
     if start is None and training.decoder_only:
         raise ConfigError("training the decoder only takes weights to start from, for the encoder")
+    processes = this_process(execution)
+    training = for_several(training, processes.count)
     name = f"vqgan_{training.kind}"
     path = out / f"{name}.safetensors"
     made_from = _made_from(footage, config, training, execution, start)
-    states = States(out / f"{name}.states", made_from, execution.resume)
+    states = States(out / f"{name}.states", made_from, execution.resume, processes.main)
     if states.finished and path.is_file():
         return path
+    check_same_state(states, processes)
     torch.manual_seed(training.seed)
-    where = torch.device(execution.device)
+    where = processes.device
     model = VQGAN(config.vqgan)
     if start is not None and states.newest is None:
         _begin_from(model, start, training)
@@ -88,16 +103,20 @@ def train_vqgan(
         training.perceptual_weight,
         training.adversarial_weight,
         where,
+        processes=processes,
     )
     part: nn.Module = model.decoder if training.decoder_only else model
     if training.decoder_only:
         model.encoder.requires_grad_(False)
-        model.codebook.requires_grad_(False)
+    # It has no gradient before it is switched on, for which a connected model would wait.
+    model.codebook.requires_grad_(False)
+    connected = processes.connect(model, sharded=False)
+    model.codebook.requires_grad_(not training.decoder_only)
     trained = list(part.parameters())
     optimiser = torch.optim.AdamW(
         trained, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
     )
-    stage = Stage(out / f"{name}.log", training.minutes, training.steps)
+    stage = Stage(out / f"{name}.log", training.minutes, training.steps, processes.main)
     learner = Learner(model, average, optimiser, stage)
     quantise = start is not None
     plain = config.vqgan.softness is None  # latents are decoded as they are
@@ -105,7 +124,13 @@ def train_vqgan(
     if quantised_share is None:
         quantised_share = 0.25 if plain else 1.0
     recent: deque[Tensor] = deque(maxlen=32)  # features that fill the codebook
-    pictures = PictureDraws(sampler)
+    latent_noise = training.latent_noise if plain else 0.0
+    size = config.vqgan.latent_channels, config.latent_size, config.latent_size
+    pictures: PictureDraws = (
+        KeyedPictures(sampler, latent_noise, size, processes)
+        if training.keyed
+        else SequentialPictures(sampler)
+    )
     with closing(pictures):
         if (saved := states.newest) is not None:
             learner.restore(saved)
@@ -118,32 +143,41 @@ def train_vqgan(
         due = Due(execution, stage)
         while stage.running:
             set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
-            image = pictures.next().to(where, memory_format=torch.channels_last)
+            drawn = pictures.next()
+            image = drawn.image.to(where, memory_format=torch.channels_last)
             if not quantise and stage.progress > training.warm_share:
                 generator = torch.Generator().manual_seed(training.seed)
                 fill_codebook(model, torch.cat(list(recent)), generator)
                 quantise = True
             with precision(where, execution.precision):
-                share = quantised_share if quantise else 0.0
-                result = model(image, share, training.latent_noise if plain else 0.0)
+                share = _own_share(quantised_share, training.batch, processes) if quantise else 0.0
+                noise = latent_noise
+                if drawn.noise is not None:
+                    noise = _relative(drawn.noise.to(where), processes)
+                result = connected(image, share, noise)
             if not quantise:
-                recent.append(result.features.detach())
+                recent.append(processes.by_place(result.features.detach()))
             reconstruction = result.image.float()
             loss, parts = losses(image, reconstruction)
             if quantise and part is model:
                 loss = loss + result.codebook_loss + 0.25 * result.commitment_loss
-            descend(loss, optimiser, trained)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            processes.average(model.codebook.parameters())
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
             losses.train_discriminator(image, reconstruction.detach())
             average.update()
             stage.step += 1
             stage.samples += training.batch
             if stage.step % 50 == 0:
-                used = result.indices.unique().numel()
-                stage.log(loss=loss.item(), used=used, quantised=quantise, **parts)
-            if stage.step % 500 == 0:
+                used = processes.by_place(result.indices).unique().numel()
+                parts = {part: processes.mean(value) for part, value in parts.items()}
+                stage.log(loss=processes.mean(loss.item()), used=used, quantised=quantise, **parts)
+            if stage.step % 500 == 0 and processes.main:
                 both = torch.cat([image[:6].float(), reconstruction[:6].detach()])
                 save_grid(both, out / f"{name}.png", columns=6)
-            if due.now():
+            if processes.agreed(due.now()):
                 tensors = chain(
                     learner.tensors(),
                     losses.tensors(),
@@ -153,9 +187,27 @@ def train_vqgan(
                 )
                 values = {**learner.values(), "pictures": pictures.values(), "quantise": quantise}
                 states.save(stage.step, tensors, values)
-    _finish(model, average, sampler, config, training, path)
+    if processes.main:
+        _finish(model, average, sampler, config, training, path)
     states.finish()
+    processes.end()
     return path
+
+
+def _own_share(share: float, batch: int, processes: Processes) -> float:
+    """Which share of a process's pictures passes through the codebook, if the first ones of the
+    whole batch do."""
+    places = range(processes.rank, batch, processes.count)
+    return sum(place < round(share * batch) for place in places) / len(places)
+
+
+def _relative(noise: Tensor, processes: Processes) -> Callable[[Tensor], Tensor]:
+    """Makes noise (B, C, S/f, S/f) as large as the spread of the whole batch's features says."""
+
+    def spread(features: Tensor) -> Tensor:
+        return noise * processes.by_place(features).std((0, 2, 3), keepdim=True)
+
+    return spread
 
 
 def _made_from(

@@ -20,6 +20,7 @@ from dithead.train.adapt.gain import Gain, Held
 from dithead.train.adapt.person import encoded, practice_windows, prepared
 from dithead.train.adapt.settings import Adaptation, Tell
 from dithead.train.adapt.work import Work
+from dithead.train.distributed import refuse_several
 from dithead.train.latents import load_cache
 from dithead.train.samples import LatentSampler
 from dithead.train.settings import DiTTraining
@@ -53,9 +54,10 @@ def adapt(
         MediaError: a video cannot be read or has no sound, too few frames show a face, or the file
             cannot be written.
         ConfigError: the checkpoint has no shape head or would be overwritten, or the same file is
-            being made by another run.
+            being made by another run; or several processes were started.
         CheckpointError: the checkpoint cannot be used.
     """
+    refuse_several("an adaptation")
     training, tell = training or Adaptation(), tell or _silent
     check_files(videos)
     model = DitHead.load(base, "math")  # the fused one takes half as long again to learn
