@@ -74,6 +74,16 @@ def test_a_run_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> No
     killed_and_whole(train_small, tmp_path, "dit", TRAINING, EVERY_STEP)
 
 
+@pytest.mark.slow  # twelve processes, each of which draws pictures anew
+def test_an_autoencoder_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """Before and after its codebook is filled."""
+    random_footage(tmp_path / "data")
+    training = VQGANTraining(minutes=float("inf"), steps=40, batch=2, warm_share=0.5)
+    killed_and_whole(
+        autoencoders.train_small, tmp_path, "vqgan_face", tmp_path / "data", training, EVERY_STEP
+    )
+
+
 def test_all_of_a_state_comes_back(tmp_path: Path) -> None:
     """The log, too, is that of an undisturbed run, and a finished run is not begun again."""
     torch.set_num_threads(1)  # more only wait for each other at this size
