@@ -16,21 +16,22 @@ from dithead.train.shards.run import make_shards, on_processes
 PARTS = made_up_parts(8)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
     """The address of two nodes with one core each."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'dithead[ray]'")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the work, to the workers
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     nodes = Cluster()
-    try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
-        yield nodes.address
-    finally:
-        nodes.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the work, to the workers
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            for _ in range(2):
+                nodes.add_node(num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
+            yield nodes.address
+        finally:
+            nodes.shutdown()
 
 
 @pytest.mark.slow  # half a minute, to start the nodes and import PyTorch on each
