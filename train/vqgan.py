@@ -151,7 +151,7 @@ def train_vqgan(
                 quantise = True
             with precision(where, execution.precision):
                 share = _own_share(quantised_share, training.batch, processes) if quantise else 0.0
-                noise = latent_noise
+                noise: float | Callable[[Tensor], Tensor] = latent_noise
                 if drawn.noise is not None:
                     noise = _relative(drawn.noise.to(where), processes)
                 result = connected(image, share, noise)
