@@ -1,6 +1,6 @@
 """``dithead-train``: prepare footage, make people from stills, train the two VQGANs and the shape
 head, cache latents, train the denoiser, pack a checkpoint, compare choices, adapt it to one person,
-convert weights."""
+convert weights, train the sync model that judges lips and sound."""
 
 from __future__ import annotations
 
@@ -129,6 +129,17 @@ def _shape(args: argparse.Namespace) -> None:
     path = train_shape(footage, config, training, args.face, args.out, args.start)
     scores = shape_scores(load_shape_head(path, config), footage, config, args.face)
     print(json.dumps({"weights": str(path), **scores}))
+
+
+def _sync(args: argparse.Namespace) -> None:
+    from dithead.train.sync.training import SyncTraining, train_sync
+
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
+    training = SyncTraining(**_settings(SyncTraining, args))
+    provenance = {"origin": args.origin, "licence": args.licence}
+    found = train_sync(Footage(*args.data), training, args.out, provenance, without=args.without)
+    print(json.dumps({"weights": str(args.out), **found}))
 
 
 def _dit(args: argparse.Namespace) -> None:
@@ -464,6 +475,22 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     )
     adapt.add_argument("--seed", type=int, default=0)
     adapt.set_defaults(threads=os.cpu_count())
+
+    sync = command("sync", _sync, "the model that judges whether lips and sound belong together")
+    sync.add_argument("--data", type=Path, nargs="+", required=True, help="folders of prepare")
+    sync.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    sync.add_argument(
+        "--without", nargs="+", default=[], metavar="PERSON", help="people to leave out, by name"
+    )
+    sync.add_argument("--steps", type=int, default=900)
+    sync.add_argument("--minutes", type=float, default=10.0, help="end then, if that comes first")
+    sync.add_argument("--batch", type=int, default=16)
+    sync.add_argument("--learning-rate", type=float, default=2e-3)
+    sync.add_argument("--main-share", type=float, default=0.5, help="of the person with most clips")
+    sync.add_argument("--versions", type=int, default=6, help="of each clip's sound, changed")
+    sync.add_argument("--seed", type=int, default=0)
+    sync.add_argument("--origin", default="trained with dithead-train sync")
+    sync.add_argument("--licence", default="Apache-2.0")
 
     for sub in (vqgan, dit):
         sub.add_argument(

@@ -1,0 +1,132 @@
+"""How well lips and sound of a stretch fit, and by how much one is late: by the sync model of ours.
+
+Distance and confidence are defined as SyncNet's are (Chung and Zisserman, 2016; LSE-D and LSE-C of
+Prajwal et al., "A lip sync expert is all you need", 2020). The model is another, so the figures
+are, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dithead.audio import AudioEncoder, load_audio_encoder
+from dithead.errors import MediaError
+from dithead.train.evaluation.sound import loudness, silent_stretches
+from dithead.train.sync.model import (
+    RATE_HZ,
+    WINDOW_FRAMES,
+    SyncModel,
+    load_sync_model,
+    normalised,
+)
+from dithead.train.sync.series import even_times, lip_series, sound_series
+
+MOST_LAG = 15
+"""Lags of up to so many frames at 25 a second are tried in either direction, as SyncNet's are."""
+FEWEST_WINDOWS = 20
+"""That are compared at every lag."""
+SHORTEST_S = (FEWEST_WINDOWS + WINDOW_FRAMES - 1 + MOST_LAG - 1) / RATE_HZ
+"""The shortest stretch that can be judged: 1.84 s."""
+FEWEST_SPOKEN = 8
+"""Windows with speech that are needed."""
+SILENT = 0.006
+"""Sound of which less than a twentieth has a loudness above this (full scale is 1) is silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncScore:
+    """How lips and sound of a stretch fit."""
+
+    distance: float
+    """Mean distance of their embeddings (0 to 2) at the best lag; lower is better."""
+    confidence: float
+    """The median over all lags, less that; higher is better."""
+    lag_ms: float
+    """The best lag: by how much the lips are later than the sound."""
+
+
+class SyncScorer:
+    """The model and the speech encoder that it hears with."""
+
+    def __init__(self, model: SyncModel, encoder: AudioEncoder) -> None:
+        self.model, self.encoder = model, encoder
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> SyncScorer:
+        """The packaged model, or one from a file."""
+        model = load_sync_model(path)
+        return cls(model, load_audio_encoder(model.config.audio, None))
+
+    @torch.inference_mode()
+    def score(self, mesh: np.ndarray, times_s: np.ndarray, sound: np.ndarray) -> SyncScore:
+        """Judge a stretch.
+
+        Args:
+            mesh: (T, 468, 2) in pixels. times_s: (T,), increasing. sound: (S,) float32 at 16 kHz,
+                from time 0.
+
+        Raises:
+            MediaError: it shows no face, is too short, its sound is silent, or its mouth does not
+                move.
+        """
+        if len(mesh) == 0:
+            raise MediaError("no face in the stretch: expected a mesh for every frame")
+        even_s = even_times(np.asarray(times_s))
+        length_s = (len(even_s) - 1) / RATE_HZ
+        if length_s < SHORTEST_S - 1e-6:
+            raise MediaError(
+                f"a stretch of {length_s:.2f} s is too short to judge: expected {SHORTEST_S:.2f} s"
+            )
+        if np.percentile(loudness(sound, even_s), 95) < SILENT:
+            raise MediaError("the sound of the stretch is silent: expected speech")
+        lips = lip_series(mesh, np.asarray(times_s), even_s)
+        if not bool((lips - lips.mean(0)).abs().max() > 1e-6):
+            raise MediaError("the mouth does not move: expected lips that speak")
+        heard = sound_series(self.encoder, sound, even_s)
+        moved, said = self.model(normalised(lips)[None], heard[None])
+        edge = WINDOW_FRAMES // 2
+        spoken = ~silent_stretches(sound, even_s)[edge:-edge]
+        return compared(moved[0], said[0], spoken)
+
+
+def score_or_none(
+    scorer: SyncScorer, mesh: np.ndarray, times_s: np.ndarray, sound: np.ndarray
+) -> dict[str, float] | None:
+    """A stretch's figures by name; None if it cannot be judged."""
+    try:
+        return asdict(scorer.score(mesh, times_s, sound))
+    except MediaError:
+        return None
+
+
+def compared(lips: Tensor, sound: Tensor, spoken: np.ndarray) -> SyncScore:
+    """Compare embeddings (N, embedding) of lips and sound at all lags.
+
+    Args:
+        spoken: (N,) bool, which windows of the sound have speech. The others, in which a mouth
+            rests at any lag, do not count.
+
+    Raises:
+        MediaError: fewer than FEWEST_SPOKEN have speech, wherever the lips are.
+    """
+    distance = torch.cdist(lips, sound).numpy()  # (N, N)
+    enough = max(FEWEST_SPOKEN, spoken.sum() / 2)
+    lags = np.arange(-MOST_LAG, MOST_LAG + 1)
+    means = np.full(len(lags), np.nan)
+    for row, lag in enumerate(lags):
+        at = np.flatnonzero(spoken)
+        at = at[(at + lag >= 0) & (at + lag < len(lips))]
+        if len(at) >= enough:
+            means[row] = distance[at + lag, at].mean()
+    if np.isnan(means).all():
+        raise MediaError(
+            f"{int(spoken.sum())} frames of the stretch have speech: expected {FEWEST_SPOKEN}"
+        )
+    best = int(np.nanargmin(means))
+    least = float(means[best])
+    return SyncScore(least, float(np.nanmedian(means)) - least, 1000.0 * int(lags[best]) / RATE_HZ)
