@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         max_s=args.max_s,
         held_out=args.held_out,
         shots=ShotRule(min_s=args.min_s, min_side_px=args.min_side_px),
-        sync=SyncRule(min_correlation=args.min_sync, max_lag_ms=args.max_lag_ms),
+        sync=SyncRule(min_confidence=args.min_sync, max_lag_ms=args.max_lag_ms),
     )
     out = args.out.absolute()
     shard_bytes = round(args.shard_mb * 1e6)

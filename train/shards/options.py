@@ -28,7 +28,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-s", type=float, default=shots.min_s, help="shortest sample")
     group.add_argument("--min-side-px", type=float, default=shots.min_side_px, help="of a face")
     group.add_argument(
-        "--min-sync", type=float, default=sync.min_correlation, help="of lips and loudness"
+        "--min-sync",
+        type=float,
+        default=sync.min_confidence,
+        help="confidence of the sync model that lips and sound belong together",
     )
     group.add_argument("--max-lag-ms", type=float, default=sync.max_lag_ms, help="between these")
     group.add_argument(

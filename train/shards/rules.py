@@ -47,24 +47,28 @@ class Match:
 
     lag_ms: float
     """By how much the lips are later than the sound, where they fit best."""
-    correlation: float | None
-    """There; None for silence, or a mouth that does not move."""
+    confidence: float | None
+    """How much better they fit there than at other lags
+    (:class:`dithead.train.sync.score.SyncScore`); None for silence, or a mouth that does not
+    move."""
+    distance: float | None = None
+    """There, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncRule:
     """What counts as in step."""
 
-    min_correlation: float = 0.2
+    min_confidence: float = 0.2
     """At the best lag."""
     max_lag_ms: float = 120.0
     """In either direction."""
-    min_s: float = 5.0
+    min_s: float = 2.0
     """Shorter stretches are kept unjudged."""
 
     def __post_init__(self) -> None:
-        if not -1 <= self.min_correlation <= 1:
-            raise ConfigError(f"a correlation is from -1 to 1, not {self.min_correlation}")
+        if not 0 <= self.min_confidence <= 2:
+            raise ConfigError(f"a confidence is from 0 to 2, not {self.min_confidence:g}")
         if self.max_lag_ms < 0 or self.min_s < 0:
             raise ConfigError("the largest lag and the shortest stretch to judge are 0 or more")
 
@@ -72,8 +76,8 @@ class SyncRule:
         """Why a stretch with this match is left out; None if it is kept."""
         if match is None:
             return None
-        if match.correlation is None:
+        if match.confidence is None:
             return "silent"
-        if match.correlation < self.min_correlation:
+        if match.confidence < self.min_confidence:
             return "sound does not fit"
         return "out of sync" if abs(match.lag_ms) > self.max_lag_ms else None
