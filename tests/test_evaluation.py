@@ -103,26 +103,33 @@ def test_the_papers_table_is_beside_ours(
     assert evaluate.main([*command, "--kinds", "own", f"--syncnet={weights}"]) == 0
     printed = capsys.readouterr().out
     lines = printed.splitlines()
-    assert lines[1].split() == ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D"]
-    paper = ["28.37", "0.872", "0.0856", "-", "10.31", "3.6", "10.49"]
-    assert lines[2].split()[-7:] == paper
+    columns = ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D", "Sync-C", "Sync-D"]
+    assert lines[1].split() == columns
+    paper = ["28.37", "0.872", "0.0856", "-", "10.31", "3.6", "10.49", "-", "-"]
+    assert lines[2].split()[-9:] == paper
     report = json.loads((tmp_path / "a.json").read_text())
     face = report["own, 1 steps, previous reference"]["face"]
-    psnr, ssim, *rest = lines[3].split()[-7:]
+    psnr, ssim, *rest = lines[3].split()[-9:]
     assert (float(psnr), float(ssim)) == pytest.approx((face["psnr_db"], face["ssim"]), rel=1e-3)
     lse = [f"{face[name]:.4g}" for name in ("lse_c", "lse_d")]
-    assert rest == ["-", "-", f"{face['fid']:.4g}" if "fid" in face else "-", *lse]
+    fid = f"{face['fid']:.4g}" if "fid" in face else "-"
+    assert rest == ["-", "-", fid, *lse, "-", "-"]  # half a second is too short for our sync model
     assert "1 clips" in lines[3] and "LSE-C and LSE-D are means over clips" in printed
     if "fid" in face:  # its package is installed
         assert "12 true and 12 generated frames" in printed and "too few" in printed
     for name in ("fid", "lse_c", "lse_d"):
         face.pop(name, None)
-    assert paper_table(report).rows[1][1][2:] == ["-"] * 5
+    assert paper_table(report).rows[1][1][2:] == ["-"] * 7
     assert all(f"{name} not measured" in notes(report) for name in ("FID is", "LSE-D are"))
     assert evaluate.main([*command, "--kinds", "silent"]) == 1
     for option in ("--fid", f"--syncnet={weights}"):
         assert evaluate.main([str(folder), option]) == 1
         assert "add --paper-table" in capsys.readouterr().err
+    true, made = {"confidence": 0.5, "distance": 0.8}, {"confidence": 0.3, "distance": 0.9}
+    sync = {"generated": made, "true": true}
+    own = {"clips": 1, "people": {}, "face": {}, "sync model of ours": sync}
+    table = paper_table({"own, 1 steps": own, "settings": {"checkpoint": "t"}})
+    assert [cells[-2:] for _, cells in table.rows] == [["-", "-"], ["0.3", "0.9"], ["0.5", "0.8"]]
     with pytest.raises(MediaError, match="run the kind 'own' with --paper-table"):
         paper_table({"own, 1 steps": {"clips": 1, "people": {}}, "settings": {"checkpoint": "t"}})
 

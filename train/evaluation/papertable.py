@@ -21,13 +21,16 @@ OURS = {
 """What :data:`FACE` holds for each column that is measured here."""
 FACE = "face"
 """Group of an evaluation's figures: the measures in the box round the face."""
+SYNC = "sync model of ours"
+"""Group of an evaluation's figures: :class:`dithead.train.sync.score.SyncScore` of the generated
+and of the true video. Not SyncNet's."""
 _SCOPE = """\
 The rows are of different footage: they can be compared only if yours is HDTF's.
 PSNR, SSIM and ST-LPIPS are means over frames, in the box round the true face's mesh and a tenth of
 it on each side (where the paper measured is assumed). ST-LPIPS (arXiv 2207.13686) is another
 measure than LPIPS."""
 _NO_FID = """\
-FID is not measured: its network comes with the extra 'train', which is not installed, or --no-fid
+FID is not measured: its network comes with the extra 'fid', which is not installed, or --no-fid
 was given."""
 _FEW = f"""\
 That is too few: up to {FEATURES} frames, the covariances of {FEATURES} features are singular and
@@ -37,6 +40,9 @@ LSE-C and LSE-D are means over clips, then people, at 25 frames a second, of fac
 box in the place of S3FD's."""
 _NO_LSE = """\
 LSE-C and LSE-D are not measured: give SyncNet's weights with --syncnet (docs/evaluation.md)."""
+_SYNC = """\
+Sync-C and Sync-D are confidence and distance of a sync model of ours, defined as LSE-C and LSE-D
+are: only those of the two videos, the generated and the true one, can be compared."""
 
 
 def paper_table(report: dict[str, Any]) -> Table:
@@ -47,9 +53,11 @@ def paper_table(report: dict[str, Any]) -> Table:
     """
     name, kind = _own(report)
     measured = {column: kind[FACE].get(measure) for column, measure in OURS.items()}
-    columns = ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D"]
+    measured |= _sync(kind, "generated")
+    columns = ["PSNR", "SSIM", "LPIPS", "ST-LPIPS", "FID", "LSE-C", "LSE-D", "Sync-C", "Sync-D"]
     who = f"{report['settings']['checkpoint']}, {kind['clips']} clips, {len(kind['people'])} people"
     rows = [("the paper: HDTF, 11 people", PAPER), (who, measured)]
+    rows.append(("the true video of these clips", _sync(kind, "true")))
     return Table(
         f"The paper's Table 1, and {name}",
         columns,
@@ -60,7 +68,7 @@ def paper_table(report: dict[str, Any]) -> Table:
 def notes(report: dict[str, Any]) -> str:
     """What the figures of such a report are of, and why a column is empty."""
     face = _own(report)[1][FACE]
-    return "\n".join([_SCOPE, _about_fid(face), _about_lse(face)])
+    return "\n".join([_SCOPE, _about_fid(face), _about_lse(face), _SYNC])
 
 
 def _about_fid(face: dict[str, Any]) -> str:
@@ -85,6 +93,11 @@ def _own(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if name.startswith("own") and FACE in kind:
             return name, kind
     raise MediaError("no figures for the paper's table: run the kind 'own' with --paper-table")
+
+
+def _sync(kind: dict[str, Any], of: str) -> dict[str, float | None]:
+    found = (kind.get(SYNC) or {}).get(of) or {}
+    return {"Sync-C": found.get("confidence"), "Sync-D": found.get("distance")}
 
 
 def _cell(value: float | None) -> str:

@@ -31,7 +31,7 @@ from dithead.train.evaluation.identity import (
 from dithead.train.evaluation.inception import Inception, load_inception
 from dithead.train.evaluation.looped import compare_precision, feedback
 from dithead.train.evaluation.motion import RATE_HZ, jitter, moving, on_grid
-from dithead.train.evaluation.papertable import FACE
+from dithead.train.evaluation.papertable import FACE, SYNC
 from dithead.train.evaluation.reconstruction import clip_reconstruction, still_reconstruction
 from dithead.train.evaluation.sheets import (
     save_crops,
@@ -43,6 +43,7 @@ from dithead.train.evaluation.sound import loudness, silent_stretches, speech_fr
 from dithead.train.evaluation.wholeface import keep_features, whole_face
 from dithead.train.metrics import laplacian_variance, mean_box_scores, opening
 from dithead.train.perceptual import load_stlpips
+from dithead.train.sync.score import SyncScorer, score_or_none
 
 LEAD_S = 0.2
 _EYE_CORNERS = [33, 263]
@@ -111,6 +112,11 @@ def _recognition() -> FaceRecognition:
 @cache
 def _inception() -> Inception:
     return load_inception()
+
+
+@cache
+def _scorer() -> SyncScorer:
+    return SyncScorer.load()
 
 
 @lru_cache(maxsize=2)
@@ -204,7 +210,11 @@ def _own(
         "made": on_grid(opening(meshes), clip.times_s),
         "own": on_grid(opening(clip.meshes), clip.times_s),
     }
-    return {**scores, "theval": dynamics, "series": series}
+    sync = {
+        who: score_or_none(_scorer(), points, np.array(clip.times_s), clip.samples)
+        for who, points in (("generated", meshes), ("true", clip.meshes))
+    }
+    return {**scores, "theval": dynamics, SYNC: sync, "series": series}
 
 
 def _scores(
