@@ -43,7 +43,7 @@ from dithead.train.evaluation.sound import loudness, silent_stretches, speech_fr
 from dithead.train.evaluation.wholeface import keep_features, whole_face
 from dithead.train.metrics import laplacian_variance, mean_box_scores, opening
 from dithead.train.perceptual import load_stlpips
-from dithead.train.sync.score import SyncScorer, score_or_none
+from dithead.train.sync.score import named_scores
 
 LEAD_S = 0.2
 _EYE_CORNERS = [33, 263]
@@ -112,11 +112,6 @@ def _recognition() -> FaceRecognition:
 @cache
 def _inception() -> Inception:
     return load_inception()
-
-
-@cache
-def _scorer() -> SyncScorer:
-    return SyncScorer.load()
 
 
 @lru_cache(maxsize=2)
@@ -210,11 +205,8 @@ def _own(
         "made": on_grid(opening(meshes), clip.times_s),
         "own": on_grid(opening(clip.meshes), clip.times_s),
     }
-    sync = {
-        who: score_or_none(_scorer(), points, np.array(clip.times_s), clip.samples)
-        for who, points in (("generated", meshes), ("true", clip.meshes))
-    }
-    return {**scores, "theval": dynamics, SYNC: sync, "series": series}
+    fit = named_scores({"generated": meshes, "true": clip.meshes}, clip.times_s, clip.samples)
+    return {**scores, "theval": dynamics, SYNC: fit, "series": series}
 
 
 def _scores(

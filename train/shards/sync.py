@@ -7,13 +7,11 @@ voice for speech that does not fit.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
 from dithead.errors import MediaError
 from dithead.train.shards.rules import Match
-from dithead.train.sync.score import SHORTEST_S, SyncScorer
+from dithead.train.sync.score import SHORTEST_S, packaged_scorer
 
 
 def matched(mesh: np.ndarray, time_s: np.ndarray, sound: np.ndarray, min_s: float) -> Match | None:
@@ -27,12 +25,7 @@ def matched(mesh: np.ndarray, time_s: np.ndarray, sound: np.ndarray, min_s: floa
     if float(time_s[-1] - time_s[0]) < max(min_s, SHORTEST_S + 1e-6):
         return None
     try:
-        found = _scorer().score(mesh, time_s, sound)
+        found = packaged_scorer().score(mesh, time_s, sound)
     except MediaError:  # silence, or a mouth that does not move
         return Match(0.0, None)
     return Match(found.lag_ms, round(found.confidence, 4), round(found.distance, 4))
-
-
-@cache
-def _scorer() -> SyncScorer:
-    return SyncScorer.load()

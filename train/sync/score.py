@@ -7,7 +7,9 @@ are, too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +96,24 @@ class SyncScorer:
         return compared(moved[0], said[0], spoken)
 
 
-def score_or_none(
-    scorer: SyncScorer, mesh: np.ndarray, times_s: np.ndarray, sound: np.ndarray
-) -> dict[str, float] | None:
-    """A stretch's figures by name; None if it cannot be judged."""
-    try:
-        return asdict(scorer.score(mesh, times_s, sound))
-    except MediaError:
-        return None
+@cache
+def packaged_scorer() -> SyncScorer:
+    """The packaged model, loaded once per process."""
+    return SyncScorer.load()
+
+
+def named_scores(
+    videos: Mapping[str, np.ndarray], times_s: Sequence[float], sound: np.ndarray
+) -> dict[str, dict[str, float] | None]:
+    """The figures of several videos' meshes with one sound, by name; None for a video that cannot
+    be judged."""
+    found: dict[str, dict[str, float] | None] = {}
+    for name, mesh in videos.items():
+        try:
+            found[name] = asdict(packaged_scorer().score(mesh, np.asarray(times_s), sound))
+        except MediaError:
+            found[name] = None
+    return found
 
 
 def compared(lips: Tensor, sound: Tensor, spoken: np.ndarray) -> SyncScore:
