@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dithead import checkpoint
@@ -10,6 +11,10 @@ from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError
 from dithead.model import DitHead
 from dithead.train.loop import load_part
+
+LEARNT = ("timesteps", "schedule", "prediction", "steps")
+"""Settings of the diffusion that a denoiser's weights were trained for; the others are the
+sampler's alone."""
 
 
 def pack(
@@ -24,6 +29,8 @@ def pack(
     """Write a checkpoint.
 
     Args:
+        config: of the model; what the denoiser's weights say of their own diffusion counts before
+            it (:data:`LEARNT`).
         face, masked, dit, shape: weights of each part, from its stage or a packed checkpoint.
         provenance: ``origin`` and ``licence``.
 
@@ -31,6 +38,7 @@ def pack(
         ConfigError: the model has a shape head, and none is given.
         CheckpointError: a part does not fit the configuration.
     """
+    config = _as_learnt(config, dit)
     model = DitHead(config)
     parts = [("face_vqgan", face), ("masked_vqgan", masked), ("dit", dit)]
     if model.shape_head is not None:
@@ -40,3 +48,10 @@ def pack(
     for name, path in parts:
         checkpoint.load_into(getattr(model, name), load_part(path, name), path)
     checkpoint.save(out, model.state_dict(), config.to_dict(), dict(provenance))
+
+
+def _as_learnt(config: DitHeadConfig, dit: Path) -> DitHeadConfig:
+    """The configuration with the diffusion that the denoiser's weights were trained for."""
+    found = checkpoint.load(dit)[1].get("diffusion", {})
+    learnt = {name: found[name] for name in LEARNT if name in found}
+    return replace(config, diffusion=replace(config.diffusion, **learnt))
