@@ -83,6 +83,12 @@ class Diffusion(nn.Module):
         tables = self.signal, self.sigma
         return split(noisy, prediction, *tables, timestep, self.config.prediction)
 
+    def noise_in(self, noisy: Tensor, clean: Tensor, timestep: Tensor) -> Tensor:
+        """The noise with which a clean latent becomes a noisy one, all (B, C, S, S): inverse of
+        :meth:`add_noise`."""
+        signal, sigma = self._at(timestep)
+        return (noisy - signal * clean) / sigma
+
     def ddim_update(
         self, noisy: Tensor, prediction: Tensor, timestep: Tensor, following: Tensor
     ) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from dithead.config import DiTConfig, DitHeadConfig, preset
 from dithead.train.dit import train_dit
 from dithead.train.latents import LatentCache, Run
-from dithead.train.settings import DiTTraining, Execution
+from dithead.train.settings import Distillation, DiTTraining, Execution
 
 FRAMES = 20
 
@@ -47,12 +47,14 @@ def train_small(
     execution: Execution,
     name: str = "tiny",
     depth: int | None = None,
+    distillation: Distillation | None = None,
 ) -> Path:
     """Train a denoiser in one thread: the small one or, with a depth, a preset's with so many
-    blocks."""
+    blocks; from a teacher, if there is one."""
     torch.set_num_threads(1)
     config = small_config(name)
     if depth is not None:
         config = preset(name)
         config = replace(config, dit=replace(config.dit, depth=depth))
-    return train_dit(random_cache(config), config, training, out, execution=execution)
+    cache = random_cache(config)
+    return train_dit(cache, config, training, out, execution=execution, distillation=distillation)

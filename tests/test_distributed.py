@@ -24,7 +24,7 @@ from dithead.train.dit import train_dit
 from dithead.train.keyed import KeyedDraws
 from dithead.train.memory import recompute_blocks
 from dithead.train.samples import LatentSampler, OwnOutputs
-from dithead.train.settings import DiTTraining, Execution
+from dithead.train.settings import Distillation, DiTTraining, Execution
 
 TRAINING = DiTTraining(
     minutes=float("inf"), steps=8, batch=8, warmup_steps=4, generated_share=0.4, keyed=True
@@ -59,6 +59,18 @@ def test_two_processes_train_as_one_does(alone: Path, tmp_path: Path, execution:
     pytest.importorskip("accelerate", reason="several processes need accelerate")
     train_together(2, tmp_path, TRAINING, execution)
     assert furthest(alone, tmp_path) < TOLERANCE
+
+
+def test_two_processes_with_a_teacher_train_as_one_does(alone: Path, tmp_path: Path) -> None:
+    """The student is sharded; the teacher is not."""
+    pytest.importorskip("accelerate", reason="several processes need accelerate")
+    learnt = "tiny", None, Distillation(alone / "dit.safetensors", 4)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_together(1, one, TRAINING, EXACT, *learnt)
+    train_together(2, two, TRAINING, SHARDED, *learnt)
+    assert furthest(one, two) < TOLERANCE
+    assert furthest(one, alone) > 100 * TOLERANCE
+    assert checkpoint.load(two / "dit.safetensors")[1]["diffusion"]["steps"] == 2
 
 
 def test_another_seed_makes_a_difference_that_is_seen(alone: Path, tmp_path: Path) -> None:

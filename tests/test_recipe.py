@@ -82,7 +82,7 @@ def test_given_options_count_before_a_recipe(
     monkeypatch.setattr(cli, "load_cache", lambda folder: None)
     command = ["dit", "--latents", "x", "--out", "x", "--recipe", "paper", "--threads", "1"]
     assert cli.main([*command, "--batch", "8", "--no-shard"]) == 0
-    config, training, _, _, execution, _ = seen
+    config, training, _, _, execution, _, _ = seen
     assert config == preset("paper")
     assert (training.batch, training.learning_rate, training.steps) == (8, 1e-4, 200_000)
     assert math.isinf(training.minutes) and training.outside_weight == 1.0

@@ -32,7 +32,7 @@ from dithead.train.loop import load_part
 from dithead.train.pack import pack
 from dithead.train.recipe import load_recipe
 from dithead.train.recipe import names as recipe_names
-from dithead.train.settings import DiTTraining, Execution, Precision, VQGANTraining
+from dithead.train.settings import Distillation, DiTTraining, Execution, Precision, VQGANTraining
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.shards.options import add_options as shard_options
 from dithead.train.vqgan import reconstruction_psnr, train_vqgan
@@ -146,6 +146,11 @@ def _dit(args: argparse.Namespace) -> None:
     execution = Execution(**_settings(Execution, args))
     check_attention(execution.attention, torch.device(execution.device))  # before much is read
     training = DiTTraining(**{**_settings(DiTTraining, args), "minutes": _minutes(args)})
+    distillation = None
+    if args.teacher is not None:
+        distillation = Distillation(args.teacher, args.teacher_steps)
+    elif args.teacher_steps is not None:
+        raise ConfigError("--teacher-steps needs --teacher, the weights of who takes them")
     path = train_dit(
         load_cache(args.latents),
         preset(args.preset),
@@ -154,6 +159,7 @@ def _dit(args: argparse.Namespace) -> None:
         args.start,
         execution,
         args.shape,
+        distillation,
     )
     if is_main():
         print(json.dumps({"weights": str(path)}))
@@ -414,6 +420,15 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
         "--main-share", type=float, default=0.7, help="the main person's part of the rest"
     )
     dit.add_argument("--shape", type=Path, help="shape head, which then adds to the loss")
+    dit.add_argument(
+        "--teacher",
+        type=Path,
+        help="distil these weights of an earlier stage, or this checkpoint: to half of its steps, "
+        "or from the noise to the velocity",
+    )
+    dit.add_argument(
+        "--teacher-steps", type=int, help="steps that it takes, if not those of its configuration"
+    )
     dit.add_argument(
         "--generated-share",
         type=float,

@@ -13,6 +13,7 @@ from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
 from dithead.shape import ShapeHead
+from dithead.train.distil import Teacher
 from dithead.train.draws import Drawn
 from dithead.train.loop import precision
 from dithead.train.samples import Batch
@@ -64,6 +65,9 @@ class DenoisingLoss:
     Args:
         weights: from :func:`latent_weights`. reader: the shape head, if there is one, and
             shape_weight: its part of the loss.
+        teacher: says what to predict in the place of the samples' own latents. The loss of a
+            velocity is that of the clean latent with the weight SNR + 1, one of the two that serve
+            where there is no signal (arXiv 2202.00512, section 4).
     """
 
     diffusion: Diffusion
@@ -71,6 +75,7 @@ class DenoisingLoss:
     reader: ShapeHead | None
     shape_weight: float
     precision: Precision
+    teacher: Teacher | None = None
 
     def __call__(self, model: Callable[..., Tensor], drawn: Drawn) -> tuple[Tensor, float, float]:
         """The loss of a batch; the parts of it for the log: of the prediction, of the shape."""
@@ -79,7 +84,10 @@ class DenoisingLoss:
         with precision(noisy.device, self.precision):
             given = noisy, batch.masked, drawn.reference, timestep, batch.window
             predicted = model(*given, *batch.conditions)
-        target = self.diffusion.target(batch.clean, noise, timestep)
+        wanted = batch.clean, noise
+        if self.teacher is not None:
+            wanted = self.teacher(noisy, drawn)
+        target = self.diffusion.target(*wanted, timestep)
         error = (predicted.float() - target).square()
         loss = (self.weights * error).mean()
         predicting = loss.item()
@@ -87,7 +95,7 @@ class DenoisingLoss:
             return loss, predicting, 0.0
         clean, _ = self.diffusion.split(noisy, predicted, timestep)
         with precision(noisy.device, self.precision):
-            found, true = self.reader(clean), self.reader(batch.clean)
+            found, true = self.reader(clean), self.reader(wanted[0])
         off = shape_loss(found.float(), true.float())
         return loss + self.shape_weight * off, predicting, off.item()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from dithead.filehash import hash_file
 from dithead.kernels.attention import AttentionBackend, check_attention
 from dithead.model import build_dit
 from dithead.train.denoising import DenoisingLoss, in_parts, latent_weights
+from dithead.train.distil import Lesson, Teacher, plan_lesson
 from dithead.train.distributed import Processes, check_same_state, for_several, this_process
 from dithead.train.draws import Draws, SequentialDraws
 from dithead.train.keyed import KeyedDraws
@@ -30,10 +32,12 @@ from dithead.train.learner import Learner
 from dithead.train.loop import Due, MovingAverage, Stage, load_part, set_learning_rate
 from dithead.train.memory import recompute_blocks
 from dithead.train.samples import LatentSampler, OwnOutputs
-from dithead.train.settings import PLAIN, DiTTraining, Execution
+from dithead.train.settings import PLAIN, Distillation, DiTTraining, Execution
 from dithead.train.shape import load_shape_head
 from dithead.train.sharding import is_sharded, whole
 from dithead.train.states import States
+
+log = logging.getLogger(__name__)
 
 SOLVED_AT_ONCE = 256
 RIDGE = 0.002
@@ -47,6 +51,7 @@ def train_dit(
     start: Path | None = None,
     execution: Execution = PLAIN,
     shape: Path | None = None,
+    distillation: Distillation | None = None,
 ) -> Path:
     """Train the denoiser for one stage and write its averaged weights. From time to time during the
     stage they are written, too, with a state from which an interrupted run goes on. If the stage
@@ -56,6 +61,8 @@ def train_dit(
 
     Args:
         shape: weights of the shape head, which then adds to the loss.
+        distillation: learn from a teacher, and from its weights on unless ``start`` is given. The
+            weights' configuration then says how many steps the student takes.
 
     Returns:
         Path of the weights.
@@ -64,12 +71,16 @@ def train_dit(
         ConfigError: the folder holds an unfinished run, and that one was begun differently, or is
             not to be resumed; or several processes cannot train like this.
         BackendUnavailable: the attention, the device or accelerate is not there.
+        CheckpointError: weights to start or to learn from are not there, or do not fit.
     """
     check_attention(execution.attention, torch.device(execution.device))
     processes = this_process(execution)
     training = for_several(training, processes.count, execution.accumulate)
     path = out / "dit.safetensors"
-    made_from = _made_from(cache, config, training, execution, start, shape)
+    lesson = None if distillation is None else plan_lesson(distillation, config)
+    if lesson is not None:
+        config = lesson.student
+    made_from = _made_from(cache, config, training, execution, start, shape, lesson)
     states = States(out / "dit.states", made_from, execution.resume, processes.main)
     if states.finished and path.is_file():
         return path
@@ -78,6 +89,8 @@ def train_dit(
     where = processes.device
     model = build_dit(config, _attention(execution))
     sampler = LatentSampler(cache, training, config.dit)
+    if lesson is not None and start is None:
+        start = lesson.path
     if states.newest is None and start is not None:
         checkpoint.load_into(model, load_part(start, "dit"), start)
     elif states.newest is None and model.skip is not None:
@@ -93,17 +106,23 @@ def train_dit(
         None if shape is None else load_shape_head(shape, config).to(where),
         training.shape_weight,
         execution.precision,
+        None if lesson is None else _teacher(lesson, execution, where),
     )
-    own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]), execution)
+    grid = steps = None
+    if lesson is not None:
+        grid, steps = lesson.grid, min(len(lesson.grid), training.generated_steps)
+    own = OwnOutputs(diffusion, training, tuple(cache.face.shape[1:]), execution, steps)
     draws: Draws = (
-        KeyedDraws(sampler, own, processes)
+        KeyedDraws(sampler, own, processes, grid)
         if training.keyed
-        else SequentialDraws(sampler, own, diffusion, where)
+        else SequentialDraws(sampler, own, diffusion, where, grid)
     )
     average = MovingAverage(model, training.average_decay)
     optimiser = _optimiser(model, training)
     forward = _compiled(connected, execution)
     stage = Stage(out / "dit.log", training.minutes, training.steps, processes.main)
+    if lesson is not None and processes.main:
+        log.info("distillation: %s", lesson)
     learner = Learner(model, average, optimiser, stage)
     running = shape_off = 0.0
     with closing(draws):
@@ -166,6 +185,14 @@ def _compiled(connected: nn.Module, execution: Execution) -> Callable[..., Tenso
     return compiled
 
 
+def _teacher(lesson: Lesson, execution: Execution, device: torch.device) -> Teacher:
+    """The teacher, whole in every process."""
+    model = build_dit(lesson.teacher, _attention(execution))
+    checkpoint.load_into(model, load_part(lesson.path, "dit"), lesson.path)
+    model.to(device).eval().requires_grad_(False)
+    return Teacher(_compiled(model, execution), lesson, device, execution.precision)
+
+
 def _save_weights(
     path: Path, learner: Learner, config: DitHeadConfig, processes: Processes
 ) -> None:
@@ -186,10 +213,12 @@ def _made_from(
     execution: Execution,
     start: Path | None,
     shape: Path | None,
+    lesson: Lesson | None,
 ) -> dict[str, Any]:
     """What a run is begun with, as its states note it."""
     runs = json.dumps([asdict(run) for run in cache.runs])
-    files = {"start": start, "shape": shape}
+    teacher = None if lesson is None else lesson.path
+    files = {"start": start, "shape": shape, "teacher": teacher}
     return {
         **{f"training.{name}": value for name, value in asdict(training).items()},
         "precision": execution.precision,

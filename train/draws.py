@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,13 +58,19 @@ class SequentialDraws:
     Args:
         sampler: draws the batches, on a separate thread.
         own: the model's own outputs.
+        grid: the timesteps to draw from, the noisiest first; None, all.
     """
 
     def __init__(
-        self, sampler: LatentSampler, own: OwnOutputs, diffusion: Diffusion, device: torch.device
+        self,
+        sampler: LatentSampler,
+        own: OwnOutputs,
+        diffusion: Diffusion,
+        device: torch.device,
+        grid: Sequence[int] | None = None,
     ) -> None:
         self.sampler, self.own, self.diffusion = sampler, own, diffusion
-        self.device = device
+        self.device, self.grid = device, grid
         self._position: Any = sampler.random.bit_generator.state
         self._batches = ahead(self._make)
 
@@ -78,7 +84,7 @@ class SequentialDraws:
         made, self._position = next(self._batches)
         batch = to_device(made, self.device)
         reference, noise = self.own.references(batch)
-        timestep = draw_timesteps(self.sampler.training, self.diffusion, self.device)
+        timestep = draw_timesteps(self.sampler.training, self.diffusion, self.device, self.grid)
         return Drawn(batch, reference, noise, timestep)
 
     def generate(self, model: DiT, drawn: Drawn) -> None:

@@ -3,7 +3,7 @@ alone, so any number of processes is trained on the same batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,14 @@ from dithead.dit import DiT
 from dithead.train.distributed import Processes
 from dithead.train.draws import Drawn
 from dithead.train.loop import ahead
-from dithead.train.samples import Batch, LatentSampler, OwnOutputs, generated, to_device
+from dithead.train.samples import (
+    Batch,
+    LatentSampler,
+    OwnOutputs,
+    generated,
+    timesteps_of,
+    to_device,
+)
 from dithead.train.states import SavedState
 
 _SAMPLE, _NUMBERS, _ROUND, _KEPT = range(4)
@@ -44,12 +51,21 @@ class KeyedDraws:
     """Draws of one process. The sample at place p of a batch is process p modulo their number's.
 
     Own outputs are generated in parts, and every process keeps all of them.
+
+    Args:
+        grid: the timesteps to draw from, the noisiest first; None, all.
     """
 
-    def __init__(self, sampler: LatentSampler, own: OwnOutputs, processes: Processes) -> None:
+    def __init__(
+        self,
+        sampler: LatentSampler,
+        own: OwnOutputs,
+        processes: Processes,
+        grid: Sequence[int] | None = None,
+    ) -> None:
         self.sampler, self.own, self.processes = sampler, own, processes
         self.training = sampler.training
-        self.last = own.diffusion.config.timesteps - 1
+        self.known = timesteps_of(own.diffusion, grid)
         self._step = 0  # the next to be handed out
         self._begin()
 
@@ -71,7 +87,7 @@ class KeyedDraws:
             random = self._random(_NUMBERS, step, place)
             chances.append(random.random(2))
             first = random.random() < self.training.first_step_share
-            timesteps.append(self.last if first else int(random.integers(self.last + 1)))
+            timesteps.append(self.known[-1 if first else int(random.integers(len(self.known)))])
             level = self.training.reference_noise * random.random()
             generator = torch.Generator().manual_seed(int(random.integers(2**63)))
             count = 2 + self.sampler.motion_frames
@@ -119,9 +135,9 @@ class KeyedDraws:
         if count == 0:
             return
         step = self._made.step
-        rounds = self._random(_ROUND, step).integers(1, self.training.generated_steps + 1)
+        steps = self.own.draw_steps(self._random(_ROUND, step))
         heard = self._made.heard.to(self.processes.device)
-        mine = self.own.sample(model, drawn.batch, heard, int(rounds))
+        mine = self.own.sample(model, drawn.batch, heard, steps)
         latents = self.processes.by_place(mine)
         people = self.processes.by_place(drawn.batch.person[: len(heard)])
         for place in range(count):

@@ -168,6 +168,10 @@ class OwnOutputs:
     The output is one for another sample's audio, never for a neighbouring frame: the reference must
     show what the person looks like, not what the mouth does next. A new output is generated from an
     older one if there is one, so the outputs grow many rounds deep.
+
+    Args:
+        size: (C, S, S) of a latent. steps: with which they are generated; None: 1 to
+            ``training.generated_steps``, by chance.
     """
 
     def __init__(
@@ -176,8 +180,10 @@ class OwnOutputs:
         training: DiTTraining,
         size: tuple[int, ...],
         execution: Execution = PLAIN,
+        steps: int | None = None,
     ) -> None:
         self.diffusion = diffusion
+        self.steps = steps
         self.training = training
         self.size = size
         self.execution = execution
@@ -212,10 +218,15 @@ class OwnOutputs:
         if count == 0:
             return
         heard = batch.window.roll(1, 0)[:count]
-        steps = int(self.random.integers(1, self.training.generated_steps + 1))
-        latents = self.sample(model, batch, heard, steps)
+        latents = self.sample(model, batch, heard, self.draw_steps(self.random))
         for person, latent in zip(batch.person[:count].tolist(), latents, strict=True):
             self.keep(person, latent, self.random.random())
+
+    def draw_steps(self, random: np.random.Generator) -> int:
+        """The number of steps of a round."""
+        if self.steps is not None:
+            return self.steps
+        return int(random.integers(1, self.training.generated_steps + 1))
 
     @torch.no_grad()
     def sample(self, model: DiT, batch: Batch, heard: Tensor, steps: int) -> Tensor:
@@ -263,9 +274,23 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(*(getattr(batch, name).to(device) for name in Batch.__slots__))
 
 
-def draw_timesteps(training: DiTTraining, diffusion: Diffusion, device: torch.device) -> Tensor:
-    """Timesteps (B,): uniform, with a share at the noisiest."""
-    last = diffusion.config.timesteps
-    timestep = torch.randint(last, (training.batch,), device=device)
+def draw_timesteps(
+    training: DiTTraining,
+    diffusion: Diffusion,
+    device: torch.device,
+    grid: Sequence[int] | None = None,
+) -> Tensor:
+    """Timesteps (B,): uniform, with a share at the noisiest.
+
+    Args:
+        grid: those to draw from, the noisiest first; None, all.
+    """
+    known = torch.tensor(timesteps_of(diffusion, grid), device=device)
+    place = torch.randint(len(known), (training.batch,), device=device)
     first = torch.rand(training.batch, device=device) < training.first_step_share
-    return torch.where(first, torch.full_like(timestep, last - 1), timestep)
+    return torch.where(first, known[-1], known[place])
+
+
+def timesteps_of(diffusion: Diffusion, grid: Sequence[int] | None) -> Sequence[int]:
+    """Timesteps to draw from, the noisiest last: all, unless there is a grid (noisiest first)."""
+    return range(diffusion.config.timesteps) if grid is None else grid[::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from dithead.errors import ConfigError
@@ -93,6 +94,20 @@ class DiTTraining:
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """One round of distillation in stage 2: see :func:`dithead.train.distil.plan_lesson`."""
+
+    teacher: Path
+    """Weights of an earlier stage, or a checkpoint."""
+    steps: int | None = None
+    """Steps of DDIM that the teacher takes; None: those of its configuration."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"the teacher's steps must be at least 1, not {self.steps}")
 
 
 @dataclass(frozen=True, slots=True)
