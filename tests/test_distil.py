@@ -57,7 +57,9 @@ def batch_of(config: DitHeadConfig, count: int) -> tuple[Batch, Tensor]:
     return batch, torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(1))
 
 
-def made_up(noisy: Tensor, masked: Tensor, reference: Tensor, timestep: Tensor, window: Tensor):  # type: ignore[no-untyped-def]
+def made_up(
+    noisy: Tensor, masked: Tensor, reference: Tensor, timestep: Tensor, window: Tensor
+) -> Tensor:
     """A denoiser whose prediction depends on all that matters here."""
     return torch.sin(3 * noisy + masked) + 0.5 * reference + timestep.view(-1, 1, 1, 1) / 1000
 
@@ -202,7 +204,9 @@ def test_samples_and_own_outputs_are_of_the_students_grid(keyed: bool, tmp_path:
     )
     visited: list[int] = []
 
-    def model(noisy: Tensor, masked: Tensor, reference: Tensor, timestep: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
+    def model(
+        noisy: Tensor, masked: Tensor, reference: Tensor, timestep: Tensor, *_: Tensor
+    ) -> Tensor:
         visited.append(int(timestep[0]))
         return noisy
 
@@ -220,7 +224,8 @@ def test_what_cannot_teach_is_refused(
     config = random_teacher(path, steps=6)
     monkeypatch.setitem(cli.preset.__globals__["PRESETS"], "test", config)
     monkeypatch.setattr(cli, "load_cache", lambda folder: random_cache(config))
-    given = ["dit", "--threads", "1", "--latents", "x", "--out", str(tmp_path / "out")]
+    given = ["dit", "--preset", "test", "--threads", "1", "--latents", "x"]
+    given += ["--out", str(tmp_path / "out")]
     for command, said in (
         (["--teacher", str(tmp_path / "no.safetensors")], "no.safetensors: give the path"),
         (["--teacher", str(path), "--teacher-steps", "7"], "7 steps of the teacher .* an even"),
@@ -232,7 +237,7 @@ def test_what_cannot_teach_is_refused(
             "another shape: dit.width is 32, and 768 in base.*--preset",
         ),
     ):
-        assert cli.main(["dit", *given[1:], "--preset", "test", *command]) == 1
+        assert cli.main([*given, *command]) == 1
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and re.search(said, error)
     assert not (tmp_path / "out").exists()
