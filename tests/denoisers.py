@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from dithead.config import DiTConfig, DitHeadConfig, preset
+from dithead.errors import ConfigError
 from dithead.train.dit import train_dit
 from dithead.train.latents import LatentCache, Run
 from dithead.train.settings import Distillation, DiTTraining, Execution
@@ -58,3 +61,9 @@ def train_small(
         config = replace(config, dit=replace(config.dit, depth=depth))
     cache = random_cache(config)
     return train_dit(cache, config, training, out, execution=execution, distillation=distillation)
+
+
+def refused_apart(out: Path, training: DiTTraining, execution: Execution) -> None:
+    """Be one of two processes with a folder each, of which one holds a finished run."""
+    with pytest.raises(ConfigError, match=r"states of different steps.*'the end'"):
+        train_small(out / os.environ["RANK"], training, execution)

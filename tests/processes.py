@@ -56,6 +56,7 @@ def together(
     if until is not None:
         while not until():
             assert all(process.is_alive() for process in processes)
+            time.sleep(0.001)  # they may need the core
         for process in processes:
             process.kill()
     for process in processes:
@@ -93,6 +94,7 @@ def killed_ten_times(start: Callable[[], BaseProcess], states: Path, steps: int)
         process = start()
         while newest_step(states) < step:
             assert process.is_alive()
+            time.sleep(0.001)  # it may need the core
         time.sleep(chance.uniform(0.0, 0.03))  # anywhere in a step, or while a state is written
         process.kill()
         process.join()

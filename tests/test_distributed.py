@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import random_cache, small_config, train_small
+from denoisers import random_cache, refused_apart, small_config, train_small
 from processes import newest_step, together
 
 from dithead import checkpoint
@@ -86,6 +87,13 @@ def test_a_sharded_run_that_was_killed_goes_on_in_one_process(alone: Path, tmp_p
     )
     train_together(1, tmp_path, TRAINING, EXACT)
     assert furthest(alone, tmp_path) < TOLERANCE
+
+
+def test_a_run_that_only_one_process_finds_finished_is_refused(alone: Path, tmp_path: Path) -> None:
+    """And not waited for."""
+    pytest.importorskip("accelerate", reason="several processes need accelerate")
+    shutil.copytree(alone, tmp_path / "0")
+    together(2, refused_apart, tmp_path, TRAINING, EXACT)
 
 
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes() -> None:

@@ -119,7 +119,7 @@ def started_together() -> int:
 
 def is_main() -> bool:
     """Whether this is the process of a launcher's that speaks for all, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return started_together() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 def refuse_several(stage: str) -> None:
@@ -195,10 +195,13 @@ def for_several(training: Training, processes: int, parts: int = 1) -> Training:
 
 
 def check_same_state(states: States, processes: Processes) -> None:
-    """Raise ConfigError unless all processes would go on from the same state."""
+    """Raise ConfigError unless all processes would go on from the same state, or find the run
+    finished."""
     step = -1 if states.newest is None else states.newest.values["step"]
-    steps = processes.gather(torch.tensor([step], device=processes.device)).flatten().tolist()
-    if len(set(steps)) > 1:
+    seen = torch.tensor([[step, states.finished]], device=processes.device)
+    found = processes.gather(seen).flatten(0, 1).tolist()
+    if any(row != found[0] for row in found):
+        steps = ["the end" if finished else step for step, finished in found]
         raise ConfigError(
             f"the processes see states of different steps in {states.folder}: {steps}",
             hint="choose an --out that all machines share",

@@ -82,9 +82,9 @@ def train_dit(
         config = lesson.student
     made_from = _made_from(cache, config, training, execution, start, shape, lesson)
     states = States(out / "dit.states", made_from, execution.resume, processes.main)
+    check_same_state(states, processes)
     if states.finished and path.is_file():
         return path
-    check_same_state(states, processes)
     torch.manual_seed(training.seed)
     where = processes.device
     model = build_dit(config, _attention(execution))

@@ -87,9 +87,9 @@ def train_vqgan(
     path = out / f"{name}.safetensors"
     made_from = _made_from(footage, config, training, execution, start)
     states = States(out / f"{name}.states", made_from, execution.resume, processes.main)
+    check_same_state(states, processes)
     if states.finished and path.is_file():
         return path
-    check_same_state(states, processes)
     torch.manual_seed(training.seed)
     where = processes.device
     model = VQGAN(config.vqgan)
