@@ -117,6 +117,7 @@ def test_the_papers_table_is_beside_ours(
     assert "1 clips" in lines[3] and "LSE-C and LSE-D are means over clips" in printed
     if "fid" in face:  # its package is installed
         assert "12 true and 12 generated frames" in printed and "too few" in printed
+    assert "ST-LPIPS is not measured" in printed and "No clip is long enough for Sync" in printed
     for name in ("fid", "lse_c", "lse_d"):
         face.pop(name, None)
     assert paper_table(report).rows[1][1][2:] == ["-"] * 7

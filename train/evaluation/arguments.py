@@ -71,7 +71,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--fid",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="FID, in --paper-table (default: if the extra 'train' is installed)",
+        help="FID, in --paper-table (default: if the extra 'fid' is installed)",
     )
     what.add_argument(
         "--syncnet",

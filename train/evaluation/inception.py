@@ -53,8 +53,9 @@ class Inception:
 def network_input(picture: Tensor) -> Tensor:
     """A picture (1, 3, h, w) in [0, 1] as the network sees it: (1, 3, 299, 299) in [-1, 1).
 
-    It is stretched to the square by bilinear sampling without antialiasing, as in the usual
-    implementations; the range is that of the original graph, (v - 128) / 128 of levels of 255.
+    It is stretched to the square by bilinear sampling without antialiasing, with pixels' centres at
+    halves as pytorch-fid has it (torch-fidelity follows TensorFlow 1, which has not). The range is
+    that of the original graph, (v - 128) / 128 of levels of 255.
     """
     size = (INPUT_PX, INPUT_PX)
     square = F.interpolate(picture, size, mode="bilinear", align_corners=False)

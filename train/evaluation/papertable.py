@@ -27,8 +27,11 @@ and of the true video. Not SyncNet's."""
 _SCOPE = """\
 The rows are of different footage: they can be compared only if yours is HDTF's.
 PSNR, SSIM and ST-LPIPS are means over frames, in the box round the true face's mesh and a tenth of
-it on each side (where the paper measured is assumed). ST-LPIPS (arXiv 2207.13686) is another
-measure than LPIPS."""
+it on each side (where the paper measured is assumed)."""
+_PERCEPTUAL = "ST-LPIPS (arXiv 2207.13686) is another measure than LPIPS."
+_NO_PERCEPTUAL = """\
+ST-LPIPS is not measured: its network comes with the extra 'train', which is not installed, or
+--no-perceptual was given."""
 _NO_FID = """\
 FID is not measured: its network comes with the extra 'fid', which is not installed, or --no-fid
 was given."""
@@ -43,6 +46,7 @@ LSE-C and LSE-D are not measured: give SyncNet's weights with --syncnet (docs/ev
 _SYNC = """\
 Sync-C and Sync-D are confidence and distance of a sync model of ours, defined as LSE-C and LSE-D
 are: only those of the two videos, the generated and the true one, can be compared."""
+_NO_SYNC = "No clip is long enough for Sync-C and Sync-D, or has enough speech."
 
 
 def paper_table(report: dict[str, Any]) -> Table:
@@ -67,8 +71,11 @@ def paper_table(report: dict[str, Any]) -> Table:
 
 def notes(report: dict[str, Any]) -> str:
     """What the figures of such a report are of, and why a column is empty."""
-    face = _own(report)[1][FACE]
-    return "\n".join([_SCOPE, _about_fid(face), _about_lse(face), _SYNC])
+    kind = _own(report)[1]
+    face = kind[FACE]
+    perceptual = _PERCEPTUAL if "st_lpips" in face else _NO_PERCEPTUAL
+    sync = _SYNC if _sync(kind, "true")["Sync-D"] is not None else _NO_SYNC
+    return "\n".join([_SCOPE, perceptual, _about_fid(face), _about_lse(face), sync])
 
 
 def _about_fid(face: dict[str, Any]) -> str:
