@@ -26,6 +26,7 @@ from dithead.train.distributed import Processes
 from dithead.train.pictures import KeyedPictures, PictureSampler
 from dithead.train.settings import Execution, VQGANTraining
 from dithead.train.shape import ShapeTraining, train_shape
+from dithead.train.sync.training import SyncTraining, train_sync
 from dithead.train.vqgan import train_vqgan
 
 TRAINING = VQGANTraining(
@@ -193,4 +194,6 @@ def test_what_one_process_trains_refuses_a_launcher_of_several(
         train_shape(Footage(data), small_config(), ShapeTraining(), tmp_path / "none", tmp_path)
     with pytest.raises(ConfigError, match="an adaptation is trained by one process"):
         adapt([tmp_path / "none.mp4"], tmp_path / "me.safetensors")
+    with pytest.raises(ConfigError, match="the sync model is trained by one process"):
+        train_sync(Footage(data), SyncTraining(), tmp_path / "sync.safetensors", {})
     assert list(tmp_path.iterdir()) == []

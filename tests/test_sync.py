@@ -200,7 +200,13 @@ def test_training_learns_what_a_toy_says(
     assert "nobody in the footage is called carl" in capsys.readouterr().err
     assert cli.main([*command, "--without", "a", "b"]) == 1
     assert "no clip of 2.2 s or more" in capsys.readouterr().err
-    assert cli.main([*command[:3], "--out", str(tmp_path / "none" / "x.safetensors")]) == 1
+    for bad in (tmp_path / "none" / "x.safetensors", tmp_path):  # found before it is trained
+        assert cli.main([*command[:3], "--out", str(bad)]) == 1
+        assert "expected a .safetensors file" in capsys.readouterr().err
+    of = ["--data", str(toy.roots[0]), "--weights", str(out)]
+    for wrong, told in (("--seconds=1.6", "pieces of 1.84 s or more"), ("--people=z", "'z'")):
+        assert accuracy.main([*of, wrong]) == 1
+        assert told in capsys.readouterr().err
 
 
 def test_a_model_is_saved_and_found_again(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _prepare(args: argparse.Namespace) -> None:
             raise ConfigError("--videos needs --person, the name its clips go by")
         sources += list_folder(args.videos, args.person, args.validation)
     if args.manifest is not None:
-        sources += list_manifest(args.manifest)
+        sources += list_manifest(args.manifest, args.split)
     if args.stills is not None:
         sources += list_stills(args.stills)
     if not sources:
@@ -134,8 +134,7 @@ def _shape(args: argparse.Namespace) -> None:
 def _sync(args: argparse.Namespace) -> None:
     from dithead.train.sync.training import SyncTraining, train_sync
 
-    if not args.out.parent.is_dir():
-        raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
+    _check_weights_file(args.out)
     training = SyncTraining(**_settings(SyncTraining, args))
     provenance = {"origin": args.origin, "licence": args.licence}
     found = train_sync(Footage(*args.data), training, args.out, provenance, without=args.without)
@@ -220,8 +219,7 @@ def _adapt(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> None:
-    if not args.out.parent.is_dir():
-        raise ConfigError(f"{args.out}: the folder {args.out.parent} does not exist; make it first")
+    _check_weights_file(args.out)
     provenance = {"origin": args.origin, "licence": args.licence}
     config = preset(args.preset)
     pack(config, args.out, args.face, args.masked, args.dit, args.shape, provenance)
@@ -327,6 +325,7 @@ def _parser(prog: str, recipe: Mapping[str, Any] | None = None) -> argparse.Argu
     prepare.add_argument("--person", help="the name of one person whom all of them show")
     prepare.add_argument("--validation", type=int, default=45, help="clips held out, first by name")
     prepare.add_argument("--manifest", type=Path, help="TSV with columns file, split, person")
+    prepare.add_argument("--split", default="train", help="of the manifest's rows")
     prepare.add_argument("--stills", type=Path, help="folder of pictures, each of another person")
     prepare.add_argument(
         "--sound-delay-ms",

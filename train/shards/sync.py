@@ -26,6 +26,6 @@ def matched(mesh: np.ndarray, time_s: np.ndarray, sound: np.ndarray, min_s: floa
         return None
     try:
         found = packaged_scorer().score(mesh, time_s, sound)
-    except MediaError:  # silence, or a mouth that does not move
+    except MediaError:  # silence, hardly any speech, or a mouth that does not move
         return Match(0.0, None)
     return Match(found.lag_ms, round(found.confidence, 4), round(found.distance, 4))

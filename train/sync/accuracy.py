@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dithead.errors import DitheadError, MediaError
+from dithead.errors import ConfigError, DitheadError, MediaError
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.train.data import Footage
 from dithead.train.evaluation.sound import loudness, silent_stretches
 from dithead.train.metrics import best_lag, opening
 from dithead.train.sync.model import RATE_HZ
-from dithead.train.sync.score import SyncScorer
+from dithead.train.sync.score import SHORTEST_S, SyncScorer
 from dithead.train.sync.series import even_times
 
 MAX_LAG_MS = 120.0
@@ -186,8 +186,14 @@ def compare(
     """Both measures on the same pieces.
 
     Raises:
+        ConfigError: the model cannot judge pieces that short, or nobody has one of the names.
         MediaError: there are fewer than two clips with such pieces.
     """
+    if seconds < SHORTEST_S:
+        raise ConfigError(f"the model judges pieces of {SHORTEST_S:g} s or more, not {seconds:g} s")
+    known = {clip.person for clip in footage.clips}
+    if unknown := sorted({*people} - known):
+        raise ConfigError(f"nobody is called {unknown[0]!r}: there are {', '.join(sorted(known))}")
     pieces = pieces_of(footage, people, seconds)
     if len({piece.clip for piece in pieces}) < 2:
         raise MediaError(f"fewer than two clips have a piece of {seconds:g} s with speech")

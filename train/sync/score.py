@@ -31,7 +31,7 @@ from dithead.train.sync.series import even_times, lip_series, sound_series
 MOST_LAG = 15
 """Lags of up to so many frames at 25 a second are tried in either direction, as SyncNet's are."""
 FEWEST_WINDOWS = 20
-"""That are compared at every lag."""
+"""That a stretch of the least length has left at any lag, with speech or without."""
 SHORTEST_S = (FEWEST_WINDOWS + WINDOW_FRAMES - 1 + MOST_LAG - 1) / RATE_HZ
 """The shortest stretch that can be judged: 1.84 s."""
 FEWEST_SPOKEN = 8

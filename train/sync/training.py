@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dithead.audio import AudioEncoder, load_audio_encoder
 from dithead.errors import ConfigError, MediaError
 from dithead.train.data import Clip, Footage
+from dithead.train.distributed import refuse_several
 from dithead.train.loop import Stage, descend, set_learning_rate
 from dithead.train.sync.augment import changed_lips, changed_sound
 from dithead.train.sync.model import (
@@ -209,8 +210,10 @@ def train_sync(
         ``clips``, ``people``, ``steps``, ``minutes``, and the ``loss`` of the last steps.
 
     Raises:
-        MediaError: nothing to train on. ConfigError: nobody is called as those to be left out.
+        MediaError: nothing to train on. ConfigError: nobody is called as those to be left out, or
+            several processes were started.
     """
+    refuse_several("the sync model")
     people = footage.people("train")
     if unknown := sorted(set(without) - people.keys()):
         raise ConfigError(f"nobody in the footage is called {', '.join(unknown)}")
