@@ -8,6 +8,7 @@ are, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,18 @@ class SyncScore:
     """The best lag: by how much the lips are later than the sound."""
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The sound of a stretch as the model hears it."""
+
+    even_s: np.ndarray
+    """(N,) times at 25 a second."""
+    features: Tensor
+    """(N, features) of the speech encoder, for each of them."""
+    spoken: np.ndarray
+    """(N,) bool, whether there is speech."""
+
+
 class SyncScorer:
     """The model and the speech encoder that it hears with."""
 
@@ -64,7 +77,6 @@ class SyncScorer:
         model = load_sync_model(path)
         return cls(model, load_audio_encoder(model.config.audio, None))
 
-    @torch.inference_mode()
     def score(self, mesh: np.ndarray, times_s: np.ndarray, sound: np.ndarray) -> SyncScore:
         """Judge a stretch.
 
@@ -78,6 +90,15 @@ class SyncScorer:
         """
         if len(mesh) == 0:
             raise MediaError("no face in the stretch: expected a mesh for every frame")
+        return self.judge(mesh, times_s, self.hear(times_s, sound))
+
+    @torch.inference_mode()
+    def hear(self, times_s: np.ndarray, sound: np.ndarray) -> Heard:
+        """The sound of a stretch, for any videos of its length.
+
+        Raises:
+            MediaError: it is too short, or silent.
+        """
         even_s = even_times(np.asarray(times_s))
         length_s = (len(even_s) - 1) / RATE_HZ
         if length_s < SHORTEST_S - 1e-6:
@@ -86,14 +107,22 @@ class SyncScorer:
             )
         if np.percentile(loudness(sound, even_s), 95) < SILENT:
             raise MediaError("the sound of the stretch is silent: expected speech")
-        lips = lip_series(mesh, np.asarray(times_s), even_s)
+        spoken = ~silent_stretches(sound, even_s)
+        return Heard(even_s, sound_series(self.encoder, sound, even_s), spoken)
+
+    @torch.inference_mode()
+    def judge(self, mesh: np.ndarray, times_s: np.ndarray, heard: Heard) -> SyncScore:
+        """Judge a video beside a sound, as :meth:`score`.
+
+        Raises:
+            MediaError: its mouth does not move, or there is hardly any speech.
+        """
+        lips = lip_series(mesh, np.asarray(times_s), heard.even_s)
         if not bool((lips - lips.mean(0)).abs().max() > 1e-6):
             raise MediaError("the mouth does not move: expected lips that speak")
-        heard = sound_series(self.encoder, sound, even_s)
-        moved, said = self.model(normalised(lips)[None], heard[None])
+        moved, said = self.model(normalised(lips)[None], heard.features[None])
         edge = WINDOW_FRAMES // 2
-        spoken = ~silent_stretches(sound, even_s)[edge:-edge]
-        return compared(moved[0], said[0], spoken)
+        return compared(moved[0], said[0], heard.spoken[edge:-edge])
 
 
 @cache
@@ -107,12 +136,13 @@ def named_scores(
 ) -> dict[str, dict[str, float] | None]:
     """The figures of several videos' meshes with one sound, by name; None for a video that cannot
     be judged."""
-    found: dict[str, dict[str, float] | None] = {}
-    for name, mesh in videos.items():
-        try:
-            found[name] = asdict(packaged_scorer().score(mesh, np.asarray(times_s), sound))
-        except MediaError:
-            found[name] = None
+    found: dict[str, dict[str, float] | None] = dict.fromkeys(videos)
+    scorer, times = packaged_scorer(), np.asarray(times_s)
+    with suppress(MediaError):
+        heard = scorer.hear(times, sound)
+        for name, mesh in videos.items():
+            with suppress(MediaError):
+                found[name] = asdict(scorer.judge(mesh, times, heard))
     return found
 
 
