@@ -304,10 +304,10 @@ def test_the_packaged_model_knows_recorded_speech_it_was_not_trained_on(
     shared_footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two sentences that are held out for validation, of the man of whom there is most."""
-    clips = sorted((shared_footage / "grid_s1" / "clips").glob("*.mp4"))[:2]
+    clips = sorted((shared_footage / "grid_s1" / "clips").glob("*.mp4"))[4:6]  # who say enough
     sources = [Source(path, "s1", "validation", sound_delay_ms=60.0) for path in clips]
     prepare(sources, tmp_path, preset("tiny"), workers=1)
-    assert accuracy.main(["--data", str(tmp_path), "--seconds", "2"]) == 0
+    assert accuracy.main(["--data", str(tmp_path), "--seconds", "2.9"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["pieces"] >= 2
     ours = figures["model_by_limit"]["0.20"]
