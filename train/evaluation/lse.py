@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.train.evaluation.mfcc import mfcc
-from dithead.train.evaluation.motion import RATE_HZ
+from dithead.train.evaluation.motion import RATE_HZ, grid
 from dithead.train.evaluation.syncnet import FACE_PX, FRAMES, STEPS, SyncNet
 
 MOST_OFFSET = 15
@@ -79,8 +79,7 @@ def lip_sync(
 
 def nearest_frames(times_s: np.ndarray) -> np.ndarray:
     """Which of the frames at these times is nearest to each 40 ms from 0 to the end."""
-    grid = np.arange(int(times_s[-1] * RATE_HZ + 1e-6) + 1) / RATE_HZ
-    return np.abs(times_s - grid[:, None]).argmin(1)
+    return np.abs(times_s - grid(times_s[-1])[:, None]).argmin(1)
 
 
 def face_boxes(meshes: np.ndarray) -> np.ndarray:

@@ -22,11 +22,15 @@ LIPS: tuple[int, ...] = (
 """Mesh points of the lips, inner and outer edge."""
 
 
+def grid(length_s: float) -> np.ndarray:
+    """Times 25 times a second, from 0 to a length."""
+    return np.arange(int(length_s * RATE_HZ + 1e-6) + 1) / RATE_HZ
+
+
 def on_grid(series: np.ndarray, times_s: list[float], until_s: float | None = None) -> np.ndarray:
     """A series (T,) sampled 25 times a second from time 0 to its end, or to an earlier one."""
     end = times_s[-1] if until_s is None else min(until_s, times_s[-1])
-    grid = np.arange(int(end * RATE_HZ + 1e-6) + 1) / RATE_HZ
-    return np.interp(grid, times_s, series)
+    return np.interp(grid(end), times_s, series)
 
 
 def moving(opening: np.ndarray) -> np.ndarray:

@@ -22,13 +22,14 @@ import torch
 from dithead.errors import ConfigError, DitheadError, MediaError
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
 from dithead.train.data import Footage
+from dithead.train.evaluation.motion import RATE_HZ
 from dithead.train.evaluation.sound import loudness, silent_stretches
 from dithead.train.metrics import best_lag, opening
-from dithead.train.sync.model import RATE_HZ
+from dithead.train.shards.rules import SyncRule
 from dithead.train.sync.score import SHORTEST_S, SyncScorer
 from dithead.train.sync.series import even_times
 
-MAX_LAG_MS = 120.0
+MAX_LAG_MS = SyncRule().max_lag_ms
 LEAST_CORRELATION = 0.2
 SHIFTS_MS = (-400, -200, 200, 400)
 FOREIGN = 4

@@ -21,7 +21,6 @@ from dithead.audio import AudioConfig
 from dithead.errors import CheckpointError, ConfigError
 from dithead.train.evaluation.motion import LIPS
 
-RATE_HZ = 25
 LIP_POINTS: tuple[int, ...] = (*LIPS, 152, 199, 175)
 """Mesh points that the model sees: those of the lips, and three of the chin."""
 _TAPS = 5

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from dithead.audio import AudioEncoder, load_audio_encoder
 from dithead.errors import MediaError
+from dithead.train.evaluation.motion import RATE_HZ
 from dithead.train.evaluation.sound import loudness, silent_stretches
 from dithead.train.sync.model import (
-    RATE_HZ,
     WINDOW_FRAMES,
     SyncModel,
     load_sync_model,

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from dithead.audio import AudioEncoder, encode_audio
 from dithead.errors import MediaError
+from dithead.train.evaluation.motion import grid
 from dithead.train.motion import to_units
-from dithead.train.sync.model import LIP_POINTS, RATE_HZ
+from dithead.train.sync.model import LIP_POINTS
 
 
 def even_times(times_s: np.ndarray) -> np.ndarray:
     """Times 25 times a second, from the first to the last of some."""
-    length_s = float(times_s[-1] - times_s[0])
-    return times_s[0] + np.arange(int(length_s * RATE_HZ + 1e-6) + 1) / RATE_HZ
+    return times_s[0] + grid(float(times_s[-1] - times_s[0]))
 
 
 def lip_series(mesh: np.ndarray, times_s: np.ndarray, even_s: np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ from dithead.audio import AudioEncoder, load_audio_encoder
 from dithead.errors import ConfigError, MediaError
 from dithead.train.data import Clip, Footage
 from dithead.train.distributed import refuse_several
+from dithead.train.evaluation.motion import RATE_HZ
 from dithead.train.loop import Stage, descend, set_learning_rate
 from dithead.train.sync.augment import changed_lips, changed_sound
 from dithead.train.sync.model import (
@@ -101,7 +102,7 @@ class SyncSampler:
             if versions:
                 people.setdefault(clip.person, []).append(versions)
         if not people:
-            seconds = training.piece_frames / 25
+            seconds = training.piece_frames / RATE_HZ
             raise MediaError(f"the footage has no clip of {seconds:.1f} s or more with sound")
         self.main = max(people, key=lambda person: len(people[person]))
         self.clips = [
