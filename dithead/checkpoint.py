@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def save_adapted(
         ConfigError: the base itself, or one that it changes in turn, would be overwritten.
     """
     whole = resolve(base)
-    _, config = load(whole)
+    config = load_config(whole)
     check_not_a_base(path, base)
     named = str(base)
     if not asset_named(base):
@@ -175,6 +176,31 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         DiT-Head.
     """
     path = Path(path)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    config = _config_in(metadata, path)
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    if _BASE_KEY in metadata:
+        whole = _base_of(path, metadata[_BASE_KEY], metadata.get(_BASE_HASH_KEY, ""))
+        tensors = _changed(load(whole)[0], tensors, path)
+    return tensors, config
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's configuration alone.
+
+    Raises:
+        CheckpointError: see :func:`load`.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        return _config_in(file.metadata() or {}, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open."""
     if not path.is_file():
         raise CheckpointError(
             f"no checkpoint at {path}",
@@ -182,13 +208,16 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error})",
             hint="fetch or make it again",
         ) from error
+
+
+def _config_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The configuration in a checkpoint's header."""
     if _CONFIG_KEY not in metadata:
         raise CheckpointError(
             f"{path} carries no DiT-Head configuration: it was not written by dithead-train"
@@ -199,11 +228,7 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             raise ValueError(f"expected settings by name, found {type(config).__name__}")
     except ValueError as error:
         raise CheckpointError(f"{path} carries a damaged configuration ({error})") from error
-    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    if _BASE_KEY in metadata:
-        whole = _base_of(path, metadata[_BASE_KEY], metadata.get(_BASE_HASH_KEY, ""))
-        tensors = _changed(load(whole)[0], tensors, path)
-    return tensors, config
+    return config
 
 
 def _base_of(path: Path, name: str, digest: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def train_small(
     return train_dit(cache, config, training, out, execution=execution, distillation=distillation)
 
 
-def refused_apart(out: Path, training: DiTTraining, execution: Execution) -> None:
-    """Be one of two processes with a folder each, of which one holds a finished run."""
-    with pytest.raises(ConfigError, match=r"states of different steps.*'the end'"):
-        train_small(out / os.environ["RANK"], training, execution)
+def refused_apart(
+    out: Path, training: DiTTraining, execution: Execution, messages: Sequence[str]
+) -> None:
+    """Be one of several processes with a folder each, and be refused with one's own message."""
+    rank = int(os.environ["RANK"])
+    with pytest.raises(ConfigError, match=messages[rank]):
+        train_small(out / str(rank), training, execution)

@@ -15,11 +15,11 @@ from denoisers import random_cache, small_config
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.config import DitHeadConfig, VQGANConfig
+from dithead.config import PRESETS, DitHeadConfig, VQGANConfig
 from dithead.diffusion import Diffusion, ddim_timesteps
 from dithead.errors import ConfigError
 from dithead.model import DitHead, build_dit, draw_what_is_zero
-from dithead.train import cli
+from dithead.train import cli, commands
 from dithead.train.distil import Teacher, plan_lesson
 from dithead.train.distributed import Processes
 from dithead.train.dit import train_dit
@@ -133,8 +133,8 @@ def test_rounds_lead_from_many_steps_with_noise_to_one_and_into_a_checkpoint(
     path = tmp_path / "teacher.safetensors"
     config = random_teacher(path, "paper", steps=250)
     config = replace(config, vqgan=SMALL)
-    monkeypatch.setitem(cli.preset.__globals__["PRESETS"], "test", config)
-    monkeypatch.setattr(cli, "load_cache", lambda folder: random_cache(config))
+    monkeypatch.setitem(PRESETS, "test", config)
+    monkeypatch.setattr(commands, "load_cache", lambda folder: random_cache(config))
     given = ["dit", "--preset", "test", "--threads", "1", "--latents", "x", "--precision", "fp32"]
     given += ["--steps", "1", "--batch", "2"]
     taken: list[str] = ["--teacher-steps", "4"]
@@ -222,8 +222,8 @@ def test_what_cannot_teach_is_refused(
 ) -> None:
     path = tmp_path / "teacher.safetensors"
     config = random_teacher(path, steps=6)
-    monkeypatch.setitem(cli.preset.__globals__["PRESETS"], "test", config)
-    monkeypatch.setattr(cli, "load_cache", lambda folder: random_cache(config))
+    monkeypatch.setitem(PRESETS, "test", config)
+    monkeypatch.setattr(commands, "load_cache", lambda folder: random_cache(config))
     given = ["dit", "--preset", "test", "--threads", "1", "--latents", "x"]
     given += ["--out", str(tmp_path / "out")]
     for command, said in (

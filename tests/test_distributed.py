@@ -93,7 +93,20 @@ def test_a_run_that_only_one_process_finds_finished_is_refused(alone: Path, tmp_
     """And not waited for."""
     pytest.importorskip("accelerate", reason="several processes need accelerate")
     shutil.copytree(alone, tmp_path / "0")
-    together(2, refused_apart, tmp_path, TRAINING, EXACT)
+    message = "states of different steps.*'the end'"
+    together(2, refused_apart, tmp_path, TRAINING, EXACT, [message, message])
+
+
+def test_a_run_that_only_one_process_may_not_go_on_with_is_refused(tmp_path: Path) -> None:
+    """And not waited for."""
+    pytest.importorskip("accelerate", reason="several processes need accelerate")
+    unfinished = tmp_path / "1"
+    train_together(
+        1, unfinished, TRAINING, EXACT, until=lambda: newest_step(unfinished / "dit.states") >= 2
+    )
+    messages = ["process 1 may not go on", "holds an unfinished run"]
+    again = replace(EXACT, resume=False)
+    together(2, refused_apart, tmp_path, TRAINING, again, messages)
 
 
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dithead.config import preset
 from dithead.errors import ConfigError
-from dithead.train import cli
+from dithead.train import cli, commands
 from dithead.train.recipe import FOLDER, load_recipe, names
 
 
@@ -78,8 +78,8 @@ def test_given_options_count_before_a_recipe(
         seen.extend(rest)
         return tmp_path
 
-    monkeypatch.setattr(cli, "train_dit", train_dit)
-    monkeypatch.setattr(cli, "load_cache", lambda folder: None)
+    monkeypatch.setattr(commands, "train_dit", train_dit)
+    monkeypatch.setattr(commands, "load_cache", lambda folder: None)
     command = ["dit", "--latents", "x", "--out", "x", "--recipe", "paper", "--threads", "1"]
     assert cli.main([*command, "--batch", "8", "--no-shard"]) == 0
     config, training, _, _, execution, _, _ = seen

@@ -19,7 +19,7 @@ import torch
 from shardwork import contents
 
 from dithead import checkpoint
-from dithead.config import DitHeadConfig, preset
+from dithead.config import PRESETS, DitHeadConfig, preset
 from dithead.errors import ConfigError, MediaError
 from dithead.face.choice import FaceChoice
 from dithead.face.networks import FaceNetworks
@@ -275,7 +275,7 @@ def test_the_command_makes_shards_that_stages_train_from(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(cli.preset.__globals__["PRESETS"], "test", small)
+    monkeypatch.setitem(PRESETS, "test", small)
     sound, _ = speech(1.0, 2)
     for person in ("ann", "bob"):
         (tmp_path / "v" / person).mkdir(parents=True)

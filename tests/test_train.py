@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dithead import checkpoint
-from dithead.config import DiTConfig, DitHeadConfig, View, VQGANConfig, preset
+from dithead.config import PRESETS, DiTConfig, DitHeadConfig, View, VQGANConfig, preset
 from dithead.diffusion import Diffusion
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.face.crop import crop_mask, crop_positions, mask_polygon
@@ -151,7 +151,7 @@ def test_what_is_made_ahead_comes_in_order_and_errors_arrive() -> None:
 def test_from_footage_to_a_checkpoint(
     footage: Footage, config: DitHeadConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.preset.__globals__["PRESETS"], "test", config)
+    monkeypatch.setitem(PRESETS, "test", config)
     out = tmp_path / "out"
     for kind in ("face", "masked"):
         training = VQGANTraining(kind=kind, steps=60, batch=4)  # type: ignore[arg-type]

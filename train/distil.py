@@ -64,7 +64,7 @@ def plan_lesson(distillation: Distillation, config: DitHeadConfig) -> Lesson:
     """
     path = distillation.teacher
     try:
-        found = DitHeadConfig.from_dict(checkpoint.load(path)[1])
+        found = DitHeadConfig.from_dict(checkpoint.load_config(path))
     except ConfigError as error:
         raise ConfigError(f"{path} is no teacher: {error}") from error
     of_teacher, of_student = _shape(found), _shape(config)

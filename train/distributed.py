@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -194,15 +195,35 @@ def for_several(training: Training, processes: int, parts: int = 1) -> Training:
     return replace(training, keyed=True)
 
 
-def check_same_state(states: States, processes: Processes) -> None:
-    """Raise ConfigError unless all processes would go on from the same state, or find the run
-    finished."""
-    step = -1 if states.newest is None else states.newest.values["step"]
-    seen = torch.tensor([[step, states.finished]], device=processes.device)
-    found = processes.gather(seen).flatten(0, 1).tolist()
-    if any(row != found[0] for row in found):
-        steps = ["the end" if finished else step for step, finished in found]
+def open_states(
+    folder: Path, made_from: Mapping[str, Any], resume: bool, processes: Processes
+) -> States:
+    """The states of a run, the same for all processes. If one may not go on, none does.
+
+    Raises:
+        ConfigError: see :class:`~dithead.train.states.States`; or another process may not go on, or
+            would from another state.
+    """
+    states, refusal = None, None
+    try:
+        states = States(folder, made_from, resume, processes.main)
+    except ConfigError as error:
+        refusal = error
+    newest = None if states is None else states.newest
+    step = -1 if newest is None else newest.values["step"]
+    seen = [[refusal is not None, step, states is not None and states.finished]]
+    found = processes.gather(torch.tensor(seen, device=processes.device)).flatten(0, 1).tolist()
+    if refusal is not None:
+        raise refusal
+    hint = "choose an --out that all machines share, and give all of them the same options"
+    if refused := [rank for rank, row in enumerate(found) if row[0]]:
         raise ConfigError(
-            f"the processes see states of different steps in {states.folder}: {steps}",
-            hint="choose an --out that all machines share",
+            f"process {refused[0]} may not go on in {folder}: its own message says why", hint=hint
         )
+    assert states is not None
+    if any(row != found[0] for row in found):
+        steps = ["the end" if finished else step for _, step, finished in found]
+        raise ConfigError(
+            f"the processes see states of different steps in {folder}: {steps}", hint=hint
+        )
+    return states

@@ -24,7 +24,7 @@ from dithead.kernels.attention import AttentionBackend, check_attention
 from dithead.model import build_dit
 from dithead.train.denoising import DenoisingLoss, in_parts, latent_weights
 from dithead.train.distil import Lesson, Teacher, plan_lesson
-from dithead.train.distributed import Processes, check_same_state, for_several, this_process
+from dithead.train.distributed import Processes, for_several, open_states, this_process
 from dithead.train.draws import Draws, SequentialDraws
 from dithead.train.keyed import KeyedDraws
 from dithead.train.latents import LatentCache
@@ -35,7 +35,6 @@ from dithead.train.samples import LatentSampler, OwnOutputs
 from dithead.train.settings import PLAIN, Distillation, DiTTraining, Execution
 from dithead.train.shape import load_shape_head
 from dithead.train.sharding import is_sharded, whole
-from dithead.train.states import States
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +80,7 @@ def train_dit(
     if lesson is not None:
         config = lesson.student
     made_from = _made_from(cache, config, training, execution, start, shape, lesson)
-    states = States(out / "dit.states", made_from, execution.resume, processes.main)
-    check_same_state(states, processes)
+    states = open_states(out / "dit.states", made_from, execution.resume, processes)
     if states.finished and path.is_file():
         return path
     torch.manual_seed(training.seed)

@@ -52,6 +52,6 @@ def pack(
 
 def _as_learnt(config: DitHeadConfig, dit: Path) -> DitHeadConfig:
     """The configuration with the diffusion that the denoiser's weights were trained for."""
-    found = checkpoint.load(dit)[1].get("diffusion", {})
+    found = checkpoint.load_config(dit).get("diffusion", {})
     learnt = {name: found[name] for name in LEARNT if name in found}
     return replace(config, diffusion=replace(config.diffusion, **learnt))

@@ -23,7 +23,7 @@ from dithead.errors import ConfigError
 from dithead.filehash import hash_file
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
-from dithead.train.distributed import Processes, check_same_state, for_several, this_process
+from dithead.train.distributed import Processes, for_several, open_states, this_process
 from dithead.train.learner import Learner, random_states, restore_random_states
 from dithead.train.loop import (
     Due,
@@ -45,7 +45,6 @@ from dithead.train.pictures import (
     mouth_weights,
 )
 from dithead.train.settings import PLAIN, Execution, Kind, VQGANTraining
-from dithead.train.states import States
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
@@ -86,8 +85,7 @@ def train_vqgan(
     name = f"vqgan_{training.kind}"
     path = out / f"{name}.safetensors"
     made_from = _made_from(footage, config, training, execution, start)
-    states = States(out / f"{name}.states", made_from, execution.resume, processes.main)
-    check_same_state(states, processes)
+    states = open_states(out / f"{name}.states", made_from, execution.resume, processes)
     if states.finished and path.is_file():
         return path
     torch.manual_seed(training.seed)
