@@ -4,6 +4,7 @@ equal the pipeline."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,12 @@ from dithead.torchgraphs import TorchGraphs
 from dithead.train.appearance import plain_appearance, random_appearance, render
 from dithead.train.data import STORED_MARGIN
 from dithead.train.denoising import latent_weights
+from dithead.train.distributed import Processes
 from dithead.train.dit import train_dit
+from dithead.train.draws import SequentialDraws
+from dithead.train.keyed import KeyedDraws
 from dithead.train.latents import LatentCache, Run, look_landmarks
-from dithead.train.samples import Batch, LatentSampler
+from dithead.train.samples import Batch, LatentSampler, OwnOutputs
 from dithead.train.settings import DiTTraining
 
 CHOICES: list[dict[str, Any]] = [{"landmarks": True}, {"motion_frames": 2}, {"audio_filter": True}]
@@ -200,6 +204,7 @@ def test_a_clip_is_learnt_by_heart_from_each_condition(
         first_step_share=1.0,
         average_decay=0.9,
         reference_noise=0.0,
+        past_noise=0.0,
     )
     path = train_dit(cache, config, training, tmp_path)
     model = DitHead(config).dit
@@ -393,6 +398,26 @@ def test_samples_have_the_frames_before_within_their_clip() -> None:
         assert sample.past == tuple(at if at >= first else sample.reference for at in wanted)
     batch = sampler.sample(3)
     assert batch.past.shape == (3, 2 * batch.clean.shape[1], *batch.clean.shape[2:])
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_frames_before_have_their_own_noise(keyed: bool) -> None:
+    """Up to another level than the references, and another in each sample."""
+    config, training = small_config(), DiTTraining(batch=64, reference_noise=0.0, past_noise=2.0)
+    sampler = LatentSampler(random_cache(config), training, replace(config.dit, motion_frames=2))
+    own = OwnOutputs(Diffusion(config.diffusion), training, tuple(sampler.cache.face.shape[1:]))
+    where = torch.device("cpu")
+    draws = (
+        KeyedDraws(sampler, own, Processes(where))
+        if keyed
+        else SequentialDraws(sampler, own, own.diffusion, where)
+    )
+    with closing(draws):
+        drawn = draws.next()
+    reference, past = drawn.reference.split([16, 32], 1)
+    assert torch.equal(reference, drawn.batch.reference)
+    levels = (past - drawn.batch.past).std((1, 2, 3))
+    assert levels.min() < 0.3 and 1.7 < levels.max() < 2.1
 
 
 def test_latents_without_landmarks_say_so() -> None:

@@ -88,11 +88,12 @@ class KeyedDraws:
             chances.append(random.random(2))
             first = random.random() < self.training.first_step_share
             timesteps.append(self.known[-1 if first else int(random.integers(len(self.known)))])
-            level = self.training.reference_noise * random.random()
+            share, motion = random.random(), self.sampler.motion_frames
             generator = torch.Generator().manual_seed(int(random.integers(2**63)))
-            count = 2 + self.sampler.motion_frames
-            several = torch.randn((count, *self.own.size), generator=generator)
-            noises.append(several * torch.tensor([1.0, *[level] * (count - 1)]).view(-1, 1, 1, 1))
+            several = torch.randn((2 + motion, *self.own.size), generator=generator)
+            t = self.training
+            levels = [1.0, share * t.reference_noise, *[share * t.past_noise] * motion]
+            noises.append(several * torch.tensor(levels).view(-1, 1, 1, 1))
         heard = []
         for place in places[: self._generated()]:
             self.sampler.random = self._random(_SAMPLE, step, (place - 1) % size)

@@ -37,21 +37,25 @@ def train_parser(prog: str, recipe: Mapping[str, Any] | None = None) -> Parser:
             name, help=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         sub.set_defaults(run=run)
-        sub.add_argument("--preset", default="tiny", help="configuration")
         sub.add_argument("--threads", type=int, default=2, help="CPU threads")
         return sub
 
-    _add_prepare(add)
+    def add_for_preset(name: str, run: Run | None, help_text: str) -> Parser:
+        sub = add(name, run, help_text)
+        sub.add_argument("--preset", default="tiny", help="configuration")
+        return sub
+
+    _add_prepare(add_for_preset)
     _add_archives(add)
-    _add_identities(add)
-    _add_vqgan(add, recipe or {})
-    _add_latents(add)
-    _add_shape(add)
-    _add_dit(add, recipe or {})
+    _add_identities(add_for_preset)
+    _add_vqgan(add_for_preset, recipe or {})
+    _add_latents(add_for_preset)
+    _add_shape(add_for_preset)
+    _add_dit(add_for_preset, recipe or {})
     _add_adapt(add)
     _add_sync(add)
-    _add_ablate(add)
-    _add_pack(add)
+    _add_ablate(add_for_preset)
+    _add_pack(add_for_preset)
     _add_convert(add)
     return parser
 

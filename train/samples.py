@@ -206,10 +206,15 @@ class OwnOutputs:
                 reference[row] = self.latents[person]
                 if self.random.random() < 0.5:
                     noise[row] = self.initial_noise(batch.person[row : row + 1])[0]
-        level = self.training.reference_noise * torch.rand(len(reference), 1, 1, 1)
-        level = level.to(reference.device)
-        noised = reference + level * torch.randn_like(reference)
-        return torch.cat([noised, batch.past + level * torch.randn_like(batch.past)], 1), noise
+        share = torch.rand(len(reference), 1, 1, 1).to(reference.device)
+        noised = [
+            clean + level * share * torch.randn_like(clean)
+            for clean, level in (
+                (reference, self.training.reference_noise),
+                (batch.past, self.training.past_noise),
+            )
+        ]
+        return torch.cat(noised, 1), noise
 
     def generate(self, model: DiT, batch: Batch) -> None:
         """Generate outputs for the first samples of a batch, from older outputs if there are

@@ -47,6 +47,8 @@ class DiTTraining:
     generated_steps: int = 4
     reference_noise: float = 0.1
     """Largest standard deviation of the noise on reference latents."""
+    past_noise: float = 0.1
+    """The same of the latents of frames before, for a denoiser that is shown them."""
     silence_share: float = 0.35
     """Share of silent frames that hear digital silence instead of the recorded one."""
     disturbed_share: float = 0.5
