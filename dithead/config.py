@@ -387,6 +387,13 @@ PRESETS: dict[str, DitHeadConfig] = {
         dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
         diffusion=_FEW_STEPS,
     ),
+    # The same, hearing with Whisper's multilingual encoder.
+    "base-multilingual": DitHeadConfig(
+        preset="base-multilingual",
+        dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
+        diffusion=_FEW_STEPS,
+        audio=AUDIO_PRESETS["whisper-base"],
+    ),
     "paper": DitHeadConfig(preset="paper", vqgan=_LDM, audio=_WAV2VEC2),
     # With the paper's own mask, to compare: it shows how far the mouth is open.
     "paper-mask": DitHeadConfig(

@@ -51,6 +51,8 @@ RUN: list[dict[str, Any]] = [
     {"inpaint": True, "landmarks": True, "motion_frames": 1, "audio_filter": True},
 ]
 """What is run: those, and settings of the sampler."""
+DIFFTALK: dict[str, Any] = {"landmarks": True, "audio_filter": True}
+"""What that paper's denoiser has of them."""
 MODELS = [
     *CHOICES,
     {"motion_frames": 1, "skip": True},
@@ -186,9 +188,10 @@ def learnable_cache(config: DitHeadConfig) -> LatentCache:
     )
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=names)
+@pytest.mark.parametrize("lip_weight", [0.0, 0.2])
+@pytest.mark.parametrize("choice", [*CHOICES, DIFFTALK], ids=names)
 def test_a_clip_is_learnt_by_heart_from_each_condition(
-    choice: dict[str, Any], tmp_path: Path
+    choice: dict[str, Any], lip_weight: float, tmp_path: Path
 ) -> None:
     """The latents' variance is what is left to a denoiser that only knows the rest."""
     torch.set_num_threads(1)
@@ -205,6 +208,7 @@ def test_a_clip_is_learnt_by_heart_from_each_condition(
         average_decay=0.9,
         reference_noise=0.0,
         past_noise=0.0,
+        lip_weight=lip_weight,
     )
     path = train_dit(cache, config, training, tmp_path)
     model = DitHead(config).dit

@@ -1,6 +1,7 @@
 """Presets, validation and the round trip through JSON."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,13 @@ def test_a_picture_twice_as_large_costs_the_denoiser_no_more_at_f_16() -> None:
     large, small = preset("difftalk"), preset("paper")
     assert (large.face.crop_px, large.vqgan.factor) == (2 * small.face.crop_px, 16)
     assert large.latent_size == small.latent_size == 32
+
+
+def test_the_multilingual_base_differs_in_what_it_hears_with() -> None:
+    base, other = preset("base"), preset("base-multilingual")
+    assert (base.audio.encoder, other.audio.encoder) == ("whisper-tiny.en", "whisper-base")
+    assert other.audio.feature_dim == 512
+    assert replace(other, preset="base", audio=base.audio) == base
 
 
 def test_unknown_names_list_the_valid_ones() -> None:

@@ -47,8 +47,10 @@ class DiTTraining:
     generated_steps: int = 4
     reference_noise: float = 0.1
     """Largest standard deviation of the noise on reference latents."""
-    past_noise: float = 0.1
-    """The same of the latents of frames before, for a denoiser that is shown them."""
+    past_noise: float = 1.0
+    """The same of the latents of frames before, for a denoiser that is shown them. Training shows
+    true ones: with as little as the references have, errors grow from frame to frame
+    (docs/evaluation.md)."""
     silence_share: float = 0.35
     """Share of silent frames that hear digital silence instead of the recorded one."""
     disturbed_share: float = 0.5
