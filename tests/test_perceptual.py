@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import autoencoders
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dithead.errors import BackendUnavailable, CheckpointError
+from dithead.errors import BackendUnavailable, CheckpointError, ConfigError
+from dithead.face.crop import crop_mask, mask_out, mask_polygon
 from dithead.train import losses, packaged, perceptual
 from dithead.train.packaged import packaged_file
 from dithead.train.perceptual import MIN_SIDE_PX, STLPIPS, load_stlpips, unit_length
+from dithead.train.settings import PLAIN, Kind, Seen, VQGANTraining
 
 # What stlpips-pytorch 0.0.2 itself answers, LPIPS(net="alex", variant="shift_tolerant"), on
 # :func:`reference_pairs`; torch 2.13.0, float32, CPU.
@@ -199,6 +203,57 @@ def test_training_loss_uses_it_round_the_mouth(metric: STLPIPS) -> None:
     )
     assert parts["perceptual"] == pytest.approx(expected)
     assert float(total - plain) == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["face", "masked"])
+def test_the_whole_picture_is_compared_where_that_is_asked_for(metric: STLPIPS, kind: Kind) -> None:
+    """Two pictures that differ at the brow alone, which a masked face shows, too."""
+    a, b = noise(0, 64, 64), noise(0, 64, 64)
+    b[:, :, :8] = noise(1, 8, 64)
+    if kind == "masked":
+        hidden = crop_mask(64, 0.02, mask_polygon(1))
+        a, b = mask_out(a, hidden), mask_out(b, hidden)
+        assert float(losses.mouth_window(a).std()) < 0.02  # nothing to be learnt there
+    one, cpu = torch.ones(1, 1, 64, 64), torch.device("cpu")
+    distances = {}
+    for sees in ("auto", "whole"):
+        whole = VQGANTraining(kind, perceptual_sees=sees).perceptual_whole  # type: ignore[arg-type]
+        loss = losses.ReconstructionLoss(one, 1.0, 0.0, cpu, whole=whole)
+        distances[sees] = loss(a, b)[1]["perceptual"]
+    assert distances["whole"] == pytest.approx(metric(a, b).item()) and distances["whole"] > 1e-3
+    assert distances["auto"] == (distances["whole"] if kind == "masked" else 0.0)
+
+
+def test_the_mouth_of_a_masked_face_cannot_be_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"constant grey.*whole or auto"):
+        VQGANTraining("masked", perceptual_sees="mouth")
+    with pytest.raises(ConfigError, match="one of auto, mouth, whole, not 'nose'"):
+        VQGANTraining(perceptual_sees="nose")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sees", "side"), [("face", "auto", 32), ("face", "whole", 64), ("masked", "auto", 64)]
+)
+def test_stage_1_compares_what_its_settings_say(
+    kind: Kind, sees: Seen, side: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compared: list[tuple[int, float]] = []
+
+    class Squares(torch.nn.Module):
+        """Notes the side of the true pictures, and how much a pixel of theirs varies."""
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            compared.append((a.shape[3], float(a.std((2, 3)).min())))
+            return (a - b).square().mean((1, 2, 3))
+
+    monkeypatch.setattr(losses, "perceptual_metric", lambda device: Squares())
+    training = VQGANTraining(
+        kind, math.inf, steps=1, batch=2, perceptual_weight=1.0, perceptual_sees=sees
+    )
+    autoencoders.random_footage(tmp_path / "data")
+    autoencoders.train_small(tmp_path / "out", tmp_path / "data", training, PLAIN)
+    (found, spread), *_ = compared
+    assert found == side and spread > 0.1
 
 
 def test_training_loss_sees_only_the_mouth_that_is_given() -> None:

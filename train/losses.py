@@ -49,14 +49,14 @@ def perceptual_metric(device: torch.device) -> nn.Module:
 
 def mouth_window(image: Tensor) -> Tensor:
     """The quarter of crops (B, C, S, S) that contains the mouth: (B, C, S/2, S/2). The perceptual
-    distance is expensive, and matters most there."""
+    distance is expensive, and matters most there; a masked face has nothing there."""
     size = image.shape[2]
     return image[:, :, 3 * size // 8 : 7 * size // 8, size // 4 : 3 * size // 4]
 
 
 class ReconstructionLoss:
-    """Weighted L1 and L2, plus the perceptual distance round the mouth and the generator's
-    adversarial loss if requested.
+    """Weighted L1 and L2, plus the perceptual distance round the mouth, or of whole pictures, and
+    the generator's adversarial loss if requested.
 
     Args:
         weights: (1, 1, S, S) weight of each pixel.
@@ -64,6 +64,8 @@ class ReconstructionLoss:
         mouth: rows and columns of the pictures round a mouth. If given, the perceptual distance
             sees them, enlarged, instead of :func:`mouth_window`; and the discriminator only them.
         processes: those that train together, each with its part of a batch.
+        whole: whether the perceptual distance sees whole pictures, in the place of
+            :func:`mouth_window`.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class ReconstructionLoss:
         device: torch.device,
         mouth: tuple[slice, slice] | None = None,
         processes: Processes | None = None,
+        whole: bool = False,
     ) -> None:
         self.weights = weights / weights.mean()
         self.perceptual = perceptual
         self.adversarial = adversarial
         self.mouth = mouth
+        self.whole = whole
         self.processes = processes or Processes(device)
         self.metric: Any = (
             perceptual_metric(device).requires_grad_(False) if perceptual > 0 else None
@@ -138,7 +142,7 @@ class ReconstructionLoss:
     def _seen(self, image: Tensor) -> Tensor:
         """What the perceptual distance compares."""
         if self.mouth is None:
-            return mouth_window(image)
+            return image if self.whole else mouth_window(image)
         part = self._judged(image)
         return F.interpolate(part, scale_factor=ENLARGED, mode="bilinear", align_corners=False)
 

@@ -12,7 +12,7 @@ from dithead.command import face_choice
 from dithead.kernels.attention import ATTENTION_BACKENDS
 from dithead.train import commands
 from dithead.train.recipe import names as recipe_names
-from dithead.train.settings import Precision
+from dithead.train.settings import Precision, Seen
 from dithead.train.shards.options import add_options as shard_options
 
 DESCRIPTION = """prepare footage, make people from stills, train the two VQGANs and the shape head,
@@ -116,6 +116,12 @@ def _add_vqgan(add: Add, recipe: Mapping[str, Any]) -> None:
         type=float,
         default=0.0,
         help="weight of ST-LPIPS",
+    )
+    sub.add_argument(
+        "--perceptual-sees",
+        choices=get_args(Seen),
+        default="auto",
+        help="what it compares; auto: of whole faces the mouth's quarter, of masked ones all",
     )
     sub.add_argument(
         "--adversarial",

@@ -102,6 +102,7 @@ def train_vqgan(
         training.adversarial_weight,
         where,
         processes=processes,
+        whole=training.perceptual_whole,
     )
     part: nn.Module = model.decoder if training.decoder_only else model
     if training.decoder_only:
