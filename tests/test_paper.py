@@ -16,8 +16,9 @@ from dithead.bench.counting import count
 from dithead.config import PRESETS, DiffusionConfig, DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.model import DitHead, build_dit
-from dithead.train.dit import DiTTraining, LatentSampler
 from dithead.train.latents import Run
+from dithead.train.references import References
+from dithead.train.settings import DiTTraining
 from dithead.vqgan import Codebook
 
 PAPER, PAPER_512 = PRESETS["paper"], PRESETS["paper-512"]
@@ -189,14 +190,13 @@ def test_the_quantiser_finds_the_nearest_of_16384() -> None:
 
 def test_a_reference_is_of_the_same_clip_60_frames_away() -> None:
     runs = [Run(f"c{clip}", "a", 0, 0, 200 * clip, 200, True) for clip in range(3)]
-    sampler = LatentSampler.__new__(LatentSampler)
-    sampler.training, sampler.random = DiTTraining(other_clip_share=0.0), np.random.default_rng(0)
-    sampler.alike = {(0, 0): runs}
-    assert sampler.training.min_distance == 60
+    training = DiTTraining(other_clip_share=0.0)
+    references, random = References(runs, training), np.random.default_rng(0)
+    assert training.min_distance == 60
     away = []
     for _ in range(500):
-        run, frame = runs[sampler.random.integers(3)], int(sampler.random.integers(200))
-        row = sampler.reference_row(run, frame)
+        run, frame = runs[random.integers(3)], int(random.integers(200))
+        row = references.draw(run, frame, random)
         assert run.first <= row < run.first + 200
         away.append(row - run.first - frame)
     assert min(map(abs, away)) in range(60, 65)  # no nearer, and no further than need be

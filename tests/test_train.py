@@ -35,7 +35,8 @@ from dithead.train.masking import posed_meshes, training_mask
 from dithead.train.picture import save_png
 from dithead.train.pictures import PictureSampler
 from dithead.train.prepare import Source, delayed, list_folder, list_stills, prepare
-from dithead.train.samples import Batch, LatentSampler, OwnOutputs
+from dithead.train.references import References
+from dithead.train.samples import Batch, OwnOutputs
 from dithead.train.settings import DiTTraining, VQGANTraining
 from dithead.train.shape import (
     ShapeSampler,
@@ -336,15 +337,11 @@ def test_references_are_of_the_same_look_and_never_near(
         for look in range(2)
     ]
     by_row = {row: run for run in runs for row in range(run.first, run.first + run.frames)}
-    sampler = LatentSampler.__new__(LatentSampler)
-    sampler.training, sampler.random = DiTTraining(), np.random.default_rng(0)
-    sampler.alike = {}
-    for run in runs:
-        sampler.alike.setdefault((run.group, run.look), []).append(run)
+    references, random = References(runs, DiTTraining()), np.random.default_rng(0)
     for _ in range(400):
-        run = runs[sampler.random.integers(len(runs))]
-        frame = int(sampler.random.integers(100))
-        row = sampler.reference_row(run, frame)
+        run = runs[random.integers(len(runs))]
+        frame = int(random.integers(100))
+        row = references.draw(run, frame, random)
         other = by_row[row]
         assert (other.group, other.look, other.person) == (run.group, run.look, run.person)
         if other.clip == run.clip:

@@ -16,6 +16,7 @@ from dithead.dit import DiT
 from dithead.errors import ConfigError
 from dithead.train.latents import LatentCache, Run
 from dithead.train.loop import precision
+from dithead.train.references import References
 from dithead.train.settings import PLAIN, DiTTraining, Execution
 
 MAX_LATENT_STD = 2.0
@@ -95,10 +96,8 @@ class LatentSampler:
         self.looks = [run for run in cache.runs if run.main and run.look != 0]
         self.others = _by_person(run for run in cache.runs if not run.main and not run.made)
         self.made = _by_person(run for run in cache.runs if run.made)
-        self.alike: dict[tuple[int, int], list[Run]] = {}
-        for run in cache.runs:
-            self.alike.setdefault((run.group, run.look), []).append(run)
-        self.person = {key: number for number, key in enumerate(self.alike)}
+        self.references = References(cache.runs, training)
+        self.person = {key: number for number, key in enumerate(self.references.alike)}
 
     def draw_run(self) -> Run:
         """Any clip, in the shares that the settings ask for."""
@@ -113,17 +112,6 @@ class LatentSampler:
             runs = self.looks or self.plain
         return runs[self.random.integers(len(runs))]
 
-    def reference_row(self, run: Run, frame: int) -> int:
-        """A frame of another clip of the same person and look, otherwise a distant one of the same
-        clip."""
-        alike = [other for other in self.alike[run.group, run.look] if other.clip != run.clip]
-        if alike and self.random.random() < self.training.other_clip_share:
-            other = alike[self.random.integers(len(alike))]
-            return other.first + int(self.random.integers(other.frames))
-        distance = min(self.training.min_distance, max(frame, run.frames - 1 - frame))
-        far = [f for f in range(run.frames) if abs(f - frame) >= distance]
-        return run.first + far[self.random.integers(len(far))]
-
     def _window(self, run: Run, frame: int) -> np.ndarray:
         t = self.training
         if self.cache.silent[run.heard][frame] and self.random.random() < t.silence_share:
@@ -135,7 +123,7 @@ class LatentSampler:
         """A random sample; the reference is a true frame."""
         run = self.draw_run()
         frame = int(self.random.integers(run.frames))
-        reference = self.reference_row(run, frame)
+        reference = self.references.draw(run, frame, self.random)
         window = self._window(run, frame).astype(np.float32)
         before = range(frame - 1, frame - 1 - self.motion_frames, -1)
         past = tuple(run.first + at if at >= 0 else reference for at in before)

@@ -37,8 +37,10 @@ class DiTTraining:
     """Share of samples whose reference comes from another clip of the same person and look, if
     there is one. 0 is the paper's rule: a distant frame of the same clip."""
     min_distance: int = 60
-    """A reference from the same clip is at least this many frames away (the paper's number), or as
-    far as a short clip allows."""
+    """A reference from the same clip, or from another that ``dithead-train prepare --shards`` cut
+    from the same part of a video, is at least this many frames away (the paper's number). A clip
+    shorter than twice that has frames for which none is so far: these take the most distant one.
+    Of pieces that were cut by other means nothing is known."""
     own_output_share: float = 0.5
     """Share of samples whose reference is the model's own output for another frame and audio, if
     there is one; most of those were made from own outputs in turn."""
@@ -84,12 +86,15 @@ class DiTTraining:
                 "learning_rate must be positive, warmup_steps at least 1 and seed not negative, "
                 f"not {self.learning_rate}, {self.warmup_steps} and {self.seed}"
             )
+        if self.min_distance < 1:
+            raise ConfigError(f"min_distance must be at least 1 frame, not {self.min_distance}")
         if self.lip_weight < 0:
             raise ConfigError(f"lip_weight must not be negative, not {self.lip_weight}")
         for name in (
             "made_share",
             "main_share",
             "main_plain_share",
+            "other_clip_share",
             "own_output_share",
             "generated_share",
             "silence_share",

@@ -30,7 +30,7 @@ from dithead.train.shards.lists import Part, is_held_out
 from dithead.train.shards.report import report_row
 from dithead.train.shards.rules import HELD_OUT, SAMPLE_S, ShotRule, SyncRule
 from dithead.train.shards.shots import ShotFinder, Stretch
-from dithead.train.shards.store import CROPS, LATENTS, TRACK, WINDOWS, npy, packed
+from dithead.train.shards.store import CROPS, LATENTS, TRACK, WINDOWS, npy, packed, sample_name
 from dithead.train.shards.sync import matched
 
 BEFORE_S, AFTER_S = 2.0, 3.0
@@ -129,7 +129,7 @@ class SampleMaking:
                 tally.kept_s += stretch.length_s
                 tally.unjudged_s += stretch.length_s if match is None else 0.0
                 for piece in self._pieces(stretch):
-                    name = f"{part.name}_{tally.samples:04}"
+                    name = sample_name(part.name, tally.samples)
                     contents = self._contents(name, stretch, piece, sound, times)
                     frames = piece.stop - piece.start
                     add(*packed(name, person, split, frames, contents))

@@ -59,6 +59,19 @@ class Placed:
     """Of the sample in it."""
 
 
+def sample_name(part: str, number: int) -> str:
+    """What a sample is called: the samples of a part are numbered as they follow each other."""
+    return f"{part}_{number:04}"
+
+
+def part_and_number(name: str) -> tuple[str, int] | None:
+    """The reverse of :func:`sample_name`; None for what is called otherwise."""
+    part, _, number = name.rpartition("_")
+    if not number.isdecimal() or sample_name(part, int(number)) != name:
+        return None
+    return part, int(number)
+
+
 def packed(
     name: str, person: str, split: str, frames: int, contents: Mapping[str, bytes]
 ) -> tuple[Entry, bytes]:
