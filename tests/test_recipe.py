@@ -86,4 +86,23 @@ def test_given_options_count_before_a_recipe(
     assert config == preset("paper")
     assert (training.batch, training.learning_rate, training.steps) == (8, 1e-4, 200_000)
     assert math.isinf(training.minutes) and training.outside_weight == 1.0
+    assert (training.other_clip_share, training.min_distance) == (0.0, 60)
+    assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.999, 0.0)
     assert (execution.shard, execution.recompute, execution.device) == (False, True, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["face", "masked"])
+@pytest.mark.parametrize("options", [[], ["--decoder-only"]])
+def test_stage_1_takes_its_settings_from_the_recipe(
+    kind: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(commands, "train_vqgan", lambda *given: seen.append(given[2]))
+    monkeypatch.setattr(commands, "Footage", lambda folder: None)
+    monkeypatch.setattr(commands, "is_main", lambda: False)  # no weights to measure
+    command = ["vqgan", kind, "--data", "x", "--out", "x", "--recipe", "paper", "--threads", "1"]
+    assert cli.main([*command, *options]) == 0
+    (training,) = seen
+    assert training.kind == kind and training.decoder_only == bool(options)
+    assert training.perceptual_whole and training.perceptual_weight == 1.0
+    assert (training.beta1, training.beta2, training.commitment_weight) == (0.5, 0.9, 0.25)

@@ -141,7 +141,7 @@ def train_dit(
                     (loss / len(parts)).backward()
                 running += predicting / len(parts)
                 shape_off += off / len(parts)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
             optimiser.step()
             average.update()
             draws.generate(model, drawn)
@@ -231,9 +231,12 @@ def _optimiser(model: DiT, training: DiTTraining) -> torch.optim.Optimizer:
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     return torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        [
+            {"params": decay, "weight_decay": training.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
         lr=training.learning_rate,
-        betas=(0.9, 0.98),
+        betas=(training.beta1, training.beta2),
         fused=True,
     )
 

@@ -23,6 +23,12 @@ from dithead.train.sharding import own_part
 
 log = logging.getLogger(__name__)
 
+WARMUP_STEPS = 200
+"""Of a stage that has no such setting."""
+RATE_FLOOR = 0.05
+"""What is left of the learning rate at a stage's end. *Assumed*: LDM and DiT keep the rate; a fall
+takes the place of training on with a lower one, and a little is left, so that no step is wasted."""
+
 
 class Stage:
     """One stage of training: bounded in time or in steps, logged to a JSON-lines file.
@@ -64,7 +70,9 @@ class Stage:
     def running(self) -> bool:
         return self.progress < 1.0
 
-    def learning_rate(self, peak: float, warmup_steps: int = 200, floor: float = 0.05) -> float:
+    def learning_rate(
+        self, peak: float, warmup_steps: int = WARMUP_STEPS, floor: float = RATE_FLOOR
+    ) -> float:
         """Linear warm-up, then a cosine down to ``floor`` times the peak at the stage's end."""
         warm = min(1.0, (self.step + 1) / warmup_steps)
         fall = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress))

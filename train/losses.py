@@ -14,6 +14,16 @@ from dithead.train.learner import optimiser_tensors, restore_optimiser, restore_
 from dithead.train.perceptual import load_stlpips
 from dithead.train.states import SavedState
 
+SQUARED_WEIGHT = 4.0
+"""Weight of the squared error beside the absolute one. *Assumed*: LDM has the absolute one alone;
+with both, a few large errors count more than many small ones."""
+DISCRIMINATOR_WIDTH = 32
+"""Channels of its first layer. *Assumed*: LDM's has 64, for pictures of all kinds."""
+DISCRIMINATOR_RATE = 4e-4
+"""Its learning rate, the same from the first step to the last. *Assumed*: LDM's is that of the
+autoencoder; here the decoder has learnt already when the discriminator begins."""
+DISCRIMINATOR_BETAS = 0.5, 0.9
+"""Of its AdamW, which decays no weights (*assumed*: LDM's)."""
 ENLARGED = 1.5
 """Crops are smaller than the mouths that are shown."""
 
@@ -22,7 +32,7 @@ class PatchDiscriminator(nn.Module):
     """Classifies overlapping patches of a picture (PatchGAN, arXiv 1611.07004): (B, 3, S, S) -> (B,
     1, S/8 - 2, S/8 - 2)."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = DISCRIMINATOR_WIDTH) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for factor in (1, 2):
@@ -90,14 +100,17 @@ class ReconstructionLoss:
         if adversarial > 0:
             self.discriminator = PatchDiscriminator().to(device)
             self.optimiser = torch.optim.AdamW(
-                self.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9), weight_decay=0.0
+                self.discriminator.parameters(),
+                lr=DISCRIMINATOR_RATE,
+                betas=DISCRIMINATOR_BETAS,
+                weight_decay=0.0,
             )
 
     def __call__(self, image: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, both (B, 3, S, S) in [-1, 1], and its parts for the log."""
         error = reconstruction - image
         squared = error.square()
-        loss = (self.weights * (error.abs() + 4.0 * squared)).mean()
+        loss = (self.weights * (error.abs() + SQUARED_WEIGHT * squared)).mean()
         # Differences of neighbours: otherwise edges and skin would blur first.
         loss = loss + (self.weights[..., 1:] * error.diff(dim=3).abs()).mean()
         loss = loss + (self.weights[..., 1:, :] * error.diff(dim=2).abs()).mean()

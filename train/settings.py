@@ -24,8 +24,20 @@ class DiTTraining:
     batch: int = 32
     learning_rate: float = 6e-4
     warmup_steps: int = 300
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient (*assumed*: DiT's)."""
+    beta2: float = 0.98
+    """AdamW's decay of the mean squared gradient. *Assumed*: DiT has 0.999, which takes longer than
+    a short stage's warm-up to settle."""
+    weight_decay: float = 0.01
+    """AdamW's, of matrices alone. *Assumed*: DiT has none."""
+    gradient_clip: float = 1.0
+    """A longer gradient is shortened to this length. *Assumed*: DiT shortens none; here no single
+    batch may throw a high learning rate off."""
     seed: int = 0
     average_decay: float = 0.999
+    """Of the moving average of the weights, which is what the stage writes. *Assumed*: DiT has
+    0.9999, over far more steps."""
     made_share: float = 0.5
     """Share of samples from people made from stills, if there are any; all of them equally
     often."""
@@ -81,11 +93,7 @@ class DiTTraining:
                 f"batch and steps must be at least 1 and minutes positive, not {self.batch}, "
                 f"{self.steps} and {self.minutes}"
             )
-        if not (self.learning_rate > 0 and self.warmup_steps >= 1 and self.seed >= 0):
-            raise ConfigError(
-                "learning_rate must be positive, warmup_steps at least 1 and seed not negative, "
-                f"not {self.learning_rate}, {self.warmup_steps} and {self.seed}"
-            )
+        _check_descent(self)
         if self.min_distance < 1:
             raise ConfigError(f"min_distance must be at least 1 frame, not {self.min_distance}")
         if self.lip_weight < 0:
@@ -100,7 +108,6 @@ class DiTTraining:
             "silence_share",
             "disturbed_share",
             "first_step_share",
-            "average_decay",
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in 0..1, not {getattr(self, name)}")
@@ -131,6 +138,21 @@ class VQGANTraining:
     """End after this many steps, if that comes first."""
     batch: int = 16
     learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    """*Assumed*: LDM (arXiv 2112.10752) has no warm-up, and a lower rate."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient. *Assumed*: LDM has 0.5, as is usual where a discriminator
+    takes part; here that comes last."""
+    beta2: float = 0.99
+    """AdamW's decay of the mean squared gradient. *Assumed*: LDM has 0.9."""
+    weight_decay: float = 0.0
+    """AdamW's (*assumed*: LDM's)."""
+    gradient_clip: float = 1.0
+    """A longer gradient is shortened to this length. *Assumed*: LDM shortens none; here no single
+    batch may throw a high learning rate off."""
+    average_decay: float = 0.998
+    """Of the moving average of the weights, which is what the stage writes. *Assumed*: LDM's
+    autoencoders have none; this one evens out the last 500 steps."""
     seed: int = 0
     still_share: float = 0.7
     """Share of the pictures that are stills, if there are any."""
@@ -149,6 +171,9 @@ class VQGANTraining:
     latent_noise: float = 0.05
     """Largest standard deviation of the noise, relative to the features' own, that the decoder
     learns to tolerate where latents are not quantised."""
+    commitment_weight: float = 0.25
+    """Weight of what draws features to their codebook entries; what draws entries to features has
+    1. *Assumed*: that of VQ-VAE (arXiv 1711.00937) and LDM."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance (ST-LPIPS, AlexNet); needs the extra ``train``."""
     perceptual_sees: Seen = "auto"
@@ -164,6 +189,11 @@ class VQGANTraining:
     """As in :class:`DiTTraining`; the noise on latents is then keyed, too."""
 
     def __post_init__(self) -> None:
+        _check_descent(self)
+        if self.commitment_weight < 0:
+            raise ConfigError(
+                f"commitment_weight must not be negative, not {self.commitment_weight}"
+            )
         if self.adversarial_weight > 0 and not self.decoder_only:
             raise ConfigError("a discriminator would move the latents: train the decoder only")
         if self.perceptual_sees not in get_args(Seen):
@@ -182,6 +212,25 @@ class VQGANTraining:
         """Whether the perceptual distance compares whole pictures."""
         by_kind = self.perceptual_sees == "auto" and self.kind == "masked"
         return by_kind or self.perceptual_sees == "whole"
+
+
+def _check_descent(training: DiTTraining | VQGANTraining) -> None:
+    """Raise ConfigError if a stage's weights cannot be trained like that."""
+    t = training
+    if not (t.learning_rate > 0 and t.warmup_steps >= 1 and t.seed >= 0):
+        raise ConfigError(
+            "learning_rate must be positive, warmup_steps at least 1 and seed not negative, "
+            f"not {t.learning_rate}, {t.warmup_steps} and {t.seed}"
+        )
+    if not (0 <= t.beta1 < 1 and 0 <= t.beta2 < 1):
+        raise ConfigError(f"beta1 and beta2 must lie in 0..1, below 1, not {t.beta1} and {t.beta2}")
+    if not (t.weight_decay >= 0 and t.gradient_clip > 0):
+        raise ConfigError(
+            "weight_decay must not be negative and gradient_clip must be positive, not "
+            f"{t.weight_decay} and {t.gradient_clip}"
+        )
+    if not 0 <= t.average_decay <= 1:
+        raise ConfigError(f"average_decay must lie in 0..1, not {t.average_decay}")
 
 
 @dataclass(frozen=True, slots=True)

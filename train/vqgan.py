@@ -95,7 +95,7 @@ def train_vqgan(
         _begin_from(model, start, training)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sampler = PictureSampler(footage, config, training)
-    average = MovingAverage(model, 0.998)
+    average = MovingAverage(model, training.average_decay)
     losses = ReconstructionLoss(
         mouth_weights(config.face.crop_px, training.mouth_weight, config.face.view).to(where),
         training.perceptual_weight,
@@ -113,7 +113,10 @@ def train_vqgan(
     model.codebook.requires_grad_(not training.decoder_only)
     trained = list(part.parameters())
     optimiser = torch.optim.AdamW(
-        trained, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        trained,
+        lr=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+        weight_decay=training.weight_decay,
     )
     stage = Stage(out / f"{name}.log", training.minutes, training.steps, processes.main)
     learner = Learner(model, average, optimiser, stage)
@@ -141,7 +144,8 @@ def train_vqgan(
             recent.extend(kept[str(i)].to(where) for i in range(len(kept)))
         due = Due(execution, stage)
         while stage.running:
-            set_learning_rate(optimiser, stage.learning_rate(training.learning_rate))
+            rate = stage.learning_rate(training.learning_rate, training.warmup_steps)
+            set_learning_rate(optimiser, rate)
             drawn = pictures.next()
             image = drawn.image.to(where, memory_format=torch.channels_last)
             if not quantise and stage.progress > training.warm_share:
@@ -159,11 +163,12 @@ def train_vqgan(
             reconstruction = result.image.float()
             loss, parts = losses(image, reconstruction)
             if quantise and part is model:
-                loss = loss + result.codebook_loss + 0.25 * result.commitment_loss
+                commitment = training.commitment_weight * result.commitment_loss
+                loss = loss + result.codebook_loss + commitment
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             processes.average(model.codebook.parameters())
-            nn.utils.clip_grad_norm_(trained, 1.0)
+            nn.utils.clip_grad_norm_(trained, training.gradient_clip)
             optimiser.step()
             losses.train_discriminator(image, reconstruction.detach())
             average.update()
