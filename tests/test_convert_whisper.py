@@ -13,6 +13,7 @@ from speech import voiced
 from dithead import checkpoint
 from dithead.audio import AudioConfig, load_audio_encoder
 from dithead.audio.config import WHISPER, WHISPER_BASE, WHISPERS, WhisperSizes
+from dithead.audio.encoder import whisper_settings
 from dithead.audio.whisper import WhisperBody, sinusoids
 from dithead.errors import BackendUnavailable, CheckpointError, ConfigError
 from dithead.train import cli
@@ -148,6 +149,23 @@ def test_base_is_converted_from_its_two_parts_and_loaded(
         assert torch.equal(loaded[name], tensor), name
     every = load_audio_encoder(AudioConfig(encoder="whisper-base", layers=(0, 3)), out)(chunk)
     torch.testing.assert_close(every[..., 64:], found)
+
+
+def test_missing_and_damaged_weights_say_how_to_make_them(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+
+    def refused(what: str) -> None:
+        with pytest.raises(CheckpointError, match=what) as caught:
+            load_audio_encoder(BASE, path)
+        line = str(caught.value)
+        assert line.startswith("whisper-base: ") and str(path) in line and "\n" not in line
+        assert "`dithead train convert whisper --model base --out FILE`" in line
+
+    refused("no checkpoint at")
+    path.write_bytes(b"nothing")
+    refused("not a readable safetensors file")
+    checkpoint.save(path, {"conv1.bias": torch.zeros(512)}, whisper_settings(WHISPER_BASE))
+    refused("missing")
 
 
 def test_one_whisper_is_not_taken_for_another(

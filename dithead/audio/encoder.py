@@ -198,17 +198,22 @@ class WhisperEncoder(AudioEncoder):
         weights: checkpoint written by ``dithead.train.convert.whisper``.
 
     Raises:
-        CheckpointError: the file is missing or holds another encoder.
+        CheckpointError: the file is missing, damaged, or holds another encoder; the message says
+            how to make it.
     """
 
     def __init__(self, config: AudioConfig, weights: str | Path) -> None:
         super().__init__(config)
-        tensors, found = checkpoint.load(weights)
+        advice = WHISPER_ADVICE[config.encoder]
+        try:
+            tensors, found = checkpoint.load(weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{config.encoder}: {error.message}", hint=advice) from error
         for name, wanted in whisper_settings(config.encoder).items():
             if found.get(name) != wanted:
                 raise CheckpointError(
                     f"{weights}: expected the {name} {wanted!r}, found {found.get(name)!r}; "
-                    f"{WHISPER_ADVICE[config.encoder]}"
+                    f"{advice}"
                 )
         sizes = WHISPERS[config.encoder]
         self.log_mel = LogMel()
@@ -220,7 +225,10 @@ class WhisperEncoder(AudioEncoder):
             hidden=4 * sizes.width,
             length=config.chunk_features,
         )
-        checkpoint.load_into(self.body, tensors, source=weights)
+        try:
+            checkpoint.load_into(self.body, tensors, source=weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{config.encoder}: {error.message}", hint=advice) from error
         self.requires_grad_(False)
         self.eval()
 
