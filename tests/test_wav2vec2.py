@@ -5,7 +5,10 @@ The architecture is that of transformers with random weights: small, and once in
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from dithead.audio import (
     AudioFeatureStream,
     Wav2Vec2Encoder,
     encode_audio,
+    find_audio_weights,
     load_audio_encoder,
     load_wav2vec2,
     normalise_loudness,
@@ -29,8 +33,10 @@ from dithead.audio import (
 )
 from dithead.audio import wav2vec2 as ours
 from dithead.audio.config import WAV2VEC2_LOGITS
+from dithead.config import PRESETS, preset
 from dithead.errors import BackendUnavailable, CheckpointError
 from dithead.export.onnx import export_onnx
+from dithead.train import cli
 
 CONFIG = AUDIO_PRESETS["wav2vec2-xlsr-english"]
 REAL_SIZES = dict(ours.SIZES)
@@ -136,6 +142,87 @@ def test_wav2vec2_damaged_or_other_weights_are_refused(tmp_path: Path) -> None:
         load_audio_encoder(CONFIG, tmp_path)
 
 
+def test_wrong_contents_are_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the right format and with the right settings, but of another model: transformers, too,
+    has a report of that, on stderr."""
+    from safetensors.torch import load_file, save_file
+    from transformers.utils import logging as notes
+
+    weights = save_tiny_wav2vec2(tmp_path / "w") / "model.safetensors"
+    tensors = load_file(weights)
+    other = {f"other.{name}": tensor for name, tensor in tensors.items()}
+    narrow = {**tensors, "lm_head.weight": torch.zeros(33, 31)}
+    video, out = tmp_path / "v" / "v.mp4", tmp_path / "out"
+    video.parent.mkdir()
+    video.touch()
+    monkeypatch.setitem(PRESETS, "test", replace(preset("tiny"), audio=CONFIG))
+    command = ["prepare", "--shards", "--preset=test", f"--videos={video.parent}", f"--out={out}"]
+    notes.reset_format()  # makes its handler, which otherwise may have kept an earlier stderr
+    before = notes.get_verbosity(), notes.is_progress_bar_enabled()
+    handler = logging.StreamHandler(sys.stderr)
+    notes.add_handler(handler)
+    try:
+        for wrong, what in (
+            (other, r"has no \['lm_head.bias'.*; has \['other.lm_head.bias'"),
+            (narrow, r"lm_head\.weight: expected \(33, 32\), found \(33, 31\)"),
+        ):
+            save_file(wrong, weights, metadata={"format": "pt"})
+            capfd.readouterr()  # what saving it said
+            for given in (weights, weights.parent):
+                assert cli.main([*command, f"--audio-weights={given}"]) == 1
+                (line,) = capfd.readouterr().err.splitlines()
+                assert re.search(f"wav2vec2: {given} holds another model .*{what}", line), line
+                assert f"hf download {ours.WAV2VEC2_SOURCE} --local-dir FOLDER" in line
+    finally:
+        notes.remove_handler(handler)
+    assert (notes.get_verbosity(), notes.is_progress_bar_enabled()) == before
+    assert not out.exists()
+
+
+def test_shards_without_their_encoder_are_refused_before_they_begin(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "v.mp4").touch()
+    out = tmp_path / "out"
+    command = ["prepare", "--shards", "--preset=paper", f"--videos={tmp_path / 'v'}"]
+    for given, what in (
+        ([], "wav2vec2 does not ship with DiT-Head"),
+        (["--audio-weights=hub"], rf"{ours.WAV2VEC2_SOURCE} in the cache {tmp_path / 'cache'}"),
+        ([f"--audio-weights={tmp_path / 'no'}"], rf"no folder or file {tmp_path / 'no'}"),
+    ):
+        assert cli.main([*command, f"--out={out}", *given]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert re.search(what, line), line
+        assert f"hf download {ours.WAV2VEC2_SOURCE} --local-dir FOLDER" in line
+    assert not out.exists()
+
+
+def test_shards_hear_through_the_hubs_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their contents are in the plan, by which a run with others is refused."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(PRESETS, "test", replace(preset("tiny"), audio=CONFIG))
+    model = tmp_path / "cache" / ("models--" + ours.WAV2VEC2_SOURCE.replace("/", "--"))
+    commit = "1" * 40
+    save_tiny_wav2vec2(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    (tmp_path / "list").write_text("gone.mp4\n")
+    command = ["prepare", "--shards", "--preset=test", f"--list={tmp_path / 'list'}", "--workers=1"]
+    assert cli.main([*command, f"--out={tmp_path / 'out'}", "--audio-weights=hub"]) == 0
+    plan = json.loads((tmp_path / "out" / "work" / "plan").read_text())
+    assert plan["settings"]["audio_weights"].startswith(f"{commit}:")
+
+
 def test_the_sizes_are_those_of_the_papers_model() -> None:
     assert REAL_SIZES["num_hidden_layers"] == 24 and REAL_SIZES["hidden_size"] == 1024
     assert REAL_SIZES["vocab_size"] == WAV2VEC2_LOGITS == len(LETTERS) == 33
@@ -207,9 +294,10 @@ def test_a_file_alone_is_the_same_model(tmp_path: Path) -> None:
     save_file(tensors, alone, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"more than 2 layers .*layers\.2"):
         load_wav2vec2(alone)
+    del tensors["wav2vec2.encoder.layers.2.layer_norm.weight"]
     tensors["lm_head.weight"], tensors["lm_head.bias"] = torch.zeros(32, 32), torch.zeros(32)
     save_file(tensors, alone, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="cannot load"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.bias: expected \(33,\), found \(32,\)"):
         load_wav2vec2(alone)
     alone.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
@@ -233,6 +321,7 @@ def test_the_hubs_cache_is_read_only_when_asked_for(
     save_tiny_wav2vec2(model / "snapshots" / commit)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(commit)
+    assert find_audio_weights(CONFIG, Path(name)) == model / "snapshots" / commit
     found = load_audio_encoder(CONFIG, Path(name))(voiced(2.0)[None])
     expected = load_audio_encoder(CONFIG, model / "snapshots" / commit)(voiced(2.0)[None])
     assert torch.equal(found, expected)

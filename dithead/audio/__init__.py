@@ -20,7 +20,7 @@ from dithead.audio.encoder import (
     WhisperEncoder,
     normalise_loudness,
 )
-from dithead.audio.loading import load_audio_encoder
+from dithead.audio.loading import find_audio_weights, load_audio_encoder
 from dithead.audio.stream import (
     AudioFeatures,
     AudioFeatureStream,
@@ -45,6 +45,7 @@ __all__ = [
     "Wav2Vec2Encoder",
     "WhisperEncoder",
     "encode_audio",
+    "find_audio_weights",
     "load_audio_encoder",
     "load_wav2vec2",
     "normalise_loudness",

@@ -7,8 +7,27 @@ from pathlib import Path
 from dithead import checkpoint
 from dithead.audio.config import WAV2VEC2, WHISPER, AudioConfig
 from dithead.audio.encoder import WHISPER_ADVICE, AudioEncoder, WhisperEncoder
-from dithead.audio.wav2vec2 import ADVICE, Wav2Vec2Encoder, load_wav2vec2, require_transformers
+from dithead.audio.wav2vec2 import (
+    ADVICE,
+    Wav2Vec2Encoder,
+    find_wav2vec2,
+    load_wav2vec2,
+    require_transformers,
+)
 from dithead.errors import CheckpointError
+
+
+def find_audio_weights(config: AudioConfig, weights: str | Path | None) -> Path | None:
+    """The absolute path of what :func:`load_audio_encoder` would read, fetched from the hub if that
+    is asked for: for processes that run in other folders. None for the packaged encoder.
+
+    Raises:
+        CheckpointError: wav2vec2's weights are not there.
+    """
+    if weights is None:
+        return None
+    path = find_wav2vec2(weights) if config.encoder == WAV2VEC2 else Path(weights)
+    return path.absolute()
 
 
 def load_audio_encoder(config: AudioConfig, weights: str | Path | None = None) -> AudioEncoder:

@@ -4,6 +4,8 @@ file, or the hub. They do not ship with the package."""
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,13 +114,9 @@ def load_wav2vec2(weights: str | Path) -> Wav2Vec2ForCTC:
         CheckpointError: it is missing, incomplete, damaged, or another model.
         BackendUnavailable: transformers is not installed.
     """
-    path = Path(weights)
+    path = find_wav2vec2(weights)
     if path.is_file():
         return _load_file(path)
-    if not path.exists() and path.as_posix() in (HUB, WAV2VEC2_SOURCE):
-        path = _fetched()
-    if not path.exists():
-        raise CheckpointError(f"wav2vec2: there is no folder or file {path}; {ADVICE}")
     for name in (_CONFIG, _WEIGHTS):
         if not (path / name).is_file():
             raise CheckpointError(f"wav2vec2: no {name} in {path}; {ADVICE}")
@@ -126,6 +124,17 @@ def load_wav2vec2(weights: str | Path) -> Wav2Vec2ForCTC:
     if (path / _VOCABULARY).is_file():
         _check_letters(path / _VOCABULARY)
     return _load(path, path)
+
+
+def find_wav2vec2(weights: str | Path) -> Path:
+    """Where given weights are: the path itself, or the folder in the hub's cache, fetched if it is
+    not there yet. Raises CheckpointError: nothing is there."""
+    path = Path(weights)
+    if not path.exists() and path.as_posix() in (HUB, WAV2VEC2_SOURCE):
+        path = _fetched()
+    if not path.exists():
+        raise CheckpointError(f"wav2vec2: there is no folder or file {path}; {ADVICE}")
+    return path
 
 
 def _fetched() -> Path:
@@ -163,14 +172,18 @@ def _load(where: Path | None, source: Path, **given: Any) -> Wav2Vec2ForCTC:
     from safetensors import SafetensorError
 
     given = given or {"local_files_only": True, "use_safetensors": True}
-    wav2vec2 = require_transformers().Wav2Vec2ForCTC
+    # Tensors of other shapes are then in the report, with both shapes, and are refused below.
+    given |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        loaded: Any = wav2vec2.from_pretrained(where, output_loading_info=True, **given)
+        with _quiet():
+            loaded: Any = require_transformers().Wav2Vec2ForCTC.from_pretrained(where, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"wav2vec2: cannot load {source} ({error}); {ADVICE}") from error
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"wav2vec2: cannot load {source} ({text}); {ADVICE}") from error
     model: Wav2Vec2ForCTC
     model, report = loaded
-    further = sorted(name for name in report["unexpected_keys"] if ".encoder.layers." in name)
+    layers = "wav2vec2.encoder.layers."
+    further = sorted(name for name in report["unexpected_keys"] if name.startswith(layers))
     if further:
         raise CheckpointError(
             f"wav2vec2: {source} has more than {SIZES['num_hidden_layers']} layers ({further[0]}): "
@@ -178,9 +191,35 @@ def _load(where: Path | None, source: Path, **given: Any) -> Wav2Vec2ForCTC:
         )
     # The embedding of masked stretches is only used in training; some releases leave it out.
     missing = sorted(set(report["missing_keys"]) - {"wav2vec2.masked_spec_embed"})
-    if missing:
-        raise CheckpointError(f"wav2vec2: {source} has no {missing[:3]}; {ADVICE}")
+    wrong = [f"has no {missing[:3]}"] if missing else []
+    if missing and report["unexpected_keys"]:
+        wrong.append(f"has {sorted(report['unexpected_keys'])[:3]}")
+    wrong += [
+        f"{name}: expected {tuple(expected)}, found {tuple(found)}"
+        for name, found, expected in sorted(report["mismatched_keys"])[:3]
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"wav2vec2: {source} holds another model than {WAV2VEC2_SOURCE} ({'; '.join(wrong)}); "
+            f"{ADVICE}"
+        )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting on stderr what it loads: we say what is wrong ourselves, in
+    one line."""
+    notes = require_transformers().utils.logging
+    level, bar = notes.get_verbosity(), notes.is_progress_bar_enabled()
+    notes.set_verbosity(notes.CRITICAL)
+    notes.disable_progress_bar()
+    try:
+        yield
+    finally:
+        notes.set_verbosity(level)
+        if bar:
+            notes.enable_progress_bar()
 
 
 def _check_sizes(path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dithead.audio import find_audio_weights
 from dithead.config import preset
 from dithead.errors import ConfigError
 from dithead.train.shards.lists import Part, read_folder, read_hdtf, read_list
@@ -20,16 +21,18 @@ def run(args: argparse.Namespace) -> None:
     if args.stills is not None or args.manifest is not None or args.sound_delay_ms:
         raise ConfigError("--shards takes no --stills, --manifest or --sound-delay-ms")
     parts, notes = _parts(args)
+    config = preset(args.preset)
     making = SampleMaking(
-        config=preset(args.preset),
+        config=config,
         face=_absolute(args.face),
         masked=_absolute(args.masked),
-        audio_weights=_absolute(args.audio_weights),
+        audio_weights=find_audio_weights(config.audio, args.audio_weights),
         max_s=args.max_s,
         held_out=args.held_out,
         shots=ShotRule(min_s=args.min_s, min_side_px=args.min_side_px),
         sync=SyncRule(min_confidence=args.min_sync, max_lag_ms=args.max_lag_ms),
     )
+    making.check()
     out = args.out.absolute()
     shard_bytes = round(args.shard_mb * 1e6)
     settings = making.settings()

@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hdtf", type=Path, help="HDTF's lists, of videos in --videos")
     group.add_argument("--face", type=Path, help="face VQGAN: adds latents to the samples")
     group.add_argument("--masked", type=Path, help="masked-face VQGAN, likewise")
-    group.add_argument("--audio-weights", type=Path, help="speech encoder (wav2vec2)")
+    group.add_argument("--audio-weights", type=Path, help="speech encoder, or hub (wav2vec2)")
     group.add_argument("--held-out", type=float, default=HELD_OUT, help="share of the people")
     group.add_argument(
         "--shard-mb", type=float, default=SHARD_BYTES / 1e6, help="size of a full shard"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dithead.audio import AudioEncoder, load_audio_encoder
 from dithead.config import AudioConfig, DitHeadConfig
-from dithead.errors import ConfigError, MediaError
+from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.face.choice import FaceChoice
 from dithead.face.networks import FaceNetworks
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
@@ -59,7 +59,7 @@ class SampleMaking:
     masked: Path | None = None
     """The same for the masked-face VQGAN."""
     audio_weights: Path | None = None
-    """Folder of the speech encoder, if it is not the packaged one."""
+    """Folder or file of the speech encoder, if it is not the packaged one."""
     max_s: float = SAMPLE_S
     """A longer stretch becomes several samples of equal length."""
     held_out: float = HELD_OUT
@@ -79,6 +79,25 @@ class SampleMaking:
             )
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"the held-out share is from 0 to below 1, not {self.held_out:g}")
+
+    def check(self) -> None:
+        """Load all weights once, so that a run whose weights are missing or wrong does not begin.
+
+        Raises:
+            CheckpointError: some are; the message says which and how to get them.
+            BackendUnavailable: the speech encoder's package is not installed.
+        """
+        load_audio_encoder(self.config.audio, self.audio_weights)
+        for path, kind in ((self.face, "face"), (self.masked, "masked")):
+            if path is None:
+                continue
+            try:
+                load_vqgan(path, f"{kind}_vqgan", self.config)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"the {kind} VQGAN: {error.message}",
+                    hint=f"train it with dithead train vqgan {kind} --data FOLDER --out FOLDER",
+                ) from error
 
     def settings(self) -> dict[str, Any]:
         """All of it as JSON; weights by their contents."""
