@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from fanfaces import drawn_networks
 from shardwork import contents
 
 from dithead import checkpoint
@@ -33,7 +34,7 @@ from dithead.train.shards.rules import Match, ShotRule, SyncRule
 from dithead.train.shards.run import make_shards, on_processes, one_thread
 from dithead.train.shards.samples import SampleMaking, choice_of, read_sound, timed
 from dithead.train.shards.shots import ShotFinder
-from dithead.train.shards.store import read_array
+from dithead.train.shards.store import read_array, read_shards
 from dithead.train.shards.sync import matched
 from dithead.train.vqgan import PictureSampler, VQGANTraining
 
@@ -301,6 +302,53 @@ def test_the_command_makes_shards_that_stages_train_from(
     assert "other held_out" in capsys.readouterr().err
     assert cli.main([*common, f"--out={out}"]) == 1
     assert "nothing to prepare" in capsys.readouterr().err
+
+
+def test_the_papers_networks_find_faces_for_shards(
+    portraits: Callable[[int], list[np.ndarray]],
+    small: DitHeadConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(PRESETS, "test", small)
+    sound, _ = speech(1.0, 2)
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "ann.mkv", portraits(4), sound)
+    folder = tmp_path / "weights"
+    command = ["prepare", "--shards", "--preset=test", "--workers=1", "--min-side-px=40"]
+    command += [f"--videos={tmp_path / 'v'}", "--min-s=0.2", "--held-out=0"]
+    with_fan = ["--face-models=fan", f"--face-weights={folder}"]
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    assert cli.main([*command, *with_fan, f"--out={theirs}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no weights of S3FD at {folder / 's3fd.safetensors'}" in line
+    assert f"fetch them with dithead train convert fan -o {folder}" in line
+    assert not theirs.exists()
+
+    folder.mkdir()
+    (folder / "s3fd.safetensors").write_bytes(b"stands for weights")
+    load_packaged = FaceNetworks.load
+
+    def load(models: str = "mediapipe", weights: object = None) -> FaceNetworks:
+        assert (models, weights) in (("mediapipe", None), ("fan", folder))
+        return drawn_networks() if models == "fan" else load_packaged()
+
+    monkeypatch.setattr(FaceNetworks, "load", load)
+    assert cli.main([*command, *with_fan, f"--out={theirs}"]) == 0
+    assert cli.main([*command, f"--out={out}"]) == 0
+    (name,) = read_shards(out)
+    ours, other = read_array(out, name, "mesh.npy"), read_array(theirs, name, "mesh.npy")
+    assert ours.shape == other.shape == (4, 468, 2)
+    off = np.abs(ours - other).max()
+    assert 0.5 < off < 20  # the same face of 120 px, of which FAN gives 68 points
+
+    capsys.readouterr()
+    assert cli.main([*command, f"--out={theirs}"]) == 1
+    assert "was begun with other face_models, face_weights" in capsys.readouterr().err
+    (folder / "s3fd.safetensors").write_bytes(b"stands for other weights")
+    assert cli.main([*command, *with_fan, f"--out={theirs}"]) == 1
+    assert "was begun with other face_weights:" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # half a minute: four processes import PyTorch and load the face networks

@@ -54,7 +54,8 @@ def run_prepare(args: argparse.Namespace) -> None:
     if not sources:
         raise ConfigError("nothing to prepare: give --videos, --manifest or --stills")
     sources = [replace(source, sound_delay_ms=args.sound_delay_ms) for source in sources]
-    clips = prepare(sources, args.out, preset(args.preset), args.workers)
+    config, models = preset(args.preset), args.face_models or "mediapipe"
+    clips = prepare(sources, args.out, config, args.workers, models, args.face_weights)
     print(json.dumps({"clips": len(clips), "frames": sum(c.frames for c in clips)}))
 
 

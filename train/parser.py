@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from dithead.command import face_choice
+from dithead.command import add_face_model_arguments, face_choice
 from dithead.kernels.attention import ATTENTION_BACKENDS
 from dithead.train import commands
 from dithead.train.recipe import names as recipe_names
@@ -76,6 +76,7 @@ def _add_prepare(add: Add) -> None:
     )
     sub.add_argument("--out", type=Path, required=True, help="folder to write")
     sub.add_argument("--workers", type=int, default=2)
+    add_face_model_arguments(sub)
     shard_options(sub)
 
 

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from dithead.face.choice import FaceChoice
 from dithead.face.crop import STABLE_POINTS, crop_face
 from dithead.face.cropsmoother import CropSmoother
 from dithead.face.likeness import unlikeness
-from dithead.face.networks import FaceNetworks
+from dithead.face.networks import FaceModels, FaceNetworks
 from dithead.face.tracker import ANOTHER, FaceTracker
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.train.data import STORED_MARGIN, Clip, make_folders, read_index, save_clip, write_index
@@ -94,26 +95,44 @@ def list_manifest(manifest: Path, split: str = "train") -> list[Source]:
     ]
 
 
+@cache
+def face_networks(models: FaceModels = "mediapipe", weights: Path | None = None) -> FaceNetworks:
+    """The networks that find faces, loaded once per process; see
+    :meth:`dithead.face.networks.FaceNetworks.load`."""
+    return FaceNetworks.load(models, weights)
+
+
 def prepare(
-    sources: Sequence[Source], out: Path, config: DitHeadConfig, workers: int = 2
+    sources: Sequence[Source],
+    out: Path,
+    config: DitHeadConfig,
+    workers: int = 2,
+    face_models: FaceModels = "mediapipe",
+    face_weights: Path | None = None,
 ) -> list[Clip]:
     """Track every source and write crops, tracks and audio; a clip with a faceless frame is left
     out and logged.
 
     Clips already in the index are kept, so an interrupted run goes on where it stopped.
 
+    Args:
+        face_models: which networks find faces. face_weights: folder of S3FD's and FAN's weights;
+            None takes the one in the user's cache.
+
     Raises:
         MediaError: two sources have the same name, which is the clip's name.
+        CheckpointError: weights of the networks are missing; nothing was written.
     """
     names: dict[str, Path] = {}
     for source in sources:
         other = names.setdefault(source.path.stem, source.path)
         if other != source.path:
             raise MediaError(f"{other} and {source.path} bear the same name: rename one of them")
+    face_networks(face_models, face_weights)
     make_folders(out)
     done = {clip.name: clip for clip in read_index(out)}
     todo = [s for s in sources if s.path.stem not in done]
-    jobs = [(source, out, config) for source in todo]
+    jobs = [_Job(source, out, config, face_models, face_weights) for source in todo]
     with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
         for i, clip in enumerate(pool.imap_unordered(_prepare_one, jobs)):
             if clip is not None:
@@ -124,12 +143,21 @@ def prepare(
     return list(done.values())
 
 
-def _prepare_one(job: tuple[Source, Path, DitHeadConfig]) -> Clip | None:
-    source, out, config = job
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: Source
+    out: Path
+    config: DitHeadConfig
+    face_models: FaceModels
+    face_weights: Path | None
+
+
+def _prepare_one(job: _Job) -> Clip | None:
+    networks = face_networks(job.face_models, job.face_weights)
     try:
-        return prepare_clip(source, out, config)
+        return prepare_clip(job.source, job.out, job.config, networks=networks)
     except MediaError as error:
-        log.warning("left out %s: %s", source.path.name, error)
+        log.warning("left out %s: %s", job.source.path.name, error)
         return None
 
 
@@ -139,6 +167,7 @@ def prepare_clip(
     out: Path,
     config: DitHeadConfig,
     *,
+    networks: FaceNetworks | None = None,
     name: str | None = None,
     face: FaceChoice = "largest",
     one_person: bool = False,
@@ -147,6 +176,7 @@ def prepare_clip(
     """Prepare one video or still.
 
     Args:
+        networks: which find faces; None takes the packaged ones.
         name: of the clip; None takes the file's.
         face: whose face.
         one_person: leave frames without a face out, which otherwise are an error, and end where
@@ -156,7 +186,7 @@ def prepare_clip(
     Raises:
         MediaError: unreadable, a video without audio, a frame without a face, or no face at all.
     """
-    locate = FaceTracker(FaceNetworks.load().run, face)
+    locate = FaceTracker((networks or face_networks()).run, face)
     tracker = CropSmoother(config.face)
     state = tracker.initial_state()
     crops: list[np.ndarray] = []

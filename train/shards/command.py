@@ -9,6 +9,8 @@ from pathlib import Path
 from dithead.audio import find_audio_weights
 from dithead.config import preset
 from dithead.errors import ConfigError
+from dithead.face.fanweights import fan_folder
+from dithead.face.networks import FaceModels
 from dithead.train.shards.lists import Part, read_folder, read_hdtf, read_list
 from dithead.train.shards.report import TABLE
 from dithead.train.shards.rules import ShotRule, SyncRule
@@ -22,11 +24,15 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--shards takes no --stills, --manifest or --sound-delay-ms")
     parts, notes = _parts(args)
     config = preset(args.preset)
+    models: FaceModels = args.face_models or "mediapipe"
+    folder = fan_folder(args.face_weights) if models == "fan" else args.face_weights
     making = SampleMaking(
         config=config,
         face=_absolute(args.face),
         masked=_absolute(args.masked),
         audio_weights=find_audio_weights(config.audio, args.audio_weights),
+        face_models=models,
+        face_weights=_absolute(folder),
         max_s=args.max_s,
         held_out=args.held_out,
         shots=ShotRule(min_s=args.min_s, min_side_px=args.min_side_px),

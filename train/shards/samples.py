@@ -18,13 +18,14 @@ from dithead.audio import AudioEncoder, load_audio_encoder
 from dithead.config import AudioConfig, DitHeadConfig
 from dithead.errors import CheckpointError, ConfigError, MediaError
 from dithead.face.choice import FaceChoice
-from dithead.face.networks import FaceNetworks
+from dithead.face.networks import FaceModels
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.media.videoframe import VideoFrame
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.latents import encode_pictures, load_vqgan, windows_at
 from dithead.train.masking import masked_pictures
 from dithead.train.motion import crop_meshes
+from dithead.train.prepare import face_networks
 from dithead.train.shards.ledger import Add, Row
 from dithead.train.shards.lists import Part, is_held_out
 from dithead.train.shards.report import report_row
@@ -60,6 +61,10 @@ class SampleMaking:
     """The same for the masked-face VQGAN."""
     audio_weights: Path | None = None
     """Folder or file of the speech encoder, if it is not the packaged one."""
+    face_models: FaceModels = "mediapipe"
+    """Which networks find faces."""
+    face_weights: Path | None = None
+    """Folder of S3FD's and FAN's weights, if these are the networks."""
     max_s: float = SAMPLE_S
     """A longer stretch becomes several samples of equal length."""
     held_out: float = HELD_OUT
@@ -87,6 +92,7 @@ class SampleMaking:
             CheckpointError: some are; the message says which and how to get them.
             BackendUnavailable: the speech encoder's package is not installed.
         """
+        face_networks(self.face_models, self.face_weights)
         load_audio_encoder(self.config.audio, self.audio_weights)
         for path, kind in ((self.face, "face"), (self.masked, "masked")):
             if path is None:
@@ -101,9 +107,12 @@ class SampleMaking:
 
     def settings(self) -> dict[str, Any]:
         """All of it as JSON; weights by their contents."""
-        paths = {name: getattr(self, name) for name in ("face", "masked", "audio_weights")}
+        paths = {
+            name: getattr(self, name)
+            for name in ("face", "masked", "audio_weights", "face_weights")
+        }
         plain = {name: _fingerprint(path) for name, path in paths.items()}
-        rest = {name: getattr(self, name) for name in ("max_s", "held_out")}
+        rest = {name: getattr(self, name) for name in ("face_models", "max_s", "held_out")}
         rules = {"shots": asdict(self.shots), "sync": asdict(self.sync)}
         return {**plain, **rest, **rules, "config": self.config.to_dict()}
 
@@ -132,7 +141,8 @@ class SampleMaking:
             raise MediaError(f"the video {part.video} is missing")
         sound, sound_s = read_sound(part)
         with VideoSource(part.video) as video:
-            finder = ShotFinder(_networks(), self.config.face, self.shots, choice_of(part, video))
+            networks = face_networks(self.face_models, self.face_weights)
+            finder = ShotFinder(networks, self.config.face, self.shots, choice_of(part, video))
             tally.left_out_s = finder.left_out
             for stretch in finder.stretches(timed(frames_of(part, video))):
                 times = np.array(stretch.times_s) - sound_s
@@ -208,11 +218,6 @@ def _fingerprint(path: Path | None) -> str | None:
             while block := content.read(1 << 20):
                 value = zlib.crc32(block, value)
     return f"{path.name}:{value:08x}"
-
-
-@cache
-def _networks() -> FaceNetworks:
-    return FaceNetworks.load()
 
 
 @cache
