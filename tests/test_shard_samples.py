@@ -96,11 +96,16 @@ def carphone(carphone_clip: Path) -> Callable[[int], list[np.ndarray]]:
 
 
 def found(
-    path: Path, config: DitHeadConfig, rule: ShotRule, choice: FaceChoice = "largest"
+    path: Path,
+    config: DitHeadConfig,
+    rule: ShotRule,
+    choice: FaceChoice = "largest",
+    cuts: int = 0,
 ) -> tuple[list[Any], dict[str, float]]:
     finder = ShotFinder(FaceNetworks.load(), config.face, rule, choice)
     with one_thread(), VideoSource(path) as video:
         stretches = [(finder.person(s), s) for s in finder.stretches(timed(video))]
+    assert finder.cuts == cuts
     return stretches, {reason: round(s, 2) for reason, s in finder.left_out.items()}
 
 
@@ -115,7 +120,7 @@ def test_cuts_gaps_and_other_faces_end_a_stretch(
     both = [np.concatenate([pair, np.full_like(pair, 60)]) for pair in both]
     pictures = [*portraits(6), *grey, *portraits(5), *carphone(6), *portraits(2), *both]
     path = write_video(tmp_path / "v.mkv", pictures, None)
-    stretches, left_out = found(path, small, ShotRule(min_s=0.4, min_side_px=40))
+    stretches, left_out = found(path, small, ShotRule(min_s=0.4, min_side_px=40), cuts=5)
     assert [(who, len(s.times_s), round(s.times_s[0], 2)) for who, s in stretches] == [
         (0, 6, 0.0),
         (0, 5, 0.9),
@@ -252,7 +257,8 @@ def test_what_was_made_before_damage_is_kept_and_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sound, _ = speech(1.0, 2)
-    video = write_video(tmp_path / "v.mkv", portraits(4), sound)
+    grey = [np.full((240, 240, 3), 90, np.uint8)] * 3
+    video = write_video(tmp_path / "v.mkv", [*portraits(4), *grey], sound)
     whole = ShotFinder.stretches
 
     def broken(self: ShotFinder, frames: Any) -> Iterator[Any]:
@@ -264,7 +270,7 @@ def test_what_was_made_before_damage_is_kept_and_reported(
     parts, out = [Part("v", str(video), "ann")], tmp_path / "out"
     placed = make_shards(parts, out, making, {}, on_processes(1))
     (row,) = json.loads((out / "report.json").read_text())["parts"]
-    assert (len(placed), row["samples"], row["kept_s"]) == (1, 1, 0.4)
+    assert (len(placed), row["samples"], row["kept_s"], row["cuts"]) == (1, 1, 0.4, 1)
     assert row["error"] == "the rest is gone"
     assert row["unjudged_s"] == 0.4
 

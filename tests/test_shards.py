@@ -213,10 +213,11 @@ def test_the_report_adds_up(undisturbed: dict[str, bytes]) -> None:
     assert [row["part"] for row in rows] == [part.name for part in PARTS]
     assert report["totals"] == totals(rows)
     assert report["totals"]["samples"] == len(json.loads(undisturbed["shards.json"])["samples"])
-    rows[3] |= {"left_out_s": {"no face": 2.0, "scene too short": 4.0}}
+    rows[3] |= {"cuts": 12, "left_out_s": {"no face": 2.0, "scene too short": 4.0}}
     rows[4] |= {"error": "the video is missing"}
     assert rows[3]["unjudged_s"] == 0
     lines = table(rows).splitlines()
     assert lines[4].endswith("6.0  scene too short 4.0, no face 2.0")
+    assert lines[4].split()[3] == lines[-1].split()[5] == "12"
     assert lines[5].endswith("the video is missing")
     assert lines[-1].startswith("all 14")

@@ -18,6 +18,7 @@ def report_row(
     split: str,
     *,
     samples: int = 0,
+    cuts: int = 0,
     kept_s: float = 0.0,
     left_out_s: Mapping[str, float] | None = None,
     unjudged_s: float = 0.0,
@@ -27,9 +28,10 @@ def report_row(
     """What the report says of a part.
 
     Args:
-        left_out_s: seconds by reason. unjudged_s: those of the kept ones that were too short for
-            the sound to be compared. sound: for each stretch whose sound was compared, what was
-            found (``dithead.train.shards.sync.Match``).
+        cuts: how many scene cuts there were. left_out_s: seconds by reason.
+        unjudged_s: those of the kept ones that were too short for the sound to be compared.
+        sound: for each stretch whose sound was compared, what was found
+            (``dithead.train.shards.sync.Match``).
         error: why it could not be read to its end, or at all; the seconds of the rest are not
             known.
     """
@@ -39,6 +41,7 @@ def report_row(
         "person": person,
         "split": split,
         "samples": samples,
+        "cuts": cuts,
         "kept_s": round(kept_s, 3),
         "unjudged_s": round(unjudged_s, 3),
         "left_out_s": left,
@@ -55,6 +58,7 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "parts": len(rows),
         "samples": sum(row["samples"] for row in rows),
+        "cuts": sum(row["cuts"] for row in rows),
         "people": len({row["person"] for row in rows if row["samples"]}),
         "kept_s": round(sum(row["kept_s"] for row in rows), 3),
         "unjudged_s": round(sum(row["unjudged_s"] for row in rows), 3),
@@ -65,18 +69,18 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The report to read: a line for each part, and the sums."""
-    lines = [("part", "person", "samples", "kept s", "left out s", "why")]
+    lines = [("part", "person", "samples", "cuts", "kept s", "left out s", "why")]
     for row in rows:
         lines.append((row["part"], row["person"], *_figures(row), _why(row)))
     sums = totals(rows)
     lines.append((f"all {sums['parts']}", f"{sums['people']} people", *_figures(sums), _why(sums)))
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
     return "".join(
         "  ".join(
             [
                 *(text.ljust(width) for text, width in zip(line[:2], widths[:2], strict=True)),
-                *(text.rjust(width) for text, width in zip(line[2:5], widths[2:], strict=True)),
-                line[5],
+                *(text.rjust(width) for text, width in zip(line[2:6], widths[2:], strict=True)),
+                line[6],
             ]
         ).rstrip()
         + "\n"
@@ -84,9 +88,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _figures(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     left = sum(row["left_out_s"].values())
-    return str(row["samples"]), f"{row['kept_s']:.1f}", f"{left:.1f}"
+    return str(row["samples"]), str(row["cuts"]), f"{row['kept_s']:.1f}", f"{left:.1f}"
 
 
 def _why(row: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ class _Tally:
     """What was made of a part so far, for the report."""
 
     samples: int = 0
+    cuts: int = 0
     kept_s: float = 0.0
     unjudged_s: float = 0.0
     left_out_s: dict[str, float] = field(default_factory=dict)
@@ -129,6 +130,7 @@ class SampleMaking:
             part.person,
             split,
             samples=tally.samples,
+            cuts=tally.cuts,
             kept_s=tally.kept_s,
             left_out_s=tally.left_out_s,
             unjudged_s=tally.unjudged_s,
@@ -144,7 +146,7 @@ class SampleMaking:
             networks = face_networks(self.face_models, self.face_weights)
             finder = ShotFinder(networks, self.config.face, self.shots, choice_of(part, video))
             tally.left_out_s = finder.left_out
-            for stretch in finder.stretches(timed(frames_of(part, video))):
+            for stretch in _counted(finder, timed(frames_of(part, video)), tally):
                 times = np.array(stretch.times_s) - sound_s
                 match = matched(np.stack(stretch.meshes), times, sound, self.sync.min_s)
                 refusal = self.sync.refusal(match)
@@ -218,6 +220,16 @@ def _fingerprint(path: Path | None) -> str | None:
             while block := content.read(1 << 20):
                 value = zlib.crc32(block, value)
     return f"{path.name}:{value:08x}"
+
+
+def _counted(
+    finder: ShotFinder, frames: Iterable[tuple[VideoFrame, float]], tally: _Tally
+) -> Iterator[Stretch]:
+    """The stretches; the cuts are noted even where the video turns out to be damaged."""
+    try:
+        yield from finder.stretches(frames)
+    finally:
+        tally.cuts = finder.cuts
 
 
 @cache

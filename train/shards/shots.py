@@ -50,6 +50,7 @@ class ShotFinder:
 
     Attributes:
         left_out: seconds that are not usable, by reason.
+        cuts: how many scene cuts there were so far.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ShotFinder:
         self._last: TrackedFace | None = None  # in the frame before
         self._last_s = 0.0  # when the smoother was last used
         self.left_out: defaultdict[str, float] = defaultdict(float)
+        self.cuts = 0
 
     def person(self, stretch: Stretch) -> int:
         """Which person of this part a stretch shows, by the looks, from 0 in the order of their
@@ -86,6 +88,7 @@ class ShotFinder:
         for frame, duration_s in frames:
             image = torch.from_numpy(frame.rgb())
             cut = self._cut(image)
+            self.cuts += cut
             found = self._locate(image)
             reason, transform = self._judged(image, found, cut, float(frame.time_s))
             fresh = cut or found is None or found.changed
