@@ -129,7 +129,7 @@ class CommandParser(argparse.ArgumentParser):
         super().error(message)
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: argparse._ActionsContainer) -> None:
     """``--checkpoint``, missing from the namespace unless it was given, and ``--audio-weights``."""
     parser.add_argument(
         "--checkpoint",
@@ -137,6 +137,11 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="name of a packaged checkpoint, a .safetensors file, or random:PRESET for weights "
         "that are drawn in a preset's shapes, to measure its speed (default: tiny)",
     )
+    add_audio_weights_argument(parser)
+
+
+def add_audio_weights_argument(parser: argparse._ActionsContainer) -> None:
+    """``--audio-weights``."""
     parser.add_argument(
         "--audio-weights",
         metavar="WEIGHTS",
@@ -146,7 +151,19 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_face_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse._ActionsContainer) -> None:
+    """``--device``, and ``--attention``, None unless it was given."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--attention",
+        choices=("auto", "sdpa", "math", "flash", "xformers", "triton"),
+        help="attention of the denoiser, where PyTorch runs it: PyTorch's own, the plain formula, "
+        "that of a package, on CUDA, or the Triton kernel (default: auto, which is triton on "
+        "NVIDIA's GPUs where it is installed, and otherwise sdpa)",
+    )
+
+
+def add_face_model_arguments(parser: argparse._ActionsContainer) -> None:
     """``--face-models`` and ``--face-weights``."""
     parser.add_argument(
         "--face-models",

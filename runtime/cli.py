@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dithead.command import (
     CommandParser,
     add_checkpoint_arguments,
+    add_device_arguments,
     add_face_model_arguments,
     face_choice,
     run_command,
@@ -114,14 +115,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="first adapt the checkpoint to the face in IN, whose own sound is what it learns "
         "from, for so long; the result is kept beside IN for the next time",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--attention",
-        choices=("auto", "sdpa", "math", "flash", "xformers", "triton"),
-        help="attention of the denoiser, with --backend torch: PyTorch's own, the plain formula, "
-        "that of a package, on CUDA, or the Triton kernel (default: auto, which is triton on "
-        "NVIDIA's GPUs where it is installed, and otherwise sdpa)",
-    )
+    add_device_arguments(parser)
     add_face_model_arguments(parser)
     parser.add_argument("--steps", type=int, help="denoising steps (the checkpoint's own)")
     parser.add_argument(

@@ -39,6 +39,8 @@ from dithead.face.networks import FaceNetworks
 from dithead.model import DitHead
 from dithead.options import Options
 from dithead.pipeline import revoice
+from dithead.runtime.media.sink import VideoSink
+from dithead.runtime.media.sources import AudioSource, VideoSource
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
@@ -257,6 +259,25 @@ def tone_file(tmp_path: Path) -> Callable[..., Path]:
             file.setsampwidth(2)
             file.setframerate(rate_hz)
             file.writeframes((samples * 32767).astype("<i2").tobytes())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def talking_clip(
+    portrait_clip: Callable[..., Path], tone_file: Callable[..., Path]
+) -> Callable[..., Path]:
+    """Writes half a second of the portrait with a tone: (path, blank frames) -> path."""
+
+    def write(path: Path, blank: Collection[int] = ()) -> Path:
+        silent = portrait_clip("source.mp4", [Fraction(i, 25) for i in range(12)], blank)
+        with (
+            VideoSource(silent) as source,
+            VideoSink(path, source.info, audio=AudioSource(tone_file(0.5))) as sink,
+        ):
+            for frame in source:
+                sink.write(frame)
         return path
 
     return write

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
-from fractions import Fraction
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from dithead import checkpoint
 from dithead.errors import MediaError
 from dithead.export.layers import ReducedGraphs
 from dithead.options import Options
-from dithead.runtime.media.sink import VideoSink
-from dithead.runtime.media.sources import AudioSource, VideoSource
+from dithead.runtime.media.sources import VideoSource
 from dithead.torchgraphs import TorchGraphs
 from dithead.train import evaluate
 from dithead.train.evaluation.clips import (
@@ -36,25 +34,6 @@ from dithead.train.evaluation.syncnet import SyncNet
 from dithead.train.evaluation.table import as_text, tables
 from dithead.train.metrics import MOUTH_POINTS
 from dithead.train.picture import save_png
-
-
-@pytest.fixture
-def talking_clip(
-    portrait_clip: Callable[..., Path], tone_file: Callable[..., Path]
-) -> Callable[..., Path]:
-    """Writes half a second of the portrait with a tone: (path, blank frames) -> path."""
-
-    def write(path: Path, blank: Collection[int] = ()) -> Path:
-        silent = portrait_clip("source.mp4", [Fraction(i, 25) for i in range(12)], blank)
-        with (
-            VideoSource(silent) as source,
-            VideoSink(path, source.info, audio=AudioSource(tone_file(0.5))) as sink,
-        ):
-            for frame in source:
-                sink.write(frame)
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize("clips", [44, 45, 23, 2])

@@ -16,6 +16,7 @@ import pytest
 import torch
 from bundles import spec_of
 from speech import voiced
+from speechweights import LETTERS, REAL_SIZES, TINY, save_tiny_wav2vec2, write_letters
 from torch import Tensor
 
 from dithead.audio import (
@@ -39,18 +40,6 @@ from dithead.export.onnx import export_onnx
 from dithead.train import cli
 
 CONFIG = AUDIO_PRESETS["wav2vec2-xlsr-english"]
-REAL_SIZES = dict(ours.SIZES)
-TINY: dict[str, Any] = {
-    **REAL_SIZES,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "'", "-", *"abcdefghijklmnopqrstuvwxyz"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,20 +47,6 @@ def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     """The real architecture with small sizes, in the place of the real ones."""
     if "slow" not in request.keywords:
         monkeypatch.setattr(ours, "SIZES", TINY)
-
-
-def save_tiny_wav2vec2(folder: Path, **changes: Any) -> Path:
-    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
-
-    torch.manual_seed(3)
-    Wav2Vec2ForCTC(Wav2Vec2Config(**{**TINY, **changes})).save_pretrained(folder)
-    write_letters(folder, LETTERS)
-    return folder
-
-
-def write_letters(folder: Path, letters: list[str]) -> None:
-    numbers = {letter: number for number, letter in enumerate(letters)}
-    (folder / "vocab.json").write_text(json.dumps(numbers))
 
 
 def test_wav2vec2_equals_its_own_pipeline(tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dithead.audio import load_audio_encoder
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError, MediaError
+from dithead.kernels.attention import check_attention
 from dithead.options import ReferenceMode
+from dithead.runtime.checked import checked_device
 from dithead.train import evaluate
 from dithead.train.dit import train_dit
 from dithead.train.evaluation.table import Table, read_report, side_by_side
@@ -117,7 +120,8 @@ class Ablation:
 
     Args:
         base: the preset. face, masked, shape: weights of its other parts. out: folder for weights,
-            checkpoints and figures.
+            checkpoints and figures. audio_weights: of the speech encoder, if it is not the packaged
+            one; they are needed to judge.
     """
 
     base: DitHeadConfig
@@ -126,6 +130,7 @@ class Ablation:
     masked: Path
     shape: Path | None
     out: Path
+    audio_weights: Path | None = None
 
     def train(self, row: Row, cache: LatentCache, execution: Execution) -> Path:
         """Train a row, unless it is there already, and pack its checkpoint.
@@ -149,11 +154,15 @@ class Ablation:
         """Where a row's figures are, once it is judged."""
         return self.out / f"{_file_name(row)}.json"
 
-    def judge_arguments(self, row: Row) -> list[str]:
-        """Arguments of ``dithead-eval`` for a row, besides the clips."""
+    def judge_arguments(self, row: Row, execution: Execution) -> list[str]:
+        """Arguments of ``dithead-eval`` for a row, besides the clips, on the device and with the
+        attention of its training."""
         made = ["--checkpoint", str(self.out / f"{_file_name(row)}.safetensors")]
         made += ["--reference", row.reference, "--kinds", "own", "crossed"]
         made += ["--json", str(self.judged(row))]
+        made += ["--device", execution.device, "--attention", execution.attention]
+        if self.audio_weights is not None:
+            made += ["--audio-weights", str(self.audio_weights)]
         return made + ([] if row.steps is None else ["--steps", str(row.steps)])
 
 
@@ -174,13 +183,18 @@ def ablate(
         The figures of all rows that were judged, now or before.
 
     Raises:
+        BackendUnavailable, CheckpointError: rows are to be judged, and what that needs besides them
+            is missing.
         MediaError: a row could not be judged.
     """
+    if clips:
+        check_attention(execution.attention, checked_device(execution.device))
+        load_audio_encoder(ablation.base.audio, ablation.audio_weights)
     for row in rows:
         log.info("%s: %s", row.name, ablation.train(row, cache, execution))
         if clips and not ablation.judged(row).is_file():
             with redirect_stdout(sys.stderr):  # its table of each row is not the result
-                failed = evaluate.main([*clips, *ablation.judge_arguments(row)])
+                failed = evaluate.main([*clips, *ablation.judge_arguments(row, execution)])
             if failed:
                 raise MediaError(f"the row {row.name!r} could not be judged: see the error above")
     reports = {row.name: _report(ablation.judged(row)) for row in rows}

@@ -214,12 +214,13 @@ def run_ablate(args: argparse.Namespace) -> None:
 
     rows = chosen(args.rows)
     training = DiTTraining(**{**_settings(DiTTraining, args), "minutes": math.inf})
-    shared = Ablation(preset(args.preset), training, args.face, args.masked, args.shape, args.out)
+    parts = args.face, args.masked, args.shape
+    shared = Ablation(preset(args.preset), training, *parts, args.out, args.audio_weights)
     clips = [] if args.manifest is None else ["--manifest", str(args.manifest)]
     clips += ["--split", args.split] if clips else []
     # With a state at least, a row that is done is known as that.
     saved = max(1, args.steps // 10)
-    execution = Execution(device=args.device, resume=True, save_steps=saved)
+    execution = Execution(args.device, args.attention, resume=True, save_steps=saved)
     table = as_markdown(ablate(shared, rows, load_cache(args.latents), execution, clips))
     (args.out / "table.md").write_text(table)
     print(table, end="")

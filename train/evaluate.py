@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from dithead.errors import BackendUnavailable, ConfigError, DitheadError, MediaError
-from dithead.model import DitHead
 from dithead.options import Options
 from dithead.train.evaluation.arguments import parser
 from dithead.train.evaluation.clips import (
@@ -27,11 +26,12 @@ from dithead.train.evaluation.clips import (
 )
 from dithead.train.evaluation.identity import load_face_recognition
 from dithead.train.evaluation.inception import load_inception
+from dithead.train.evaluation.models import JudgedModel, load_models
 from dithead.train.evaluation.page import write_page
 from dithead.train.evaluation.papertable import FACE, notes, paper_table
 from dithead.train.evaluation.plan import plan
 from dithead.train.evaluation.reconstruction import list_stills
-from dithead.train.evaluation.runs import Job, Settings, load_models, run_job
+from dithead.train.evaluation.runs import Job, Settings, run_job
 from dithead.train.evaluation.summary import sum_up
 from dithead.train.evaluation.syncnet import load_syncnet
 from dithead.train.evaluation.table import as_text, read_report, tables
@@ -57,7 +57,8 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Job]]:
         settings = _settings(arguments, Path(folder))
         if settings.report is not None:
             settings.report.mkdir(parents=True, exist_ok=True)
-        with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        workers = arguments.workers or (2 if settings.model.device == "cpu" else 1)
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
             how = arguments.seconds, arguments.sound_delay_ms
             usable = _usable(people, settings, how, pool)
             jobs = []
@@ -92,15 +93,23 @@ def _people(arguments: argparse.Namespace) -> list[Person]:
 
 
 def _settings(arguments: argparse.Namespace, store: Path) -> Settings:
-    steps = arguments.steps or DitHead.load(arguments.checkpoint).config.diffusion.steps
+    model = JudgedModel(
+        arguments.checkpoint,
+        arguments.audio_weights,
+        arguments.device,
+        arguments.attention or "auto",
+        arguments.face_models or "mediapipe",
+        arguments.face_weights,
+    )
+    config = model.check()
     options = Options(
-        steps=steps,
+        steps=arguments.steps or config.diffusion.steps,
         reference=arguments.reference,
         generate_every=arguments.generate_every,
         detail=arguments.detail == "on",
     )
     return Settings(
-        arguments.checkpoint,
+        model,
         store,
         options,
         arguments.precision,
@@ -145,7 +154,7 @@ def _usable(
 def _store(work: tuple[Path, Settings, tuple[float, float]]) -> bool:
     path, settings, how = work
     try:
-        ClipStore(settings.store, *how).add(path, load_models(settings.checkpoint))
+        ClipStore(settings.store, *how).add(path, load_models(settings.model))
     except MediaError as error:
         print(f"left out {path.name}: {error}", file=sys.stderr)
         return False
@@ -193,7 +202,10 @@ def _report(
     failed = [job.name for job, row in zip(jobs, results, strict=True) if row is None]
     report: dict[str, Any] = {
         "settings": {
-            "checkpoint": settings.checkpoint,
+            "checkpoint": settings.model.checkpoint,
+            "device": settings.model.device,
+            "attention": settings.model.attention,
+            "face_models": settings.model.face_models,
             "steps": settings.options.steps,
             "reference": settings.options.reference,
             "generate_every": settings.options.generate_every,

@@ -210,12 +210,7 @@ def _add_dit(add: Add, recipe: Mapping[str, Any]) -> None:
     )
     _add_stage(sub, 60, 32, 6e-4)
     _add_long(sub)
-    sub.add_argument(
-        "--attention",
-        default="auto",
-        choices=ATTENTION_BACKENDS,
-        help="auto: PyTorch's, which on a GPU is flash attention; flash: the package flash-attn",
-    )
+    _add_attention(sub)
     sub.add_argument(
         "--recompute",
         action=SWITCH,
@@ -276,6 +271,15 @@ def _add_sync(add: Add) -> None:
     sub.add_argument("--licence", default="Apache-2.0")
 
 
+def _add_attention(sub: Parser) -> None:
+    sub.add_argument(
+        "--attention",
+        default="auto",
+        choices=ATTENTION_BACKENDS,
+        help="auto: PyTorch's, which on a GPU is flash attention; flash: the package flash-attn",
+    )
+
+
 def _add_ablate(add: Add) -> None:
     sub = add(
         "ablate", commands.run_ablate, "denoisers that differ in one choice, and a table of them"
@@ -290,9 +294,13 @@ def _add_ablate(add: Add) -> None:
     sub.add_argument("--batch", type=int, default=32)
     sub.add_argument("--learning-rate", type=float, default=6e-4)
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--device", default="cpu", help="to train and to judge on")
+    _add_attention(sub)
     sub.add_argument("--manifest", type=Path, help="clips to judge on, as for dithead-eval")
     sub.add_argument("--split", default="eval", help="split of that manifest")
+    sub.add_argument(
+        "--audio-weights", type=Path, help="speech encoder to judge with, as for dithead-eval"
+    )
 
 
 def _add_pack(add: Add) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dithead.command import (
+    add_checkpoint_arguments,
+    add_device_arguments,
+    add_face_model_arguments,
+)
 from dithead.train.evaluation.plan import LOOPED
 from dithead.train.evaluation.summary import KINDS
 
@@ -40,7 +45,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     whom.add_argument("--align", type=Path, help="folder of GRID alignments")
     what = whole.add_argument_group("what")
-    what.add_argument("--checkpoint", default="tiny", help="name or path (default: %(default)s)")
+    add_checkpoint_arguments(what)
+    what.set_defaults(checkpoint="tiny")
+    add_device_arguments(what)
+    add_face_model_arguments(what)
     default_kinds = [kind for kind in KINDS if kind not in LOOPED]
     what.add_argument("--kinds", nargs="+", choices=KINDS, default=default_kinds)
     what.add_argument("--steps", type=int, default=None, help="default: the model's")
@@ -85,7 +93,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     what.add_argument(
         "--precision", choices=("fp16", "bf16"), default="fp16", help="to compare with float32"
     )
-    whole.add_argument("--workers", type=int, default=2)
+    whole.add_argument(
+        "--workers",
+        type=int,
+        help="processes (default: 2; 1 on a GPU, where each holds the model once more)",
+    )
     whole.add_argument("--json", type=Path, help="write the figures here, and print a table")
     whole.add_argument("--report", type=Path, help="folder for a page with sheets and clips")
     whole.add_argument(

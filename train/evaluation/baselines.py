@@ -39,10 +39,12 @@ def _replaced(
     generator = FrameGenerator(models, Options(detail=False))
     first: Tensor | None = None
     for index, (frame, time_s) in enumerate(zip(clip.frames, clip.times_s, strict=True)):
-        prepared = generator.prepare(frame, time_s, index, lambda time_s: torch.zeros(()))
+        on_device = frame.to(models.device)
+        prepared = generator.prepare(on_device, time_s, index, lambda time_s: torch.zeros(()))
         if prepared is None:
             yield frame
             continue
         first = prepared.crop if first is None else first
         face = face_from(prepared.crop, first)
-        yield put_patch(frame, generator.finish(prepared, (face, face.new_zeros(0, 2))))
+        patch = generator.finish(prepared, (face, face.new_zeros(0, 2)))
+        yield put_patch(on_device, patch).cpu()

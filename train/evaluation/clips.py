@@ -151,8 +151,8 @@ def follow_meshes(frames: Sequence[Tensor], models: TorchGraphs) -> tuple[np.nda
         MediaError: no frame shows a face.
     """
     locate = FaceTracker(models.run)
-    faces = [locate(frame) for frame in frames]
-    fitted = [None if face is None else face.mesh[:, :2].numpy() for face in faces]
+    faces = [locate(frame.to(models.device)) for frame in frames]
+    fitted = [None if face is None else face.mesh[:, :2].cpu().numpy() for face in faces]
     found = np.array([mesh is not None for mesh in fitted])
     if not found.any():
         raise MediaError("no face in any frame")
@@ -168,15 +168,15 @@ def track(clip: Clip, graphs: Graphs) -> tuple[list[Tensor], np.ndarray]:
         Crop transforms (2, 3), crop units to frame pixels, for each frame; outlines of the blend
         (T, P, 2) in frame pixels.
     """
-    state = CropSmoother.initial_state()
+    state = CropSmoother.initial_state(graphs.device)
     transforms, outlines = [], []
     before = clip.times_s[0]
     for mesh, time_s in zip(clip.meshes, clip.times_s, strict=True):
-        elapsed = torch.tensor(time_s - before)
-        points = torch.from_numpy(mesh).float()
+        elapsed = torch.full((), time_s - before, device=graphs.device)
+        points = torch.from_numpy(mesh).float().to(graphs.device)
         transform, polygon, state = graphs.run("crop_smoother", points, state, elapsed)
-        outlines.append((polygon @ transform[:, :2].T + transform[:, 2]).numpy())
-        transforms.append(transform)
+        outlines.append((polygon @ transform[:, :2].T + transform[:, 2]).cpu().numpy())
+        transforms.append(transform.cpu())
         before = time_s
     return transforms, np.stack(outlines)
 

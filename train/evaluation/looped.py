@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dithead.graphs import Graphs
 from dithead.options import Options
-from dithead.pipeline import revoice
 from dithead.runtime.media.sources import SPEECH_RATE_HZ
+from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation.clips import Clip
+from dithead.train.evaluation.models import revoiced
 from dithead.train.metrics import box_difference, box_scores
 
 FEEDBACK_S = 60.0
@@ -51,13 +51,17 @@ def feedback(clip: Clip, make: Callable[..., list[Tensor]]) -> dict[str, Any]:
 
 
 def compare_precision(
-    clip: Clip, models: Graphs, reduced: Graphs, options: Options, seconds: float = PRECISION_S
+    clip: Clip,
+    models: TorchGraphs,
+    reduced: TorchGraphs,
+    options: Options,
+    seconds: float = PRECISION_S,
 ) -> dict[str, Any]:
     """A length of a clip, looped, in float32 and in a reduced precision: the difference in the
     mouth box, and how much further the latter is from the true frames."""
     clip, _ = looped(clip, seconds)
     full, made = (
-        revoice(
+        revoiced(
             zip(clip.frames, clip.times_s, strict=True),
             torch.from_numpy(clip.samples),
             graphs,

@@ -44,9 +44,11 @@ def reconstruct(
     generator = FrameGenerator(models, Options(detail=False))
     pairs = []
     for index, (frame, time_s) in enumerate(zip(frames, times_s, strict=True)):
-        prepared = generator.prepare(frame, time_s, index, lambda time_s: torch.zeros(()))
+        on_device = frame.to(models.device)
+        prepared = generator.prepare(on_device, time_s, index, lambda time_s: torch.zeros(()))
         if prepared is not None:
-            pairs.append((prepared.crop, through_stage_1(prepared.crop, models)))
+            decoded = through_stage_1(prepared.crop, models)
+            pairs.append((prepared.crop.cpu(), decoded.cpu()))
     return pairs
 
 

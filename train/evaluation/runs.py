@@ -17,7 +17,6 @@ from torch import Tensor
 from dithead.errors import MediaError
 from dithead.export.layers import ReducedGraphs
 from dithead.options import Options
-from dithead.pipeline import revoice
 from dithead.torchgraphs import TorchGraphs
 from dithead.train.evaluation import theval
 from dithead.train.evaluation.baselines import ceiling_frames, frozen_frames
@@ -30,6 +29,7 @@ from dithead.train.evaluation.identity import (
 )
 from dithead.train.evaluation.inception import Inception, load_inception
 from dithead.train.evaluation.looped import compare_precision, feedback
+from dithead.train.evaluation.models import JudgedModel, load_models, revoiced
 from dithead.train.evaluation.motion import RATE_HZ, jitter, moving, on_grid
 from dithead.train.evaluation.papertable import FACE, SYNC
 from dithead.train.evaluation.reconstruction import clip_reconstruction, still_reconstruction
@@ -53,7 +53,7 @@ _EYE_CORNERS = [33, 263]
 class Settings:
     """What all jobs have in common."""
 
-    checkpoint: str
+    model: JudgedModel
     store: Path
     """Folder of the run's :class:`ClipStore`."""
     options: Options
@@ -93,13 +93,6 @@ class Job:
 
 
 @cache
-def load_models(checkpoint: str) -> TorchGraphs:
-    """A checkpoint, loaded once per process, on one thread."""
-    torch.set_num_threads(1)
-    return TorchGraphs.load(checkpoint)
-
-
-@cache
 def _metric() -> Any:
     return load_stlpips()
 
@@ -131,7 +124,7 @@ def run_job(work: tuple[Job, Settings]) -> dict[str, Any] | None:
 
 @torch.inference_mode()
 def _run(job: Job, settings: Settings) -> dict[str, Any]:
-    models = load_models(settings.checkpoint)
+    models = load_models(settings.model)
     if job.kind == "stills":
         scores, (true, decoded) = still_reconstruction(job.video, models)
         if settings.report is not None:
@@ -143,7 +136,7 @@ def _run(job: Job, settings: Settings) -> dict[str, Any]:
         options = replace(options, reference="previous")
 
     def make(samples: np.ndarray, frames: Iterable[tuple[Tensor, float]]) -> list[Tensor]:
-        return list(revoice(frames, torch.from_numpy(samples), models, options))
+        return list(revoiced(frames, torch.from_numpy(samples), models, options))
 
     if job.kind == "reconstruction":
         return clip_reconstruction(clip, models)
