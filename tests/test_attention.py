@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import DTYPES, close, exact_attention, numbers
 from torch import Tensor
 
 from dithead.errors import BackendUnavailable, ConfigError
@@ -23,13 +24,6 @@ MODULES = {"flash": "flash_attn", "xformers": "xformers.ops"}
 
 def heads(count: int = 5) -> Tensor:
     return torch.randn(2, 4, count, 16)  # (B, heads, N, D)
-
-
-def test_math_equals_sdpa() -> None:
-    q, k, v = heads(), heads(7), heads(7)
-    torch.testing.assert_close(
-        attention(q, k, v, "math"), attention(q, k, v, "sdpa"), atol=1e-6, rtol=1e-5
-    )
 
 
 def test_a_model_gives_the_same_with_either(checkpoint_file: Path) -> None:
@@ -60,7 +54,7 @@ def test_a_session_opens_with_it(checkpoint_file: Path, pictures: list[np.ndarra
 
 def halves_only(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As flash-attn: (B, N, heads, D), in half precision alone."""
-    assert {x.dtype for x in (q, k, v)} == {torch.float16}
+    assert {x.dtype for x in (q, k, v)} in ({torch.float16}, {torch.bfloat16})
     return any_type(q, k, v)
 
 
@@ -69,16 +63,33 @@ def any_type(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
-@pytest.mark.parametrize("name", ["flash", "xformers"])
-def test_a_package_is_called_as_it_wants_to_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the packages: they show how each is called, not how it computes."""
     package = SimpleNamespace(flash_attn_func=halves_only, memory_efficient_attention=any_type)
-    monkeypatch.setitem(sys.modules, MODULES[name].partition(".")[0], package)
-    monkeypatch.setitem(sys.modules, MODULES[name], package)
-    q, k, v = heads(), heads(7), heads(7)
-    found, expected = attention(q, k, v, name), attention(q, k, v)
-    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    atol = 2e-3 if name == "flash" else 1e-6  # float16
-    torch.testing.assert_close(found, expected, atol=atol, rtol=atol)
+    for module in MODULES.values():
+        monkeypatch.setitem(sys.modules, module.partition(".")[0], package)
+        monkeypatch.setitem(sys.modules, module, package)
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["auto", "sdpa", "math", *MODULES])
+def test_each_back_end_is_held_to_the_same_definition(name: str, dtype: torch.dtype) -> None:
+    """In float64; Triton's kernels are held to it in test_kernels_attention.py."""
+    for queries, keys in ((5, 7), (64, 11), (3, 1)):
+        q = numbers(2, 4, queries, 16, dtype=dtype)
+        k, v = numbers(2, 2, 4, keys, 16, dtype=dtype)
+        found = attention(q, k, v, name)
+        assert found.dtype == dtype
+        expected = exact_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        kept = torch.float16 if (name, dtype) == ("flash", torch.float32) else dtype
+        close(found.transpose(1, 2).flatten(2), expected, kept)
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("name", MODULES)
+def test_a_package_needs_its_device(name: str) -> None:
     check_attention(name, torch.device("cuda"))
     with pytest.raises(BackendUnavailable, match=f"'{name}' runs on a CUDA device, not on cpu"):
         check_attention(name, torch.device("cpu"))

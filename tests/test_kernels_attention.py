@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exactness import DEVICE, DTYPES, close, numbers
-from torch import Tensor, nn
+from exactness import DEVICE, DTYPES, close, exact_attention, numbers
+from torch import nn
 
 from dithead.kernels.attention import attention, audio_attention, self_attention
 
 pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan")
-
-
-def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q, k, v (B, N, heads, D), in float64 -> (B, N, heads * D)."""
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
-    weights = (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(3)
-    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
