@@ -74,11 +74,11 @@ def look_at_torch() -> list[Finding]:
             detail = "this build has no CUDA"
             remedy = "pip install --force-reinstall torch (a build for CUDA, not for the CPU)"
         found.append(Finding("PyTorch", "CUDA", "missing", detail, remedy))
-    attention = ("flash_attn", "flash-attn", "flash"), ("xformers.ops", "xformers", "xformers")
     return [
         *found,
         _look_at_kernels(),
-        *(_extra("PyTorch", *names, f"--attention {names[2]}") for names in attention),
+        _look_at_flash(),
+        _extra("PyTorch", "xformers.ops", "xformers", "xformers", "--attention xformers"),
         _extra("PyTorch", "transformers", "transformers", "wav2vec2", "the encoder wav2vec2"),
         _extra("PyTorch", "cuda.bindings", "cuda-bindings", None, "the streams of --device cuda"),
     ]
@@ -108,6 +108,29 @@ def _look_at_kernels() -> Finding:
     state: State = "ok" if None in reasons.values() or not reasons else "unusable"
     remedy = "" if state == "ok" else "nothing to do: PyTorch's own kernels run instead"
     return Finding("PyTorch", "triton", state, "; ".join(told), remedy)
+
+
+def _look_at_flash() -> Finding:
+    """The versions of FlashAttention, and which of them each GPU takes."""
+    import torch
+
+    from dithead.kernels.attention import flash
+
+    there = flash.installed()
+    if not there:
+        return _extra("PyTorch", "flash_attn", "flash-attn", "flash", "--attention flash")
+    told = ["--attention flash", *(f"FlashAttention {v.number} ({v.module})" for v in there)]
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    state: State = "ok"
+    for device in (torch.device("cuda", index) for index in devices):
+        try:
+            version, _ = flash.flash_attention(flash.capability(device))
+            told.append(f"{device} takes {version.number}")
+        except BackendUnavailable:
+            told.append(f"none suits {device}")
+            state = "unusable"
+    remedy = "" if state == "ok" else "pip install 'dithead[flash]'"
+    return Finding("PyTorch", "flash-attn", state, "; ".join(told), remedy)
 
 
 def _use_of_kernels(device: torch.device) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from exactness import DTYPES, close, exact_attention, numbers
 from torch import Tensor
 
 from dithead.errors import BackendUnavailable, ConfigError
-from dithead.kernels.attention import ATTENTION_BACKENDS, attention, check_attention
+from dithead.kernels.attention import ATTENTION_BACKENDS, attention, check_attention, flash
 from dithead.runtime.backends import open_graphs
+from dithead.runtime.doctor import look_at_torch
 from dithead.runtime.session import Session
 from dithead.torchgraphs import TorchGraphs
 
@@ -63,6 +66,14 @@ def any_type(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
+@pytest.fixture(autouse=True)
+def looked_for_anew() -> Iterator[None]:
+    """Which FlashAttention there is, is found once in a process."""
+    flash.flash_attention.cache_clear()
+    yield
+    flash.flash_attention.cache_clear()
+
+
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the packages: they show how each is called, not how it computes."""
@@ -104,6 +115,84 @@ def test_an_absent_package_is_named_with_its_extra(
         attention(heads(), heads(), heads(), name)
     with pytest.raises(BackendUnavailable, match=rf"pip install 'dithead\[{name}\]'"):
         Session.open(attention=name)  # before anything is loaded, not at the first frame
+
+
+FLASH = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
+Installs = Callable[..., list[int]]
+
+
+@pytest.fixture
+def installs(monkeypatch: pytest.MonkeyPatch) -> Installs:
+    """Puts stand-ins for versions of FlashAttention in place: (the GPU's compute capability,
+    versions) -> the list to which each call adds its version."""
+    called: list[int] = []
+
+    def stand_in(version: int) -> SimpleNamespace:
+        def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Any:
+            called.append(version)
+            out = halves_only(q, k, v)
+            return out if version == 2 else (out, out.new_zeros(*q.shape[:3]))
+
+        return SimpleNamespace(flash_attn_func=flash_attn_func)
+
+    def install(capability: tuple[int, int], *versions: int) -> list[int]:
+        for version, module in FLASH.items():
+            there = stand_in(version) if version in versions else None
+            if version == 2 and there is None and 4 in versions:
+                there = SimpleNamespace()  # the folder that 4 lies in, alone
+            monkeypatch.setitem(sys.modules, module, there)
+        for module in ("dithead.kernels.attention", "dithead.kernels.attention.reference"):
+            monkeypatch.setattr(f"{module}.capability", lambda _: capability)
+        return called
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("capability", "versions", "width", "chosen"),
+    [
+        ((8, 0), (2, 3, 4), 64, 2),
+        ((9, 0), (2, 3, 4), 64, 3),
+        ((9, 0), (2, 4), 64, 4),
+        ((9, 0), (2, 4), 32, 2),
+        ((9, 0), (4,), 128, 4),
+        ((9, 0), (2,), 64, 2),
+        ((10, 0), (2, 3, 4), 64, 4),
+        ((10, 3), (2, 3), 64, 2),
+        ((12, 0), (2, 3, 4), 64, 2),
+    ],
+)
+def test_the_flash_attention_made_for_a_gpu_comes_first(
+    installs: Installs,
+    capability: tuple[int, int],
+    versions: tuple[int, ...],
+    width: int,
+    chosen: int,
+) -> None:
+    called = installs(capability, *versions)
+    check_attention("flash", torch.device("cuda"))
+    q, k, v = numbers(2, 4, 5, width), numbers(2, 4, 7, width), numbers(2, 4, 7, width)
+    found = attention(q, k, v, "flash")
+    expected = exact_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    close(found.transpose(1, 2).flatten(2), expected, torch.float16)
+    assert called == [chosen]
+
+
+def test_what_was_looked_for_is_said(installs: Installs) -> None:
+    installs((9, 0))
+    names = r"flash_attn_interface \(FlashAttention 3\), flash_attn\.cute .*, flash_attn \("
+    with pytest.raises(BackendUnavailable, match=names):
+        check_attention("flash", torch.device("cuda"))
+    installs((8, 9), 3, 4)
+    with pytest.raises(BackendUnavailable, match=r"8\.9; looked for flash_attn \(Fl[^,]*: pip"):
+        check_attention("flash", torch.device("cuda"))
+
+
+def test_the_doctor_names_the_versions_that_are_there(installs: Installs) -> None:
+    installs((9, 0), 3, 4)
+    found = {finding.name: finding for finding in look_at_torch()}["flash-attn"]
+    assert "FlashAttention 3 (flash_attn_interface); FlashAttention 4" in found.detail
+    assert "FlashAttention 2" not in found.detail
 
 
 def test_others_are_refused() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dithead.errors import BackendUnavailable, ConfigError
 from dithead.kernels.attention import reference
+from dithead.kernels.attention.flash import capability, flash_attention
 from dithead.kernels.attention.reference import (
     MOST_AUDIO_TOKENS,
     MOST_WIDTH,
@@ -51,7 +52,10 @@ def check_attention(backend: str, device: torch.device) -> None:
         )
     if backend not in reference.PACKAGES:
         return
-    reference.package(backend)
+    if backend == "flash":
+        flash_attention(capability(device))
+    else:
+        reference.require_xformers()
     if device.type != "cuda":
         raise BackendUnavailable(
             f"attention {backend!r} runs on a CUDA device, not on {device}",
@@ -67,10 +71,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa
         backend: ``sdpa`` is torch.nn.functional.scaled_dot_product_attention, which itself uses
             flash attention on a GPU if the shapes allow; ``math`` is the formula written out, whose
             backward pass is several times faster on a CPU at our sizes; ``flash`` and ``xformers``
-            call the package of that name and raise an error if it is missing. ``flash`` computes in
-            float16 if the inputs are float32. ``triton`` is this package's kernel, for heads of at
-            most 128 numbers; ``auto`` is that where it is made for the device (see
-            :mod:`dithead.kernels.choice`), and otherwise ``sdpa``.
+            call the package of that name and raise an error if it is missing. ``flash`` is the
+            version of FlashAttention that is there and suits the GPU (see
+            :mod:`dithead.kernels.attention.flash`), in float16 if the inputs are float32.
+            ``triton`` is this package's kernel, for heads of at most 128 numbers; ``auto`` is that
+            where it is made for the device (see :mod:`dithead.kernels.choice`), and otherwise
+            ``sdpa``.
 
     Raises:
         ConfigError: unknown back end. BackendUnavailable: it cannot run here.

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import BackendUnavailable
+from dithead.kernels.attention.flash import capability, flash_attention
 
-PACKAGES = {"flash": ("flash-attn", "flash_attn"), "xformers": ("xformers", "xformers.ops")}
+PACKAGES = ("flash", "xformers")
+"""Back ends that a package of that name runs on CUDA devices."""
 MOST_WIDTH, MOST_AUDIO_TOKENS = 128, 16
 """Numbers of a head, and audio tokens, that the Triton kernels hold in registers."""
 _HALF = (torch.float16, torch.bfloat16)
@@ -40,27 +42,26 @@ def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    flash_attn = package("flash")
+    _, attend = flash_attention(capability(q.device), q.shape[-1])
     dtype = q.dtype if q.dtype in _HALF else torch.float16  # its kernels support no other
-    out = flash_attn.flash_attn_func(*(x.to(dtype).transpose(1, 2) for x in (q, k, v)))
+    made = attend(*(x.to(dtype).transpose(1, 2) for x in (q, k, v)))
+    out: Tensor = made[0] if isinstance(made, tuple) else made  # with the scores' logarithmic sum
     return out.transpose(1, 2).to(q.dtype)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    ops = package("xformers")
-    out = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    out = require_xformers().memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
     return out.transpose(1, 2)
 
 
-def package(backend: str) -> Any:
-    """The package behind a back end. Raises BackendUnavailable: it is not installed."""
-    name, module = PACKAGES[backend]
+def require_xformers() -> Any:
+    """xFormers' operators. Raises BackendUnavailable: the package is not installed."""
     try:
-        return import_module(module)
+        return import_module("xformers.ops")
     except ImportError as error:
         raise BackendUnavailable(
-            f"attention {backend!r} needs the package {name}",
-            hint=f"pip install 'dithead[{backend}]'",
+            "attention 'xformers' needs the package xformers",
+            hint="pip install 'dithead[xformers]'",
         ) from error
 
 
