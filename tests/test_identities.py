@@ -16,13 +16,14 @@ from dithead.face.mesh import INNER_LOWER, INNER_UPPER, load_face_mesh, roi_from
 from dithead.train.appearance import plain_appearance, random_appearance
 from dithead.train.data import Clip, Footage, make_folders, read_index, save_clip, write_index
 from dithead.train.identities import StillRule, make_identities
-from dithead.train.latents import LatentCache, Run, _looks, cache_windows
+from dithead.train.latents import LatentCache, Run, _looks
 from dithead.train.metrics import fine_correlation, opening
 from dithead.train.motion import LOWER_LIP, Motion, read_motion
 from dithead.train.prepare import Source, list_folder, list_manifest, list_stills, prepare
 from dithead.train.retarget import Still, read_still, retarget
 from dithead.train.samples import LatentSampler
 from dithead.train.settings import DiTTraining
+from dithead.train.windows import cache_windows
 
 FRAMES = 40
 SMILING = StillRule(max_opening=0.1)

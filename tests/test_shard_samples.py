@@ -27,7 +27,6 @@ from dithead.face.networks import FaceNetworks
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, VideoSource
 from dithead.train import cli
 from dithead.train.data import STORED_MARGIN, Footage
-from dithead.train.latents import windows_at
 from dithead.train.prepare import delayed
 from dithead.train.shards.lists import Part
 from dithead.train.shards.rules import Match, ShotRule, SyncRule
@@ -37,6 +36,7 @@ from dithead.train.shards.shots import ShotFinder
 from dithead.train.shards.store import read_array, read_shards
 from dithead.train.shards.sync import matched
 from dithead.train.vqgan import PictureSampler, VQGANTraining
+from dithead.train.windows import windows_at
 
 FPS = 10
 ANY_SOUND = SyncRule(min_confidence=0.0, max_lag_ms=1000.0)

@@ -19,7 +19,6 @@ from dithead.options import Options
 from dithead.torchgraphs import TorchGraphs
 from dithead.train import cli
 from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
-from dithead.train.latents import windows_at
 from dithead.train.prepare import Source, prepare
 from dithead.train.sync import accuracy
 from dithead.train.sync.augment import MIRRORED, changed_lips, changed_sound
@@ -35,6 +34,7 @@ from dithead.train.sync.model import (
 from dithead.train.sync.score import SHORTEST_S, SyncScorer, compared
 from dithead.train.sync.series import sound_series
 from dithead.train.sync.training import SyncTraining, lag_loss, window_loss
+from dithead.train.windows import windows_at
 
 RATE_HZ = 25
 

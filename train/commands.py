@@ -23,12 +23,13 @@ from dithead.train.data import Footage
 from dithead.train.distributed import is_main
 from dithead.train.dit import train_dit
 from dithead.train.evaluation.table import as_markdown
-from dithead.train.latents import cache_latents, cache_windows, load_cache
+from dithead.train.latents import cache_latents, load_cache
 from dithead.train.loop import load_part
 from dithead.train.pack import pack
 from dithead.train.settings import Distillation, DiTTraining, Execution, VQGANTraining
 from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, train_shape
 from dithead.train.vqgan import reconstruction_psnr, train_vqgan
+from dithead.train.windows import cache_windows
 from dithead.vqgan import VQGAN
 
 MAX_STAGE_MINUTES = 120.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ class Footage:
         """``transform`` (T, 2, 3), ``mesh`` (T, 468, 2) in frame pixels, ``time_s`` (T,), ``audio``
         (S,) 16 kHz, empty for a still."""
         return read_track(self._root_of[clip.name], clip.name)
+
+
+@cache
+def open_footage(roots: tuple[Path, ...]) -> Footage:
+    """For a worker, whose jobs all read the same footage: the index is read once."""
+    return Footage(*roots)
 
 
 def read_track(root: Path, name: str) -> dict[str, np.ndarray]:

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from dithead import checkpoint
-from dithead.audio import AudioEncoder, encode_audio, load_audio_encoder
 from dithead.conditions import MIRRORED, UPPER_LANDMARKS
-from dithead.config import AudioConfig, DitHeadConfig, View
+from dithead.config import DitHeadConfig, View
 from dithead.errors import MediaError
 from dithead.train.appearance import (
     Appearance,
@@ -34,7 +33,7 @@ from dithead.train.appearance import (
     random_appearance,
     render,
 )
-from dithead.train.data import Clip, Footage, write_json
+from dithead.train.data import Clip, Footage, open_footage, write_json
 from dithead.train.loop import load_part, precision, single_thread
 from dithead.train.masking import followed, masked_pictures
 from dithead.train.motion import crop_meshes
@@ -47,9 +46,6 @@ MADE_STRENGTH = 0.3
 """How far looks change people made from stills, of whom there are many: see random_appearance."""
 ENCODED_AT_ONCE = 8
 """Pictures in one batch of the encoders: on a CPU, larger batches do not fit the caches."""
-SILENT_RMS = 0.028
-"""A frame whose whole audio window is quieter than this (after loudness normalisation of the clip)
-counts as silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +133,6 @@ class _Job:
 
 
 @cache
-def _footage(roots: tuple[Path, ...]) -> Footage:
-    """For a worker, whose jobs all read the same footage: the index is read once."""
-    return Footage(*roots)
-
-
-@cache
 def load_vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
     """One of the two frozen VQGANs, loaded once per process."""
     model = VQGAN(config.vqgan)
@@ -155,7 +145,7 @@ def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray, np.
     face = load_vqgan(job.face, "face_vqgan", job.config).to(device)
     masked = load_vqgan(job.masked, "masked_vqgan", job.config).to(device)
     config = job.config.face
-    crops = torch.from_numpy(np.array(_footage(job.roots).crops(job.clip)))
+    crops = torch.from_numpy(np.array(open_footage(job.roots).crops(job.clip)))
     generator = torch.Generator().manual_seed(job.seed)
     look = plain_appearance(len(crops))
     if job.look_seed is not None:
@@ -163,7 +153,7 @@ def _encode(job: _Job, device: str = "cpu") -> tuple[np.ndarray, np.ndarray, np.
         person = random_appearance(1, torch.Generator().manual_seed(job.look_seed), strength)
         look = follow(person, len(crops), generator)
     look = followed(look, config)
-    meshes = crop_meshes(_footage(job.roots).track(job.clip))
+    meshes = crop_meshes(open_footage(job.roots).track(job.clip))
     with torch.device(device):
         image = render(crops.to(device), look.to(device), config.crop_px, config.view)
     hidden = masked_pictures(image, look, meshes, config, generator)
@@ -256,103 +246,6 @@ def cache_latents(
     np.save(out / "masked.npy", np.concatenate(maskeds))
     np.save(out / "landmarks.npy", np.concatenate(landmarks))
     write_json(out / "runs.json", [asdict(run) for run in runs])
-
-
-@dataclass(frozen=True, slots=True)
-class _Sound:
-    roots: tuple[Path, ...]
-    config: AudioConfig
-    weights: Path | None
-    clip: Clip
-    out: Path
-    seed: int
-
-
-@cache
-def _audio_encoder(config: AudioConfig, weights: Path | None) -> AudioEncoder:
-    return load_audio_encoder(config, weights)
-
-
-def _hear(job: _Sound) -> None:
-    encoder = _audio_encoder(job.config, job.weights)
-    windows, silent = clip_windows(encoder, _footage(job.roots).track(job.clip), job.seed)
-    np.savez(job.out, windows=windows, silent=silent)
-
-
-@torch.inference_mode()
-def clip_windows(
-    encoder: AudioEncoder, track: dict[str, np.ndarray], seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A clip's windows as recorded and with a changed level and added noise, (2, T, window_frames,
-    features) float16; which of its frames are silent, (T,)."""
-    audio, times = track["audio"].astype(np.float32), track["time_s"]
-    variants = []
-    for samples in (audio, _disturb(audio, np.random.default_rng(seed))):
-        variants.append(windows_at(encoder, samples, times).half().numpy())
-    return np.stack(variants), _silent_frames(audio, times)
-
-
-@torch.inference_mode()
-def windows_at(encoder: AudioEncoder, samples: np.ndarray, times_s: np.ndarray) -> Tensor:
-    """The windows of a sound (S,) at some times (T,): (T, window_frames, features)."""
-    features = encode_audio(encoder, samples, batch=16)
-    return torch.stack([features.window(float(time_s)) for time_s in times_s])
-
-
-def cache_windows(
-    footage: Footage,
-    config: DitHeadConfig,
-    out: Path,
-    audio_weights: Path | None = None,
-    seed: int = 0,
-    workers: int = 2,
-) -> None:
-    """Audio windows of every training clip at its frames' times, as recorded and with a changed
-    level and added noise; clips with the same sound share them.
-
-    Args:
-        audio_weights: of the speech encoder, if it is not the packaged one.
-    """
-    folder = out / "windows"
-    folder.mkdir(parents=True, exist_ok=True)
-    sounds = {clip.driver or clip.name: clip for clip in footage.split("train")}
-    jobs = [
-        _Sound(footage.roots, config.audio, audio_weights, clip, folder / f"{name}.npz", seed + i)
-        for i, (name, clip) in enumerate(sorted(sounds.items()))
-    ]
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=single_thread) as pool:
-        for _ in pool.imap_unordered(_hear, jobs):
-            pass
-    silence = silence_window(load_audio_encoder(config.audio, audio_weights))
-    np.save(out / "silence.npy", silence.numpy())
-
-
-@torch.inference_mode()
-def silence_window(encoder: AudioEncoder) -> Tensor:
-    """The window of digital silence: (window_frames, features)."""
-    return encode_audio(encoder, np.zeros(32000, np.float32)).window(1.0)
-
-
-def _disturb(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The same speech, louder or softer, in a room with noise."""
-    gain = 10 ** (random.uniform(-8, 8) / 20)
-    level = np.sqrt(np.mean(audio**2)) * 10 ** (-random.uniform(12, 35) / 20)
-    white = random.standard_normal(len(audio)).astype(np.float32)
-    smooth = np.convolve(white, np.ones(16) / 4, mode="same")
-    noise = white if random.random() < 0.5 else smooth
-    return np.clip(gain * (audio + level * noise), -1, 1).astype(np.float32)
-
-
-def _silent_frames(audio: np.ndarray, times: np.ndarray, rate: int = 16000) -> np.ndarray:
-    normal = audio * 0.07 / max(float(np.sqrt(np.mean(audio**2))), 1e-4)
-    power = np.convolve(normal**2, np.ones(rate // 50) / (rate // 50), mode="same")
-    half = int(0.24 * rate)
-    out = []
-    for t in times:
-        middle = round(t * rate)
-        piece = power[max(0, middle - half) : middle + half]
-        out.append(len(piece) > 0 and float(np.sqrt(piece.max())) < SILENT_RMS)
-    return np.array(out)
 
 
 def load_cache(folder: Path) -> LatentCache:

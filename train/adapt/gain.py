@@ -16,10 +16,11 @@ from dithead.model import DitHead
 from dithead.train.adapt.person import encoded_pictures
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
-from dithead.train.latents import ENCODED_AT_ONCE, windows_at
+from dithead.train.latents import ENCODED_AT_ONCE
 from dithead.train.motion import crop_meshes
 from dithead.train.picture import save_grid
 from dithead.train.pictures import mouth_weights
+from dithead.train.windows import windows_at
 
 SHEET_COLUMNS = 8
 TELLING_S = 1.0

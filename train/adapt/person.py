@@ -25,11 +25,12 @@ from dithead.train.appearance import (
     vary_pose,
 )
 from dithead.train.data import Clip, Footage, make_folders, read_track, save_clip, write_index
-from dithead.train.latents import clip_windows, encode_pictures, silence_window, windows_at
+from dithead.train.latents import encode_pictures
 from dithead.train.masking import masked_pictures, posed_meshes
 from dithead.train.motion import crop_meshes
 from dithead.train.prepare import MAX_VIDEO_FRAMES, Source, prepare_clip
 from dithead.train.samples import Batch
+from dithead.train.windows import clip_windows, silence_window, windows_at
 
 MOST_ROWS = 1500
 """Encoded pictures; a short video is encoded up to four times, in slightly different poses."""

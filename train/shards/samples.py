@@ -22,7 +22,7 @@ from dithead.face.networks import FaceModels
 from dithead.runtime.media.sources import SPEECH_RATE_HZ, AudioSource, VideoSource
 from dithead.runtime.media.videoframe import VideoFrame
 from dithead.train.appearance import plain_appearance, render
-from dithead.train.latents import encode_pictures, load_vqgan, windows_at
+from dithead.train.latents import encode_pictures, load_vqgan
 from dithead.train.masking import masked_pictures
 from dithead.train.motion import crop_meshes
 from dithead.train.prepare import face_networks
@@ -33,6 +33,7 @@ from dithead.train.shards.rules import HELD_OUT, SAMPLE_S, ShotRule, SyncRule
 from dithead.train.shards.shots import ShotFinder, Stretch
 from dithead.train.shards.store import CROPS, LATENTS, TRACK, WINDOWS, npy, packed, sample_name
 from dithead.train.shards.sync import matched
+from dithead.train.windows import windows_at
 
 BEFORE_S, AFTER_S = 2.0, 3.0
 """Sound that is kept before the first and after the last frame of a sample: what the speech encoder
