@@ -260,10 +260,13 @@ def test_half_a_cache_is_refused(footage: Footage, config: DitHeadConfig, tmp_pa
     face = torch.zeros(40, 4, 8, 8, dtype=torch.float16).numpy()
     clip = footage.split("train")[0]
     rows = [Run(clip.name, clip.person, 0, look, 20 * look, 20, True) for look in (0, 1)]
-    (tmp_path / "windows").mkdir()
-    window = np.zeros((2, 20, 11, 4), np.float16)
-    np.savez(tmp_path / "windows" / f"{clip.name}.npz", windows=window, silent=np.zeros(20, bool))
-    np.save(tmp_path / "silence.npy", window[0, 0])
+    windows = np.zeros((20, 2, 11, 4), np.float16)
+    np.save(tmp_path / "windows.npy", windows)
+    np.save(tmp_path / "silent.npy", np.zeros(20, bool))
+    np.save(tmp_path / "silence.npy", windows[0, 0])
+    index = [{"clip": clip.name, "first": 0, "frames": 20}]
+    (tmp_path / "windows.json").write_text(json.dumps(index))
+    np.save(tmp_path / "landmarks.npy", np.zeros((40, 26, 2), np.float32))
     np.save(tmp_path / "face.npy", face)
     np.save(tmp_path / "masked.npy", face)
     with pytest.raises(MediaError, match=r"runs\.json"):

@@ -37,6 +37,7 @@ from dithead.train.data import Clip, Footage, open_footage, write_json
 from dithead.train.loop import load_part, precision, single_thread
 from dithead.train.masking import followed, masked_pictures
 from dithead.train.motion import crop_meshes
+from dithead.train.windows import load_windows
 from dithead.vqgan import VQGAN
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class LatentCache:
-    """The cache, its latents read from disk as they are used. N rows over all runs; windows are
-    stored once for each clip and audio variant."""
+    """The cache, all but ``silent`` mapped from disk and read as it is used. N rows over all runs;
+    windows are stored once for each clip and audio variant."""
 
     runs: list[Run]
     face: Tensor
@@ -81,7 +82,7 @@ class LatentCache:
     masked: Tensor
     """(N, C, S, S) float16."""
     windows: dict[str, np.ndarray]
-    """Heard clip -> (audio variants, T, window_frames, features) float16, on disk."""
+    """Heard clip -> (audio variants, T, window_frames, features) float16."""
     silent: dict[str, np.ndarray]
     """Heard clip -> (T,) bool."""
     silence_window: Tensor
@@ -249,38 +250,28 @@ def cache_latents(
 
 
 def load_cache(folder: Path) -> LatentCache:
-    """Open a cache written by the two functions above.
+    """Open a cache written by :func:`cache_latents` and
+    :func:`dithead.train.windows.cache_windows`.
 
     Raises:
-        MediaError: the folder has none, or an incomplete one.
+        MediaError: the folder has none, an incomplete one, or one of an earlier version.
     """
-    for name in ("runs.json", "face.npy", "masked.npy", "silence.npy"):
+    for name in ("runs.json", "face.npy", "masked.npy", "landmarks.npy"):
         if not (folder / name).is_file():
             raise MediaError(f"{folder} has no {name}: run dithead-train latents first")
     runs = [Run(**row) for row in json.loads((folder / "runs.json").read_text())]
     # Read from disk as they are drawn, and held once for all processes of a machine; "c" because
     # PyTorch warns of arrays that cannot be written.
-    face, masked = (
-        torch.from_numpy(np.load(folder / f"{n}.npy", mmap_mode="c")) for n in ("face", "masked")
+    face, masked, landmarks = (
+        torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+        for name in ("face", "masked", "landmarks")
     )
-    windows, silent = {}, {}
-    names = {run.heard for run in runs}
-    landmarks = None
-    if (folder / "landmarks.npy").is_file():  # caches of earlier versions have none
-        landmarks = torch.from_numpy(np.load(folder / "landmarks.npy"))
-    rows = {len(face), len(masked), len(face if landmarks is None else landmarks)}
+    sound = load_windows(folder)
+    rows = {len(face), len(masked), len(landmarks)}
+    heard = {name: len(silent) for name, silent in sound.silent.items()}
     whole = rows == {sum(run.frames for run in runs)}
-    if not whole or not all((folder / "windows" / f"{name}.npz").is_file() for name in names):
+    if not whole or any(heard.get(run.heard, 0) < run.frames for run in runs):
         raise MediaError(f"{folder} is not whole: run dithead-train latents again")
-    for name in names:
-        with np.load(folder / "windows" / f"{name}.npz") as file:
-            windows[name], silent[name] = file["windows"], file["silent"]
     return LatentCache(
-        runs,
-        face,
-        masked,
-        windows,
-        silent,
-        torch.from_numpy(np.load(folder / "silence.npy")),
-        landmarks,
+        runs, face, masked, sound.windows, sound.silent, sound.silence_window, landmarks
     )
