@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from dithead import checkpoint
 from dithead.audio import load_audio_encoder
 from dithead.config import DitHeadConfig, VQGANConfig, preset
 from dithead.errors import MediaError
+from dithead.train import latents
 from dithead.train.ablation import narrowed
 from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
-from dithead.train.latents import LatentCache, Run, load_cache
+from dithead.train.latents import LatentCache, Run, cache_latents, load_cache
 from dithead.train.rows import written_rows
 from dithead.train.samples import LatentSampler
 from dithead.train.settings import DiTTraining
 from dithead.train.windows import cache_windows, clip_windows, silence_window
+from dithead.vqgan import VQGAN
 
 RUNS = [
     Run("b", "p", 0, 0, 0, 9, True),
@@ -191,3 +194,33 @@ def test_windows_are_those_of_each_clip(
     with pytest.raises(MediaError, match="clip c1 has 3 frames, and its index says 4"):
         cache_windows(footage, small, out, workers=1)
     assert {path.name for path in out.iterdir()} == files - {"windows.json"}
+
+
+def test_latents_are_those_of_each_run(
+    footage: Footage, small: DitHeadConfig, tmp_path: Path
+) -> None:
+    weights, out = tmp_path / "w.safetensors", tmp_path / "cache"
+    checkpoint.save(weights, VQGAN(small.vqgan).state_dict(), small.to_dict(), dtype=None)
+    cache_latents(footage, small, weights, weights, out, 1, 1.0, workers=1, seed=3)
+    assert {path.name for path in out.iterdir()} == {
+        *("face.npy", "masked.npy", "landmarks.npy", "runs.json")
+    }
+    plan = latents._looks(footage, 3, 1, 1.0, 24, 1)
+    jobs = [
+        latents._Job(footage.roots, small, weights, weights, clip, look if index else None, 3 + i)
+        for i, (clip, _, index, look, _) in enumerate(plan)
+    ]
+    assert [job.clip.name for job in jobs].count("c0") == len(jobs) / 2 == 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = zip(*(latents._encode(job) for job in jobs), strict=True)
+        for name, arrays in zip(latents.ARRAYS, expected, strict=True):
+            np.save(tmp_path / "whole.npy", np.concatenate(arrays))
+            assert (out / f"{name}.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads((out / "runs.json").read_text())
+    assert [row["clip"] for row in rows] == [job.clip.name for job in jobs]
+    ends = np.cumsum([job.clip.frames for job in jobs])
+    assert [row["first"] + row["frames"] for row in rows] == ends.tolist()

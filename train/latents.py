@@ -37,6 +37,7 @@ from dithead.train.data import Clip, Footage, open_footage, write_json
 from dithead.train.loop import load_part, precision, single_thread
 from dithead.train.masking import followed, masked_pictures
 from dithead.train.motion import crop_meshes
+from dithead.train.rows import check_frames, remove_partial, written_rows
 from dithead.train.windows import load_windows
 from dithead.vqgan import VQGAN
 
@@ -47,6 +48,8 @@ MADE_STRENGTH = 0.3
 """How far looks change people made from stills, of whom there are many: see random_appearance."""
 ENCODED_AT_ONCE = 8
 """Pictures in one batch of the encoders: on a CPU, larger batches do not fit the caches."""
+ARRAYS = ("face", "masked", "landmarks")
+"""Files of the cache, with a row for each frame of each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,7 @@ def cache_latents(
     device: str = "cpu",
 ) -> None:
     """Encode every training clip with its looks, whole and masked; the mask is shifted at random in
-    every frame.
+    every frame. Latents are written as they are made; an interrupted call leaves no cache.
 
     Args:
         face, masked: weights of the two VQGANs, or a packed checkpoint with them.
@@ -205,28 +208,35 @@ def cache_latents(
             person. made_looks: mild ones of each person made from a still.
         main_plain_share: share of the main person's groups that are also encoded as they are.
         device: a GPU encodes by itself; CPUs share the clips.
+
+    Raises:
+        MediaError: there are no clips, or one has not as many frames as the index says.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "runs.json").unlink(missing_ok=True)  # written last: without it there is no cache
+    remove_partial(out)
     plan = list(_looks(footage, seed, main_looks, main_plain_share, other_looks, made_looks))
     jobs = [
         _Job(footage.roots, config, face, masked, clip, look if index else None, seed + i)
         for i, (clip, _, index, look, _) in enumerate(plan)
     ]
-    faces, maskeds, landmarks, runs, first = [], [], [], [], 0
+    frames = sum(job.clip.frames for job in jobs)
+    runs: list[Run] = []
+    first = 0
     with ExitStack() as stack:
-        results: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+        files = [stack.enter_context(written_rows(out / f"{name}.npy", frames)) for name in ARRAYS]
+        results: Iterator[tuple[np.ndarray, ...]]
         if device == "cpu":
             spawn = multiprocessing.get_context("spawn")
             pool = stack.enter_context(spawn.Pool(workers, initializer=single_thread))
             results = pool.imap(_encode, jobs)
         else:
             results = (_encode(job, device) for job in jobs)
-        for i, (whole, hidden, points) in enumerate(results):
+        for i, arrays in enumerate(results):
             clip, group, index, _, main = plan[i]
-            faces.append(whole)
-            maskeds.append(hidden)
-            landmarks.append(points)
+            check_frames(clip.name, len(arrays[0]), clip.frames)
+            for file, array in zip(files, arrays, strict=True):
+                file.add(array)
             runs.append(
                 Run(
                     clip.name,
@@ -234,18 +244,15 @@ def cache_latents(
                     group,
                     index,
                     first,
-                    len(whole),
+                    clip.frames,
                     main,
                     clip.made,
                     clip.driver,
                 )
             )
-            first += len(whole)
+            first += clip.frames
             if i % 100 == 99:
                 log.info("encoded %d of %d clips", i + 1, len(plan))
-    np.save(out / "face.npy", np.concatenate(faces))
-    np.save(out / "masked.npy", np.concatenate(maskeds))
-    np.save(out / "landmarks.npy", np.concatenate(landmarks))
     write_json(out / "runs.json", [asdict(run) for run in runs])
 
 
@@ -256,15 +263,14 @@ def load_cache(folder: Path) -> LatentCache:
     Raises:
         MediaError: the folder has none, an incomplete one, or one of an earlier version.
     """
-    for name in ("runs.json", "face.npy", "masked.npy", "landmarks.npy"):
+    for name in ("runs.json", *(f"{name}.npy" for name in ARRAYS)):
         if not (folder / name).is_file():
             raise MediaError(f"{folder} has no {name}: run dithead-train latents first")
     runs = [Run(**row) for row in json.loads((folder / "runs.json").read_text())]
     # Read from disk as they are drawn, and held once for all processes of a machine; "c" because
     # PyTorch warns of arrays that cannot be written.
     face, masked, landmarks = (
-        torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
-        for name in ("face", "masked", "landmarks")
+        torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS
     )
     sound = load_windows(folder)
     rows = {len(face), len(masked), len(landmarks)}
