@@ -116,6 +116,10 @@ def save(
         save_file(out, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors makes its files readable only by their owner
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"cannot write {path} ({error})", hint="choose another path"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

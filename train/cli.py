@@ -36,6 +36,11 @@ def main(argv: list[str] | None = None, prog: str = "dithead-train") -> int:
     except DitheadError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{prog}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

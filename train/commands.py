@@ -5,25 +5,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dithead import checkpoint
 from dithead.config import preset
 from dithead.errors import ConfigError
 from dithead.face.networks import FaceModels
 from dithead.kernels.attention import check_attention
+from dithead.runtime.checked import checked_device
 from dithead.runtime.progress import TaskProgress
 from dithead.train.data import Footage
 from dithead.train.distributed import is_main
 from dithead.train.dit import train_dit
 from dithead.train.evaluation.table import as_markdown
-from dithead.train.latents import cache_latents, load_cache
+from dithead.train.latents import cache_latents, load_cache, load_vqgan
 from dithead.train.loop import load_part
 from dithead.train.pack import pack
 from dithead.train.settings import Distillation, DiTTraining, Execution, VQGANTraining
@@ -31,6 +31,8 @@ from dithead.train.shape import ShapeTraining, load_shape_head, shape_scores, tr
 from dithead.train.vqgan import reconstruction_psnr, train_vqgan
 from dithead.train.windows import cache_windows
 from dithead.vqgan import VQGAN
+
+log = logging.getLogger(__name__)
 
 MAX_STAGE_MINUTES = 120.0
 
@@ -112,6 +114,8 @@ def run_vqgan(args: argparse.Namespace) -> None:
     checkpoint.load_into(model, load_part(path, f"{args.kind}_vqgan"), path)
     model.eval()
     scores = reconstruction_psnr(model, footage, config, args.kind)
+    if not scores:
+        log.info("no clips are held out for validation, so nothing says how good it is")
     print(json.dumps({"weights": str(path), **scores}))
 
 
@@ -119,6 +123,8 @@ def run_latents(args: argparse.Namespace) -> None:
     """The footage, encoded once for stage 2."""
     config = preset(args.preset)
     footage = Footage(*args.data)
+    for path, part in ((args.face, "face_vqgan"), (args.masked, "masked_vqgan")):
+        load_vqgan(path, part, config)  # before the sound, which takes long
     cache_windows(footage, config, args.out, args.audio_weights, workers=args.workers)
     cache_latents(
         footage,
@@ -153,7 +159,7 @@ def run_shape(args: argparse.Namespace) -> None:
 def run_dit(args: argparse.Namespace) -> None:
     """Stage 2: the denoiser, from noise or from a teacher."""
     execution = Execution(**_settings(Execution, args))
-    check_attention(execution.attention, torch.device(execution.device))  # before much is read
+    check_attention(execution.attention, checked_device(execution.device))  # before much is read
     training = DiTTraining(**{**_settings(DiTTraining, args), "minutes": _minutes(args)})
     distillation = None
     if args.teacher is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dithead.errors import BackendUnavailable, ConfigError
+from dithead.runtime.checked import checked_device
 from dithead.train.settings import DiTTraining, Execution, VQGANTraining
 from dithead.train.sharding import is_sharded, shard
 from dithead.train.states import States
@@ -138,9 +139,9 @@ def this_process(execution: Execution) -> Processes:
 
     Raises:
         BackendUnavailable: accelerate is not installed, or the device is not there. ConfigError:
-            sharding is asked for without a launcher.
+            there is no such device, or sharding is asked for without a launcher.
     """
-    device = torch.device(execution.device)
+    device = checked_device(execution.device)
     if started_together() == 1:
         if execution.shard:
             raise ConfigError(
@@ -155,13 +156,6 @@ def this_process(execution: Execution) -> Processes:
             "several processes need accelerate, which is not installed: "
             "pip install 'dithead[scale]'"
         ) from error
-    if device.type not in ("cpu", "cuda") or (
-        device.type == "cuda" and not torch.cuda.is_available()
-    ):
-        raise BackendUnavailable(
-            f"several processes train on CUDA devices or on CPUs, not on {execution.device}",
-            hint="choose --device cuda on machines with GPUs, or --device cpu",
-        )
     # Otherwise accelerate sets the number of threads itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")

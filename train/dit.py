@@ -19,9 +19,9 @@ from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion
 from dithead.dit import DiT
-from dithead.filehash import hash_file
 from dithead.kernels.attention import AttentionBackend, check_attention
 from dithead.model import build_dit
+from dithead.runtime.checked import checked_device
 from dithead.train.denoising import DenoisingLoss, in_parts, latent_weights
 from dithead.train.distil import Lesson, Teacher, plan_lesson
 from dithead.train.distributed import Processes, for_several, open_states, this_process
@@ -29,7 +29,7 @@ from dithead.train.draws import Draws, SequentialDraws
 from dithead.train.keyed import KeyedDraws
 from dithead.train.latents import LatentCache
 from dithead.train.learner import Learner
-from dithead.train.loop import Due, MovingAverage, Stage, load_part, set_learning_rate
+from dithead.train.loop import Due, MovingAverage, Stage, hash_weights, load_part, set_learning_rate
 from dithead.train.memory import recompute_blocks
 from dithead.train.samples import LatentSampler, OwnOutputs
 from dithead.train.settings import PLAIN, Distillation, DiTTraining, Execution
@@ -72,13 +72,14 @@ def train_dit(
         BackendUnavailable: the attention, the device or accelerate is not there.
         CheckpointError: weights to start or to learn from are not there, or do not fit.
     """
-    check_attention(execution.attention, torch.device(execution.device))
+    check_attention(execution.attention, checked_device(execution.device))
     processes = this_process(execution)
     training = for_several(training, processes.count, execution.accumulate)
     path = out / "dit.safetensors"
     lesson = None if distillation is None else plan_lesson(distillation, config)
     if lesson is not None:
         config = lesson.student
+    cache.check_fits(config)
     made_from = _made_from(cache, config, training, execution, start, shape, lesson)
     states = open_states(out / "dit.states", made_from, execution.resume, processes)
     if states.finished and path.is_file():
@@ -222,7 +223,7 @@ def _made_from(
         "precision": execution.precision,
         "config": config.to_dict(),
         "latents": hashlib.sha256(runs.encode()).hexdigest(),
-        **{name: None if path is None else hash_file(path) for name, path in files.items()},
+        **{name: hash_weights(path) for name, path in files.items()},
     }
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from dithead import checkpoint
 from dithead.conditions import MIRRORED, UPPER_LANDMARKS
 from dithead.config import DitHeadConfig, View
-from dithead.errors import MediaError
+from dithead.errors import ConfigError, MediaError
 from dithead.train.appearance import (
     Appearance,
     bent_places,
@@ -93,6 +93,18 @@ class LatentCache:
     landmarks: Tensor | None = None
     """(N, 26, 2) float32 in crop units, see :data:`dithead.conditions.UPPER_LANDMARKS`; None if the
     cache was made without."""
+
+    def check_fits(self, config: DitHeadConfig) -> None:
+        """Raise ConfigError if a configuration's latents or windows have other shapes."""
+        size = config.latent_size
+        expected = (config.vqgan.latent_channels, size, size), config.audio.window_shape
+        found = tuple(self.face.shape[1:]), tuple(self.silence_window.shape)
+        if found != expected:
+            raise ConfigError(
+                f"the latents are {found[0]}, with windows {found[1]}; those of {config.preset} "
+                f"are {expected[0]}, with {expected[1]}",
+                hint="give the --preset that they were made for, or run dithead-train latents",
+            )
 
 
 def _looks(

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dithead import checkpoint
+from dithead.errors import CheckpointError
+from dithead.filehash import hash_file
 from dithead.train.settings import Execution, Precision
 from dithead.train.sharding import own_part
 
@@ -193,6 +195,21 @@ def single_thread() -> None:
 def precision(device: torch.device, name: Precision = "bf16") -> torch.autocast:
     """Autocast to bfloat16, about twice as fast on CPUs with AMX and on GPUs; or none."""
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
+def hash_weights(path: Path | None) -> str | None:
+    """The hash of a file of weights, by which a run that goes on knows it; None for none.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights at {path}", hint="give the .safetensors file of an earlier stage"
+        )
+    return hash_file(path)
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:

@@ -88,11 +88,6 @@ class DiTTraining:
     Otherwise each is drawn after the one before."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or (self.steps is not None and self.steps < 1) or not self.minutes > 0:
-            raise ConfigError(
-                f"batch and steps must be at least 1 and minutes positive, not {self.batch}, "
-                f"{self.steps} and {self.minutes}"
-            )
         _check_descent(self)
         if self.min_distance < 1:
             raise ConfigError(f"min_distance must be at least 1 frame, not {self.min_distance}")
@@ -217,6 +212,11 @@ class VQGANTraining:
 def _check_descent(training: DiTTraining | VQGANTraining) -> None:
     """Raise ConfigError if a stage's weights cannot be trained like that."""
     t = training
+    if t.batch < 1 or (t.steps is not None and t.steps < 1) or not t.minutes > 0:
+        raise ConfigError(
+            f"batch and steps must be at least 1 and minutes positive, not {t.batch}, {t.steps} "
+            f"and {t.minutes}"
+        )
     if not (t.learning_rate > 0 and t.warmup_steps >= 1 and t.seed >= 0):
         raise ConfigError(
             "learning_rate must be positive, warmup_steps at least 1 and seed not negative, "

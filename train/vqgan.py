@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError
-from dithead.filehash import hash_file
 from dithead.train.appearance import plain_appearance, render
 from dithead.train.data import Footage
 from dithead.train.distributed import Processes, for_several, open_states, this_process
@@ -29,6 +28,7 @@ from dithead.train.loop import (
     Due,
     MovingAverage,
     Stage,
+    hash_weights,
     load_part,
     precision,
     set_learning_rate,
@@ -228,7 +228,7 @@ def _made_from(
         "precision": execution.precision,
         "config": config.to_dict(),
         "footage": hashlib.sha256(clips.encode()).hexdigest(),
-        "start": None if start is None else hash_file(start),
+        "start": hash_weights(start),
     }
 
 
@@ -277,7 +277,8 @@ def _finish(
 def reconstruction_psnr(
     model: VQGAN, footage: Footage, config: DitHeadConfig, kind: Kind, clips: int = 15
 ) -> dict[str, float]:
-    """Mean PSNR (dB) of the whole crop and of its mouth region over validation frames."""
+    """Mean PSNR (dB) of the whole crop and of its mouth region over validation frames; empty, if
+    none are held out."""
     size = config.face.crop_px
     view = config.face.view
     mouth = mouth_weights(size, 1.0, view) - 1.0
@@ -293,6 +294,8 @@ def reconstruction_psnr(
         error = (model.decode(model.encode(image)) - image).square().mean(1, keepdim=True) / 4
         whole.append(error.mean((1, 2, 3)))
         near.append((error * mouth).sum((1, 2, 3)) / mouth.sum())
+    if not whole:
+        return {}
     return {
         "whole_db": float(-10 * torch.log10(torch.cat(whole)).mean()),
         "mouth_db": float(-10 * torch.log10(torch.cat(near)).mean()),
