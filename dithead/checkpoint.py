@@ -202,6 +202,19 @@ def load_config(path: str | Path) -> dict[str, Any]:
         return _config_in(file.metadata() or {}, path)
 
 
+def load_provenance(path: str | Path) -> dict[str, str]:
+    """Read the free text fields that a checkpoint was saved with.
+
+    Raises:
+        CheckpointError: see :func:`load`.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        _config_in(metadata, path)
+    return {name: text for name, text in metadata.items() if name != _CONFIG_KEY}
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file, open."""

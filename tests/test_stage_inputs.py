@@ -10,10 +10,14 @@ import torch
 from denoisers import random_cache, small_config
 
 from dithead import checkpoint
-from dithead.config import PRESETS
+from dithead.config import PRESETS, preset
 from dithead.errors import CheckpointError
 from dithead.train import cli, commands
 from dithead.train.data import Clip, Footage, make_folders, save_clip, write_index
+from dithead.train.distil import plan_lesson
+from dithead.train.latents import load_vqgan
+from dithead.train.loop import PART
+from dithead.train.settings import Distillation
 from dithead.train.vqgan import reconstruction_psnr
 from dithead.vqgan import VQGAN
 
@@ -39,6 +43,25 @@ def test_what_a_stage_cannot_begin_with_is_one_line(
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1
     assert not out.exists()
+
+
+def test_weights_of_another_part_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two autoencoders have equal shapes: swapped, they would be packed without a word."""
+    config = preset("tiny")
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("face", "masked")}
+    state = VQGAN(config.vqgan).state_dict()
+    for kind, path in paths.items():
+        checkpoint.save(path, state, config.to_dict(), {PART: f"{kind}_vqgan"})
+    given = [f"--face={paths['masked']}", f"--masked={paths['face']}", f"--dit={paths['face']}"]
+    out = tmp_path / "x.safetensors"
+    assert cli.main(["pack", *given, f"--shape={paths['face']}", f"--out={out}"]) == 1
+    assert "holds the weights of masked_vqgan, not of face_vqgan" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(CheckpointError, match="of face_vqgan, not of dit"):
+        plan_lesson(Distillation(paths["face"]), config)
+    load_vqgan(paths["face"], "face_vqgan", config)
 
 
 def test_footage_of_which_nothing_is_held_out(

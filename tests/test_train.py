@@ -199,6 +199,9 @@ def test_from_footage_to_a_checkpoint(
     rows = [json.loads(line) for line in (out / "dit.log").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.85  # that of an untrained denoiser is 1
     assert rows[-1]["shape"] > 0
+    held = {"face_vqgan": start, "masked_vqgan": out / "vqgan_masked.safetensors"}
+    for part, file in {**held, "dit": path, "shape_head": shape}.items():
+        assert checkpoint.load_provenance(file)["part"] == part
     packed = tmp_path / "packed.safetensors"
     command = ["pack", *common, *weights, f"--dit={path}", f"--out={packed}"]
     assert cli.main(command) == 1  # the preset has a shape head

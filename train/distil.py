@@ -17,7 +17,7 @@ from dithead.config import DitHeadConfig
 from dithead.diffusion import Diffusion, ddim_timesteps, signal_levels
 from dithead.errors import ConfigError
 from dithead.train.draws import Drawn
-from dithead.train.loop import precision
+from dithead.train.loop import check_part, precision
 from dithead.train.settings import Distillation, Precision
 
 
@@ -63,6 +63,7 @@ def plan_lesson(distillation: Distillation, config: DitHeadConfig) -> Lesson:
         ConfigError: its denoiser is of another shape, or its steps cannot be halved.
     """
     path = distillation.teacher
+    check_part(path, "dit")
     try:
         found = DitHeadConfig.from_dict(checkpoint.load_config(path))
     except ConfigError as error:

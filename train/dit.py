@@ -29,7 +29,16 @@ from dithead.train.draws import Draws, SequentialDraws
 from dithead.train.keyed import KeyedDraws
 from dithead.train.latents import LatentCache
 from dithead.train.learner import Learner
-from dithead.train.loop import Due, MovingAverage, Stage, hash_weights, load_part, set_learning_rate
+from dithead.train.loop import (
+    PART,
+    Due,
+    MovingAverage,
+    Stage,
+    check_part,
+    hash_weights,
+    load_part,
+    set_learning_rate,
+)
 from dithead.train.memory import recompute_blocks
 from dithead.train.samples import LatentSampler, OwnOutputs
 from dithead.train.settings import PLAIN, Distillation, DiTTraining, Execution
@@ -91,6 +100,7 @@ def train_dit(
     if lesson is not None and start is None:
         start = lesson.path
     if states.newest is None and start is not None:
+        check_part(start, "dit")
         checkpoint.load_into(model, load_part(start, "dit"), start)
     elif states.newest is None and model.skip is not None:
         solve_skip(model, Diffusion(config.diffusion), sampler)
@@ -202,7 +212,7 @@ def _save_weights(
         if processes.main:
             values[name] = full
     if processes.main:
-        checkpoint.save(path, values, config.to_dict(), dtype=None)
+        checkpoint.save(path, values, config.to_dict(), {PART: "dit"}, dtype=None)
 
 
 def _made_from(

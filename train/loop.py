@@ -212,6 +212,21 @@ def hash_weights(path: Path | None) -> str | None:
     return hash_file(path)
 
 
+PART = "part"
+"""Field of a stage's weights that names the part of the model, see :func:`load_part`."""
+
+
+def check_part(path: Path, part: str) -> None:
+    """Raise CheckpointError if a stage's weights are of another part than is wanted; two parts may
+    have equal shapes. Those of earlier versions do not say."""
+    found = checkpoint.load_provenance(path).get(PART, part)
+    if found != part:
+        raise CheckpointError(
+            f"{path} holds the weights of {found}, not of {part}",
+            hint="give those of the stage that trains it",
+        )
+
+
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
     """Weights to start a stage from: those of an earlier stage, or that part of a packed
     checkpoint.

@@ -28,7 +28,7 @@ from dithead.train.appearance import (
 from dithead.train.data import Clip, Footage
 from dithead.train.distributed import refuse_several
 from dithead.train.latents import encode_pictures, load_vqgan
-from dithead.train.loop import Stage, ahead, descend, load_part, precision, set_learning_rate
+from dithead.train.loop import PART, Stage, ahead, descend, load_part, precision, set_learning_rate
 from dithead.train.masking import posed_meshes
 from dithead.train.motion import crop_meshes, lips_apart
 
@@ -204,7 +204,7 @@ def train_shape(
                 stage.log(loss=running / 100)
                 running = 0.0
     path = out / "shape_head.safetensors"
-    checkpoint.save(path, model.state_dict(), config.to_dict(), dtype=None)
+    checkpoint.save(path, model.state_dict(), config.to_dict(), {PART: "shape_head"}, dtype=None)
     return path
 
 

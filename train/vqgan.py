@@ -25,6 +25,7 @@ from dithead.train.data import Footage
 from dithead.train.distributed import Processes, for_several, open_states, this_process
 from dithead.train.learner import Learner, random_states, restore_random_states
 from dithead.train.loop import (
+    PART,
     Due,
     MovingAverage,
     Stage,
@@ -270,7 +271,8 @@ def _finish(
         flat = torch.cat(features).movedim(1, -1).flatten(0, 2)
         model.latent_mean.copy_(flat.mean(0))
         model.latent_std.copy_(flat.std(0))
-    checkpoint.save(path, model.state_dict(), config.to_dict(), dtype=None)
+    part = {PART: f"{training.kind}_vqgan"}
+    checkpoint.save(path, model.state_dict(), config.to_dict(), part, dtype=None)
 
 
 @torch.inference_mode()
