@@ -46,13 +46,21 @@ class References:
 
     def draw(self, run: Run, frame: int, random: np.random.Generator) -> int:
         """The row of a frame of another clip, otherwise of a distant one of the same clip."""
+        part, _ = self.starts[run.clip]
         alike = [
-            (other, distant)
+            other
             for other in self.alike[run.group, run.look]
-            if other.clip != run.clip and (distant := self._distant(run, frame, other))
+            if other.clip != run.clip
+            # Only of the same video's it has to be asked: there may be a thousand others.
+            and (
+                part is None
+                or self.starts[other.clip][0] != part
+                or self._distant(run, frame, other)
+            )
         ]
         if alike and random.random() < self.training.other_clip_share:
-            other, distant = alike[random.integers(len(alike))]
+            other = alike[random.integers(len(alike))]
+            distant = self._distant(run, frame, other)
             return other.first + distant[int(random.integers(len(distant)))]
         distance = min(self.training.min_distance, max(frame, run.frames - 1 - frame))
         far = [f for f in range(run.frames) if abs(f - frame) >= distance]
