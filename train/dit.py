@@ -34,7 +34,6 @@ from dithead.train.loop import (
     Due,
     MovingAverage,
     Stage,
-    check_part,
     hash_weights,
     load_part,
     set_learning_rate,
@@ -100,7 +99,6 @@ def train_dit(
     if lesson is not None and start is None:
         start = lesson.path
     if states.newest is None and start is not None:
-        check_part(start, "dit")
         checkpoint.load_into(model, load_part(start, "dit"), start)
     elif states.newest is None and model.skip is not None:
         solve_skip(model, Diffusion(config.diffusion), sampler)

@@ -34,7 +34,7 @@ from dithead.train.appearance import (
     render,
 )
 from dithead.train.data import Clip, Footage, open_footage, write_json
-from dithead.train.loop import check_part, load_part, precision, single_thread
+from dithead.train.loop import load_part, precision, single_thread
 from dithead.train.masking import followed, masked_pictures
 from dithead.train.motion import crop_meshes
 from dithead.train.rows import check_frames, remove_partial, written_rows
@@ -151,7 +151,6 @@ class _Job:
 @cache
 def load_vqgan(path: Path, part: str, config: DitHeadConfig) -> VQGAN:
     """One of the two frozen VQGANs, loaded once per process."""
-    check_part(path, part)
     model = VQGAN(config.vqgan)
     checkpoint.load_into(model, load_part(path, part), path)
     return model.eval().requires_grad_(False)

@@ -227,13 +227,19 @@ def check_part(path: Path, part: str) -> None:
         )
 
 
-def load_part(path: Path, part: str) -> dict[str, Tensor]:
+def load_part(path: Path, part: str, of_any_part: bool = False) -> dict[str, Tensor]:
     """Weights to start a stage from: those of an earlier stage, or that part of a packed
     checkpoint.
 
     Args:
         part: ``dit``, ``face_vqgan``, ``masked_vqgan`` or ``shape_head``.
+        of_any_part: take a stage's weights whatever part they say they are of.
+
+    Raises:
+        CheckpointError: there are none, or they are of another part.
     """
+    if not of_any_part:
+        check_part(path, part)
     tensors, _ = checkpoint.load(path)
     inside = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     return inside or tensors

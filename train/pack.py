@@ -10,7 +10,7 @@ from dithead import checkpoint
 from dithead.config import DitHeadConfig
 from dithead.errors import ConfigError
 from dithead.model import DitHead
-from dithead.train.loop import check_part, load_part
+from dithead.train.loop import load_part
 
 LEARNT = ("timesteps", "schedule", "prediction", "steps")
 """Settings of the diffusion that a denoiser's weights were trained for; the others are the
@@ -46,7 +46,6 @@ def pack(
             raise ConfigError(f"the preset {config.preset} has a shape head: give --shape")
         parts.append(("shape_head", shape))
     for name, path in parts:
-        check_part(path, name)
         checkpoint.load_into(getattr(model, name), load_part(path, name), path)
     checkpoint.save(out, model.state_dict(), config.to_dict(), dict(provenance))
 

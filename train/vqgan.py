@@ -234,7 +234,7 @@ def _made_from(
 
 
 def _begin_from(model: VQGAN, start: Path, training: VQGANTraining) -> None:
-    tensors = load_part(start, f"{training.kind}_vqgan")
+    tensors = load_part(start, f"{training.kind}_vqgan", of_any_part=True)
     own = {f"decoder.{name}": value for name, value in model.decoder.state_dict().items()}
     found = {name: value for name, value in tensors.items() if name.startswith("decoder.")}
     alike = {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}
