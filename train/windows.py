@@ -87,6 +87,7 @@ def cache_windows(
     Raises:
         MediaError: there are no clips, or one has not as many frames as the index says.
     """
+    silence = silence_window(load_audio_encoder(config.audio, audio_weights)).numpy()
     out.mkdir(parents=True, exist_ok=True)
     (out / INDEX).unlink(missing_ok=True)  # written last: without it there are no windows
     remove_partial(out)
@@ -110,7 +111,6 @@ def cache_windows(
             all_silent.add(silent)
             index.append({"clip": name, "first": first, "frames": len(silent)})
             first += len(silent)
-    silence = silence_window(load_audio_encoder(config.audio, audio_weights)).numpy()
     with written_rows(out / "silence.npy", len(silence)) as rows:
         rows.add(silence)
     write_json(out / INDEX, index)
