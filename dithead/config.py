@@ -357,6 +357,12 @@ _FEW_STEPS = DiffusionConfig(
     schedule="cosine", prediction="velocity", noise="stream", noise_scale=0.7, steps=4
 )
 
+_BASE = DitHeadConfig(
+    preset="base",
+    dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
+    diffusion=_FEW_STEPS,
+)
+
 PRESETS: dict[str, DitHeadConfig] = {
     "tiny": DitHeadConfig(
         preset="tiny",
@@ -382,17 +388,10 @@ PRESETS: dict[str, DitHeadConfig] = {
         ),
         shape_head=True,
     ),
-    "base": DitHeadConfig(
-        preset="base",
-        dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
-        diffusion=_FEW_STEPS,
-    ),
+    "base": _BASE,
     # The same, hearing with Whisper's multilingual encoder.
-    "base-multilingual": DitHeadConfig(
-        preset="base-multilingual",
-        dit=DiTConfig(width=768, depth=12, heads=12, conditioning="tokens"),
-        diffusion=_FEW_STEPS,
-        audio=AUDIO_PRESETS["whisper-base"],
+    "base-multilingual": dataclasses.replace(
+        _BASE, preset="base-multilingual", audio=AUDIO_PRESETS["whisper-base"]
     ),
     "paper": DitHeadConfig(preset="paper", vqgan=_LDM, audio=_WAV2VEC2),
     # With the paper's own mask, to compare: it shows how far the mouth is open.

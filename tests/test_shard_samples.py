@@ -42,6 +42,9 @@ FPS = 10
 ANY_SOUND = SyncRule(min_confidence=0.0, max_lag_ms=1000.0)
 
 
+COMMAND = ["prepare", "--shards", "--preset=test", "--workers=1", "--min-side-px=40"]
+
+
 @pytest.fixture(scope="session")
 def small() -> DitHeadConfig:
     tiny = preset("tiny")
@@ -288,8 +291,7 @@ def test_the_command_makes_shards_that_stages_train_from(
         (tmp_path / "v" / person).mkdir(parents=True)
         write_video(tmp_path / "v" / person / "a.mkv", portraits(4), sound)
     out = tmp_path / "out"
-    common = ["prepare", "--shards", "--preset=test", "--workers=1", "--min-side-px=40"]
-    command = [*common, f"--videos={tmp_path / 'v'}", f"--out={out}", "--min-s=0.2"]
+    command = [*COMMAND, f"--videos={tmp_path / 'v'}", f"--out={out}", "--min-s=0.2"]
     assert cli.main([*command, "--held-out=0"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "samples": 2,
@@ -306,7 +308,7 @@ def test_the_command_makes_shards_that_stages_train_from(
     assert sampler.sample(3).shape == (3, 3, 64, 64)
     assert cli.main([*command, "--held-out=0.1"]) == 1
     assert "other held_out" in capsys.readouterr().err
-    assert cli.main([*common, f"--out={out}"]) == 1
+    assert cli.main([*COMMAND, f"--out={out}"]) == 1
     assert "nothing to prepare" in capsys.readouterr().err
 
 
@@ -322,8 +324,7 @@ def test_the_papers_networks_find_faces_for_shards(
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v" / "ann.mkv", portraits(4), sound)
     folder = tmp_path / "weights"
-    command = ["prepare", "--shards", "--preset=test", "--workers=1", "--min-side-px=40"]
-    command += [f"--videos={tmp_path / 'v'}", "--min-s=0.2", "--held-out=0"]
+    command = [*COMMAND, f"--videos={tmp_path / 'v'}", "--min-s=0.2", "--held-out=0"]
     with_fan = ["--face-models=fan", f"--face-weights={folder}"]
     out, theirs = tmp_path / "out", tmp_path / "theirs"
     assert cli.main([*command, *with_fan, f"--out={theirs}"]) == 1

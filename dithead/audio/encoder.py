@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,6 +192,17 @@ class AudioEncoder(nn.Module):
         return slice(first, first + self.config.hop_features)
 
 
+@contextmanager
+def _advised(config: AudioConfig) -> Iterator[None]:
+    """Say with what is wrong with an encoder's file how to make it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{config.encoder}: {error.message}", hint=WHISPER_ADVICE[config.encoder]
+        ) from error
+
+
 class WhisperEncoder(AudioEncoder):
     """One of Whisper's encoders over one chunk.
 
@@ -204,16 +217,13 @@ class WhisperEncoder(AudioEncoder):
 
     def __init__(self, config: AudioConfig, weights: str | Path) -> None:
         super().__init__(config)
-        advice = WHISPER_ADVICE[config.encoder]
-        try:
+        with _advised(config):
             tensors, found = checkpoint.load(weights)
-        except CheckpointError as error:
-            raise CheckpointError(f"{config.encoder}: {error.message}", hint=advice) from error
         for name, wanted in whisper_settings(config.encoder).items():
             if found.get(name) != wanted:
                 raise CheckpointError(
                     f"{weights}: expected the {name} {wanted!r}, found {found.get(name)!r}; "
-                    f"{advice}"
+                    f"{WHISPER_ADVICE[config.encoder]}"
                 )
         sizes = WHISPERS[config.encoder]
         self.log_mel = LogMel()
@@ -225,10 +235,8 @@ class WhisperEncoder(AudioEncoder):
             hidden=4 * sizes.width,
             length=config.chunk_features,
         )
-        try:
+        with _advised(config):
             checkpoint.load_into(self.body, tensors, source=weights)
-        except CheckpointError as error:
-            raise CheckpointError(f"{config.encoder}: {error.message}", hint=advice) from error
         self.requires_grad_(False)
         self.eval()
 
